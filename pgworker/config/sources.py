@@ -1,0 +1,110 @@
+"""Where the DSN comes from, what may stand in it, and how to speak of it without its password.
+
+Only the outer form is judged here; libpq has the last word on the rest when it connects.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+from urllib.parse import parse_qsl
+
+from pgworker.errors import ConfigurationError
+
+VARIABLES: Final = ("PGWORKER_DSN", "DATABASE_URL")
+"""Environment variables that are asked, in this order. An empty one counts as unset, as in Compose files."""
+
+UNREADABLE: Final = "(unreadable DSN)"
+
+_EMBEDDED: Final = "embedded:"
+_HINT: Final = "use postgresql://user@host/dbname, host=… dbname=…, or embedded:DIR"
+
+_SCHEME: Final = re.compile(r"postgres(?:ql)?(?:\+[a-z0-9_]+)?://", re.IGNORECASE)
+"""libpq's two spellings and SQLAlchemy's dialect+driver."""
+
+_ASSIGNMENT: Final = re.compile(
+    r"\s*([A-Za-z_]+)\s*=\s*('(?:[^'\\]|\\.)*'(?=\s|$)|(?:[^\s'\\]|\\.)(?:[^\s\\]|\\.)*|)", re.DOTALL
+)
+"""One keyword=value of a conninfo string: a value in single quotes, or without blanks; a backslash escapes."""
+
+_URI: Final = re.compile(
+    r"postgresql://"
+    r"(?:(?P<user>[^:@/?]*)(?::[^?]*)?@)?"  # a password reaches to the last @: never show the half of one
+    r"(?P<hosts>[^@/?]*)(?:/(?P<dbname>[^@/?]*))?(?:\?(?P<query>[^@]*))?",
+    re.DOTALL,
+)
+_HOSTS: Final = re.compile(r"(?:\[[0-9A-Fa-f:.%]*\]|[^\s:,\[\]]*)(?::[0-9]*)?")
+
+
+def resolve_dsn(flag: str | None, environ: Mapping[str, str]) -> str | None:
+    """The DSN to use, as libpq takes it or `embedded:DIR`: the flag, else PGWORKER_DSN, else DATABASE_URL, else None.
+
+    ConfigurationError, without a word of the value, if it is no PostgreSQL DSN.
+    """
+    if flag is not None:
+        return _accept(flag, "--dsn")
+    for name in VARIABLES:
+        if environ.get(name):
+            return _accept(environ[name], name)
+    return None
+
+
+def embedded_directory(dsn: str) -> Path | None:
+    """The directory of `embedded:DIR`; None for a server that somebody else runs."""
+    return Path(dsn[len(_EMBEDDED) :]) if dsn.startswith(_EMBEDDED) else None
+
+
+def redact(dsn: str) -> str:
+    """`user@host:port/dbname` for logs and errors, never a secret; "(unreadable DSN)" where that isn't certain."""
+    if dsn.startswith(_EMBEDDED):
+        return dsn
+    scheme = _SCHEME.match(dsn)
+    words = _words_of_uri("postgresql://" + dsn[scheme.end() :]) if scheme else _words_of_conninfo(dsn)
+    return UNREADABLE if words is None else _location(words)
+
+
+def _accept(text: str, source: str) -> str:
+    dsn = text.strip()  # a secret read from a file ends with a newline
+    if dsn.startswith(_EMBEDDED):
+        if dsn == _EMBEDDED:
+            raise ConfigurationError(f"{source} names no directory after embedded:; use embedded:DIR")
+        return dsn
+    if scheme := _SCHEME.match(dsn):
+        return "postgresql://" + dsn[scheme.end() :]
+    if _ASSIGNMENT.match(dsn):
+        return dsn
+    if not dsn:
+        raise ConfigurationError(f"{source} is empty; {_HINT}")
+    raise ConfigurationError(f"{source} is not a PostgreSQL DSN; {_HINT}")
+
+
+def _words_of_uri(uri: str) -> dict[str, str] | None:
+    parts = _URI.fullmatch(uri)
+    if parts is None or not all(_HOSTS.fullmatch(host) for host in parts["hosts"].split(",")):
+        return None
+    words = {"user": parts["user"] or "", "dbname": parts["dbname"] or "", "address": parts["hosts"]}
+    return words | dict(parse_qsl(parts["query"] or ""))
+
+
+def _words_of_conninfo(dsn: str) -> dict[str, str] | None:
+    words, position, text = {}, 0, dsn.rstrip()
+    while position < len(text):
+        found = _ASSIGNMENT.match(text, position)
+        if found is None:
+            return None
+        value = found[2][1:-1] if found[2].startswith("'") else found[2]
+        words[found[1]] = re.sub(r"\\(.)", r"\1", value, flags=re.DOTALL)
+        position = found.end()
+    return words
+
+
+def _location(words: dict[str, str]) -> str:
+    user, dbname, service = words.get("user"), words.get("dbname"), words.get("service")
+    host, port = words.get("host") or words.get("hostaddr"), words.get("port")
+    address = f"{host or ''}{f':{port}' if port else ''}" or words.get("address", "")
+    if any(sign in f"{user}{dbname}{host}" for sign in ("://", "=")):  # a whole DSN, in the wrong place
+        return UNREADABLE
+    shown = f"{f'{user}@' if user else ''}{address}{f'/{dbname}' if dbname else ''}"
+    return shown or (f"service {service}" if service else "(libpq's defaults)")

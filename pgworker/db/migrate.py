@@ -1,0 +1,168 @@
+"""Bring a database to this package's schema: forward only, each migration once, whoever else tries at the same time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import psycopg
+from psycopg import sql
+
+from pgworker.db.connect import Connection, connect, explain
+from pgworker.errors import ConfigurationError, DatabaseUnavailable, SchemaError
+from pgworker.sql import load
+from pgworker.sql.load import Migration
+
+OLDEST_SERVER = 14
+
+# One lock per database, held to the end of a transaction: it needs no session, so a pooler can't leave it behind.
+# The number is "pgwmigra" in ASCII; locks of one bigint never meet those of two integers.
+_LOCK_KEY = 0x7067776D69677261
+
+_SETTINGS = "set local search_path = pg_catalog, pg_temp"
+
+# CREATE ... IF NOT EXISTS wants the right to create even when there is nothing to create.
+_BOOKS = """\
+do $$ begin
+    if to_regnamespace('pgworker') is null then
+        create schema pgworker;
+    end if;
+    if to_regclass('pgworker.schema_migrations') is null then
+        create table pgworker.schema_migrations (
+            version    integer not null primary key,
+            name       text not null,
+            checksum   text not null,
+            applied_at timestamptz not null default clock_timestamp()
+        );
+    end if;
+end $$;"""
+
+_RECORD = sql.SQL("insert into pgworker.schema_migrations (version, name, checksum) values ({}, {}, {});")
+
+_HOLDER = """\
+select activity.pid, coalesce(activity.application_name, ''), coalesce(activity.usename, '')
+from pg_catalog.pg_locks as held join pg_catalog.pg_stat_activity as activity using (pid)
+where held.locktype = 'advisory' and held.granted and held.objsubid = 1
+  and (held.classid::bigint << 32 | held.objid::bigint) = %s
+  and held.database = (select oid from pg_catalog.pg_database where datname = current_database())
+"""
+
+
+def migrate(dsn: str, *, migrations: Sequence[Migration] | None = None, lock_wait: float = 60.0) -> list[str]:
+    """Apply what is missing, each migration in its own transaction; the names of those that this call applied.
+
+    Needs no superuser: CREATE on the database, or ownership of the schema `pgworker` once it is there.
+    `lock_wait`: seconds to wait for another migration of this database before each of ours.
+    Raises SchemaError when the database holds a migration that this package doesn't have, or has with another text.
+    """
+    steps = load.migrations() if migrations is None else migrations
+    with connect(dsn, application_name="pgworker migrate", prepare_threshold=None) as connection:
+        refuse_old_server(connection.info.server_version)
+        return [step.name for step in _pending(connection, steps) if _apply(connection, step, steps, lock_wait)]
+
+
+def script(migrations: Sequence[Migration]) -> str:
+    """SQL that does for `migrations` what `migrate` does: to review, and to run with psql, with or without -1."""
+    parts = [_SCRIPT_HEAD, *(_script_of(step) for step in migrations)]
+    return "\n\n".join(parts) + "\n"
+
+
+def refuse_old_server(version: int) -> None:
+    """ConfigurationError for a server older than 14. `version` as libpq gives it: 150004 is 15.4."""
+    if version < OLDEST_SERVER * 10_000:
+        raise ConfigurationError(
+            f"This server is PostgreSQL {version // 10_000}.{version % 10_000}, "
+            f"and pgworker needs {OLDEST_SERVER} or newer. Upgrade the server, or name another one in the DSN."
+        )
+
+
+_SCRIPT_HEAD = """\
+-- Migrations of pgworker, each in its own transaction. Run with psql; a second run stops at the first insert.
+\\set ON_ERROR_STOP on"""
+
+
+def _script_of(step: Migration) -> str:
+    return "\n".join(
+        [
+            f"-- {step.name}",
+            "begin isolation level read committed;",
+            f"{_SETTINGS};",
+            f"select pg_advisory_xact_lock({_LOCK_KEY});",
+            _BOOKS,
+            _record(step),
+            step.text.rstrip(),
+            "commit;",
+        ]
+    )
+
+
+def _record(step: Migration) -> str:
+    return _RECORD.format(step.number, step.name, step.checksum).as_string()
+
+
+def _pending(connection: Connection, steps: Sequence[Migration]) -> list[Migration]:
+    """What of `steps` the database lacks; SchemaError if it holds anything else than the others."""
+    applied = _applied(connection)
+    known = {step.number: step for step in steps}
+    for version, (name, checksum) in sorted(applied.items()):
+        if version not in known:
+            raise SchemaError(
+                f"The database holds migration {name}, which this package doesn't have: "
+                "the package is older than the database. Upgrade pgworker on this host."
+            )
+        if checksum != known[version].checksum:
+            raise SchemaError(
+                f"Migration {name} was applied to the database with another text than this package has "
+                f"(SHA-256 {checksum[:12]}…, here {known[version].checksum[:12]}…). "
+                "Run the release of pgworker that migrated the database, or restore its migration file."
+            )
+    return [step for step in steps if step.number not in applied]
+
+
+def _applied(connection: Connection) -> dict[int, tuple[str, str]]:
+    try:
+        rows = connection.execute("select version, name, checksum from pgworker.schema_migrations").fetchall()
+    except psycopg.errors.UndefinedTable:
+        return {}
+    except psycopg.Error as error:
+        raise explain(error, connection.info.dsn) from error
+    return {version: (name, checksum) for version, name, checksum in rows}
+
+
+def _apply(connection: Connection, step: Migration, steps: Sequence[Migration], lock_wait: float) -> bool:
+    """Apply `step`, unless somebody did while we waited for the lock: False."""
+    try:
+        connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
+        connection.execute(_SETTINGS)
+        _lock(connection, lock_wait)
+        connection.execute(_BOOKS)
+        missing = step in _pending(connection, steps)
+        if missing:
+            connection.execute(step.text.encode())  # no parameters: one simple query, in which % means nothing
+            connection.execute(_record(step).encode())
+        connection.execute("COMMIT")
+    except psycopg.Error as error:
+        why = explain(error, connection.info.dsn)
+        raise type(why)(f"Migration {step.name} was not applied. {why}") from error
+    return missing
+
+
+def _lock(connection: Connection, wait: float) -> None:
+    connection.execute("select set_config('lock_timeout', %s, true)", (f"{max(1, round(wait * 1000))}ms",))
+    try:
+        connection.execute("select pg_advisory_xact_lock(%s::bigint)", (_LOCK_KEY,))
+    except psycopg.errors.LockNotAvailable:
+        connection.execute("ROLLBACK")
+        holders = connection.execute(_HOLDER, (_LOCK_KEY,)).fetchall()
+        raise DatabaseUnavailable(_who_migrates(holders, wait)) from None
+    connection.execute("set local lock_timeout = default")
+
+
+def _who_migrates(holders: Sequence[tuple[int, str, str]], wait: float) -> str:
+    if not holders:
+        return f"Another migration of this database ran for longer than {wait:g} s. Try again."
+    pid, application, user = holders[0]
+    return (
+        f"Another migration of this database has run for longer than {wait:g} s: backend {pid} "
+        f"({application or 'unnamed'}, user {user or 'unknown'}). "
+        f"Wait for it and try again, or end it with `select pg_terminate_backend({pid})`."
+    )

@@ -1,0 +1,109 @@
+"""Every error that pgworker raises, and what each means for the one who catches it.
+
+    PgworkerError
+    ├── ConfigurationError        something the user wrote is wrong: DSN, option, app (exit 78)
+    │   ├── RegistrationError     a task that can't be registered as written
+    │   └── SchemaError           the database has no pgworker schema, or one of another version
+    ├── DatabaseUnavailable       PostgreSQL can't be reached, or refuses us (exit 69)
+    ├── InvalidJob                a job that must not be enqueued: payload, option, name
+    │   └── InvalidPayload        ... because of its arguments
+    ├── JobNotFound               no job has this id
+    └── LeaseLost                 this execution no longer owns its job; its result is not recorded
+
+    JobControl                    not errors: what a handler raises to say how its job goes on
+    ├── Retry                     run it again, after the time named here
+    ├── Discard                   never run it again: a dead letter with this reason
+    ├── Snooze                    run it again at that time; nothing failed, nothing is charged
+    └── Cancelled                 stop, as somebody asked for
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+EXIT_USAGE = 64
+EXIT_UNAVAILABLE = 69
+EXIT_BUG = 70
+EXIT_CRASH_LOOP = 71
+EXIT_DRAIN_TIMED_OUT = 75
+EXIT_CONFIGURATION = 78
+
+
+class PgworkerError(Exception):
+    """The root: whatever pgworker raises on purpose. `exit_code` is what a command ends with."""
+
+    exit_code = EXIT_BUG
+
+
+class ConfigurationError(PgworkerError):
+    """A DSN, option or app that can't work as given; the message says what to change."""
+
+    exit_code = EXIT_CONFIGURATION
+
+
+class RegistrationError(ConfigurationError):
+    """A task that can't be registered: a taken name, or a signature that can't be called from a payload."""
+
+
+class SchemaError(ConfigurationError):
+    """The schema `pgworker` is missing, older or newer than this package."""
+
+
+class DatabaseUnavailable(PgworkerError):
+    """PostgreSQL can't be reached or refuses the connection."""
+
+    exit_code = EXIT_UNAVAILABLE
+
+
+class InvalidJob(PgworkerError, ValueError):
+    """A job that was rejected before it reached the database."""
+
+    exit_code = EXIT_USAGE
+
+
+class InvalidPayload(InvalidJob):
+    """Arguments that can't be stored: not JSON, NUL or NaN inside, too deep or too large."""
+
+
+class JobNotFound(PgworkerError, LookupError):
+    """No job has this id, or its partition was dropped by retention."""
+
+    exit_code = EXIT_USAGE
+
+
+class LeaseLost(PgworkerError):
+    """The lease of this execution is gone: somebody reclaimed it, so nothing of it may be recorded."""
+
+
+class JobControl(Exception):
+    """What a handler raises to say how its job goes on."""
+
+
+class Retry(JobControl):
+    """Run the job again after `after` (seconds or timedelta; default: the task's backoff). Charged as a failure."""
+
+    def __init__(self, reason: str = "", *, after: float | timedelta | None = None) -> None:
+        super().__init__(reason or "the handler asked for a retry")
+        self.after = after
+
+
+class Discard(JobControl):
+    """Never run the job again: it becomes a dead letter with this reason."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+
+
+class Snooze(JobControl):
+    """Run the job again at `until` (an aware datetime) or after it (seconds or timedelta). Nothing is charged."""
+
+    def __init__(self, until: float | timedelta | datetime) -> None:
+        super().__init__(f"snoozed until {until}" if isinstance(until, datetime) else f"snoozed for {until}")
+        self.until = until
+
+
+class Cancelled(JobControl):
+    """The handler stopped because its job was cancelled; `ctx.raise_if_cancelled()` raises it."""
+
+    def __init__(self, reason: str = "cancelled") -> None:
+        super().__init__(reason)

@@ -1,0 +1,120 @@
+"""Claim: due jobs into a lease of our own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from psycopg import Cursor
+
+from pgworker.sql.load import query
+
+PRIORITIES = tuple(range(9, -1, -1))
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+class ClaimedRow(NamedTuple):
+    """One claimed job as the database returns it. No `payload`: its row in jobs is missing."""
+
+    job_id: UUID
+    task: str
+    payload: str | None
+    execution: int
+    failures: int
+    run_at: datetime
+    queue: str
+    priority: int
+    org_id: str | None
+    max_attempts: int | None
+    timeout_ms: int | None
+    headers: str | None
+    created_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Lanes:
+    """The order in which a worker looks for work: its queues as given, in each the priorities from 9 down."""
+
+    queues: tuple[str, ...]
+    priorities: tuple[int, ...]
+
+    @classmethod
+    def of(cls, queues: Sequence[str]) -> Lanes:
+        pairs = [(queue, priority) for queue in queues for priority in PRIORITIES]
+        return cls(tuple(queue for queue, _ in pairs), tuple(priority for _, priority in pairs))
+
+    def index(self, queue: str, priority: int) -> int | None:
+        """The lane of this queue and priority; None when it isn't served here."""
+        try:
+            return self.queues.index(queue) + (9 - priority)
+        except ValueError:
+            return None
+
+    def __len__(self) -> int:
+        return len(self.queues)
+
+
+def floor_of(run_at: datetime, job_id: UUID) -> tuple[int, int]:
+    """A place in a lane, as the board keeps it: microseconds of the epoch, time half of the id."""
+    return (run_at - _EPOCH) // _MICROSECOND, job_id.int >> 64
+
+
+def claim_jobs(
+    cursor: Cursor[Any],
+    *,
+    lease_id: UUID,
+    worker_id: UUID,
+    ttl: float,
+    slots: int,
+    jobs: int,
+    tasks: list[str],
+    lanes: Lanes,
+    floors: tuple[list[int], list[int]],
+) -> None:
+    """Send a claim of up to `jobs` jobs; the cursor then holds `ClaimedRow`s in run order. `ttl` in seconds."""
+    cursor.execute(
+        query("claim_jobs"),
+        {
+            "lease_id": lease_id,
+            "worker_id": worker_id,
+            "ttl": ttl,
+            "slots": slots,
+            "jobs": jobs,
+            "tasks": tasks,
+            "lane_queues": list(lanes.queues),
+            "lane_priorities": list(lanes.priorities),
+            "floor_us": floors[0],
+            "floor_ids": floors[1],
+        },
+    )
+
+
+def find_below_floor(
+    cursor: Cursor[Any], *, tasks: list[str], lanes: Lanes, floors: tuple[list[int], list[int]], reach: float | None
+) -> list[tuple[int, tuple[int, int]]]:
+    """Due jobs below the floors, the first of each lane, as (lane, its place).
+
+    `reach` bounds the look to so many seconds below each floor; None looks from the very beginning.
+    """
+    reach_us = None if reach is None else round(reach * 1_000_000)
+    rows = cursor.execute(
+        query("find_below_floor"),
+        {
+            "tasks": tasks,
+            "lane_queues": list(lanes.queues),
+            "lane_priorities": list(lanes.priorities),
+            "from_us": [0 if reach_us is None else max(0, floor - reach_us) for floor in floors[0]],
+            "floor_us": floors[0],
+            "floor_ids": floors[1],
+        },
+    ).fetchall()
+    found = []
+    for queue, priority, run_at, job_id in rows:
+        lane = lanes.index(queue, priority)
+        if lane is not None:
+            found.append((lane, floor_of(run_at, job_id)))
+    return found

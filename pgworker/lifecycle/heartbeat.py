@@ -1,0 +1,69 @@
+"""Heartbeats: which worker processes live, and how the others ended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from psycopg import Connection
+
+from pgworker.sql.load import query
+
+
+@dataclass(frozen=True, slots=True)
+class PoolIdentity:
+    """What the heartbeats of all workers of one pool have in common."""
+
+    pool_id: UUID
+    host: str
+    boot_id: str
+    queues: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LiveWorker:
+    worker_id: UUID
+    pid: int
+    slot: int
+    age_us: int
+
+
+def beat_workers(connection: Connection[Any], pool: PoolIdentity, workers: Sequence[LiveWorker]) -> None:
+    """Say that these workers live, in one statement."""
+    connection.execute(
+        query("beat_workers"),
+        {
+            "pool_id": pool.pool_id,
+            "host": pool.host,
+            "boot_id": pool.boot_id,
+            "queues": list(pool.queues),
+            "worker_ids": [worker.worker_id for worker in workers],
+            "pids": [worker.pid for worker in workers],
+            "slots": [worker.slot for worker in workers],
+            "ages_us": [worker.age_us for worker in workers],
+        },
+    )
+
+
+def end_worker(connection: Connection[Any], pool: PoolIdentity, worker_id: UUID, pid: int, slot: int, how: str) -> None:
+    """Record that a worker process has ended and how; its leases are free to reclaim from now on."""
+    connection.execute(
+        query("end_worker"),
+        {
+            "pool_id": pool.pool_id,
+            "host": pool.host,
+            "boot_id": pool.boot_id,
+            "queues": list(pool.queues),
+            "worker_id": worker_id,
+            "pid": pid,
+            "slot": slot,
+            "how": how,
+        },
+    )
+
+
+def forget_workers(connection: Connection[Any]) -> None:
+    """Drop incarnations that ended long ago."""
+    connection.execute(query("forget_workers"))

@@ -1,0 +1,143 @@
+"""Reclaim: what a dead or silent worker held goes back, each job by what is known of it.
+
+One lease per transaction, so that one bad row blocks nothing else; two statements, so that the second one's snapshot
+shows everything that the lease had settled before it was taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from psycopg import Connection
+
+from pgworker.model.retry import Backoff
+from pgworker.model.state import Outcome
+from pgworker.sql.load import query
+
+
+@dataclass(frozen=True, slots=True)
+class Reclaimable:
+    """A lease to reclaim: its worker has ended (`ended_how`), or only its time is over."""
+
+    lease_id: UUID
+    worker_id: UUID
+    slots: int
+    ended_how: str | None
+    only_expired: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TakenLease:
+    """A lease that was deleted by us, a moment before its jobs go back."""
+
+    worker_id: UUID
+    slots: int
+    job_ids: list[UUID]
+    executions: list[int]
+    failures: list[int]
+    cancelled: list[UUID]
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What is known about the positions of a lease whose worker is gone.
+
+    `outcomes` and `started_us` (µs ago) have one entry per position, None: never started. `assumed_running` is for a
+    lease nobody could look into: so many of its first unfinished positions count as running.
+    """
+
+    outcomes: Sequence[Outcome | None]
+    started_us: Sequence[int | None]
+    cause: str
+    assumed_running: int = 0
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reclaimed:
+    """What became of one job. No `outcome`: it had never started."""
+
+    job_id: UUID
+    execution: int
+    outcome: Outcome | None
+    failures: int
+    task: str | None
+    queue: str | None
+    priority: int | None
+    run_at: datetime | None
+    is_dead: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReclaimedLease:
+    lease_id: UUID
+    worker_id: UUID
+    cause: str
+    jobs: list[Reclaimed] = field(default_factory=list)
+
+
+def find_reclaimable(connection: Connection[Any], *, by_expiry: bool) -> list[Reclaimable]:
+    """Leases of workers that have ended and, if `by_expiry`, those whose time is over."""
+    rows = connection.execute(query("find_reclaimable_leases"), {"by_expiry": by_expiry}).fetchall()
+    return [Reclaimable(*row) for row in rows]
+
+
+def reclaim_lease(
+    connection: Connection[Any],
+    lease: Reclaimable,
+    look: Callable[[TakenLease], Findings],
+    backoff: Backoff,
+) -> ReclaimedLease | None:
+    """Take one lease and send its jobs on. None: somebody else has it, or it is in use after all.
+
+    `look` is asked, with the lease in hand, what is known of its positions. Always at READ COMMITTED: at a higher level
+    the second statement would not see what the lease had settled, and run finished jobs again.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute("begin isolation level read committed")
+        try:
+            row = cursor.execute(
+                query("take_lease"), {"lease_id": lease.lease_id, "only_expired": lease.only_expired}
+            ).fetchone()
+            if row is None:
+                cursor.execute("rollback")
+                return None
+            taken = TakenLease(*row)
+            findings = look(taken)
+            jobs = _send_on(cursor, lease.lease_id, taken, findings, backoff)
+            cursor.execute("commit")
+        except BaseException:
+            if not connection.broken:
+                connection.rollback()
+            raise
+    return ReclaimedLease(lease.lease_id, taken.worker_id, findings.cause, jobs)
+
+
+def _send_on(cursor: Any, lease_id: UUID, taken: TakenLease, findings: Findings, backoff: Backoff) -> list[Reclaimed]:
+    rows = cursor.execute(
+        query("reclaim_jobs"),
+        {
+            "lease_id": lease_id,
+            "worker_id": taken.worker_id,
+            "job_ids": taken.job_ids,
+            "executions": taken.executions,
+            "failures": taken.failures,
+            "cancelled": taken.cancelled,
+            "outcomes": [None if outcome is None else outcome.value for outcome in findings.outcomes],
+            "started_us": list(findings.started_us),
+            "assumed_running": findings.assumed_running,
+            "error": findings.error,
+            "cause": findings.cause,
+            "backoff_base": backoff.base,
+            "backoff_cap": backoff.cap,
+            "backoff_jitter": backoff.jitter,
+        },
+    ).fetchall()
+    return [
+        Reclaimed(job_id, execution, None if outcome is None else Outcome(outcome), *rest)
+        for job_id, execution, outcome, *rest in rows
+    ]

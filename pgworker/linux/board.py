@@ -1,0 +1,348 @@
+"""The board: what every process of a pool can see of the others without asking them.
+
+One anonymous shared mapping, made before the first fork: a few words for the pool, two words per claim lane, a row of
+words per worker. It gives the master hard deadlines and the monitor something to renew and reclaim by, even while a
+worker holds its GIL in C or lies dead.
+
+Every word is 64 bits, written by item assignment to a memoryview cast to 'Q': one aligned store, never seen torn
+(struct.pack_into is: 12-19 % of reads in an experiment). What takes several words is read with a check: a run by its
+sequence number (odd while it runs, as in a seqlock), a lease by reading the first half of its id twice. A reader that
+meets a change reads nothing this time and comes back at its next beat.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from uuid import UUID
+
+from pgworker.model.state import CancelReason
+
+LEASES = 4  # how many a worker may hold: running, next, claimed ahead, and one whose end is on its way
+
+_HALF = (1 << 64) - 1
+
+# words of the pool
+_MONITOR_BEAT_NS, _SWEEP_DUE_NS, _FULL_SWEEP_DUE_NS, _CONNECTED = range(4)
+_POOL_WORDS = 4
+
+# words of a lane
+_FLOOR_US, _FLOOR_ID = range(2)
+_LANE_WORDS = 2
+
+# words of a worker's row
+_ID_HIGH, _ID_LOW, _PID, _FORKED_NS, _READY, _IDLE, _DRAIN, _JOBS_DONE = range(8)
+_RUN_SEQUENCE, _RUN_LEASE, _RUN_POSITION, _RUN_SINCE_NS, _RUN_DEADLINE_NS, _CANCEL_SEQUENCE, _CANCEL_REASON = range(8, 15)
+_FIRST_LEASE = 15
+_ROW_WORDS_BEFORE_LEASES = _FIRST_LEASE
+
+# words of a lease in a row
+_LEASE_HIGH, _LEASE_LOW, _LEASE_RENEWED_NS, _LEASE_COUNT, _LEASE_STARTED, _LEASE_KEEP, _LEASE_LOST = range(7)
+_LEASE_WORDS = 7
+_ROW_WORDS = _ROW_WORDS_BEFORE_LEASES + LEASES * _LEASE_WORDS
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A job that is running now. `deadline_ns` is 0 when it has none; times are of the monotonic clock."""
+
+    sequence: int
+    lease: int
+    position: int
+    since_ns: int
+    deadline_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseEntry:
+    """A lease as its worker shows it: held in entry `index`, `count` positions, run up to `started`."""
+
+    index: int
+    lease_id: UUID
+    renewed_ns: int
+    count: int
+    started: int
+    is_lost: bool
+
+
+class Board:
+    """The mapping of one pool: `workers` rows and `lanes` claim lanes."""
+
+    def __init__(self, workers: int, lanes: int) -> None:
+        size = 8 * (_POOL_WORDS + lanes * _LANE_WORDS + workers * _ROW_WORDS)
+        self._words = memoryview(mmap.mmap(-1, size)).cast("Q")
+        self.floors = Floors(self._words, _POOL_WORDS, lanes)
+        first_row = _POOL_WORDS + lanes * _LANE_WORDS
+        self.rows = tuple(Row(self._words, first_row + index * _ROW_WORDS, index) for index in range(workers))
+
+    @property
+    def monitor_beat_ns(self) -> int:
+        """When the monitor last went round its loop."""
+        return self._words[_MONITOR_BEAT_NS]
+
+    @monitor_beat_ns.setter
+    def monitor_beat_ns(self, now_ns: int) -> None:
+        self._words[_MONITOR_BEAT_NS] = now_ns
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the monitor reached the database at its last beat."""
+        return self._words[_CONNECTED] == 1
+
+    @is_connected.setter
+    def is_connected(self, connected: bool) -> None:
+        self._words[_CONNECTED] = int(connected)
+
+    def take_sweep(self, now_ns: int, interval_ns: int) -> bool:
+        """Whether the caller is to look behind the floors now; the next one is due `interval_ns` later.
+
+        Two workers that ask at the same instant may both be told yes: a second look is harmless.
+        """
+        if now_ns < self._words[_SWEEP_DUE_NS]:
+            return False
+        self._words[_SWEEP_DUE_NS] = now_ns + interval_ns
+        return True
+
+    def take_full_sweep(self, now_ns: int, provisional_ns: int) -> bool:
+        """As `take_sweep`, for the look from the very beginning; `put_off_full_sweep` follows when its cost is known."""
+        if now_ns < self._words[_FULL_SWEEP_DUE_NS]:
+            return False
+        self._words[_FULL_SWEEP_DUE_NS] = now_ns + provisional_ns
+        return True
+
+    def put_off_full_sweep(self, due_ns: int) -> None:
+        self._words[_FULL_SWEEP_DUE_NS] = due_ns
+
+
+class Floors:
+    """Where claims start, per lane: `run_at` in microseconds of the epoch, and the time half of a job id."""
+
+    def __init__(self, words: memoryview, first: int, lanes: int) -> None:
+        self._words = words
+        self._first = first
+        self._lanes = lanes
+
+    def read(self) -> tuple[list[int], list[int]]:
+        """All floors: their times, their ids."""
+        end = self._first + self._lanes * _LANE_WORDS
+        words = self._words[self._first : end].tolist()
+        return words[_FLOOR_US::_LANE_WORDS], words[_FLOOR_ID::_LANE_WORDS]
+
+    def advance(self, lane: int, seen: tuple[int, int], claimed: tuple[int, int]) -> None:
+        """Raise a floor to the last job claimed, unless somebody has lowered it since it was `seen`."""
+        at = self._first + lane * _LANE_WORDS
+        now = (self._words[at], self._words[at + 1])
+        if seen <= now < claimed:
+            self._words[at], self._words[at + 1] = claimed
+
+    def lower(self, lane: int, found: tuple[int, int]) -> None:
+        """Bring a floor down to a job that was found below it."""
+        at = self._first + lane * _LANE_WORDS
+        if found < (self._words[at], self._words[at + 1]):
+            self._words[at], self._words[at + 1] = found
+
+
+class Row:
+    """One worker. The worker writes what it does; the master and the monitor write what is asked of it."""
+
+    __slots__ = ("_at", "_words", "index")
+
+    def __init__(self, words: memoryview, at: int, index: int) -> None:
+        self._words = words
+        self._at = at
+        self.index = index
+
+    # -- the incarnation: written by the master around the fork
+
+    def reset(self, worker_id: UUID, now_ns: int) -> None:
+        """Begin a new incarnation: every word of the old one goes."""
+        for word in range(self._at, self._at + _ROW_WORDS):
+            self._words[word] = 0
+        self._words[self._at + _ID_HIGH] = worker_id.int >> 64
+        self._words[self._at + _ID_LOW] = worker_id.int & _HALF
+        self._words[self._at + _FORKED_NS] = now_ns
+
+    @property
+    def worker_id(self) -> UUID:
+        return UUID(int=self._words[self._at + _ID_HIGH] << 64 | self._words[self._at + _ID_LOW])
+
+    @property
+    def pid(self) -> int:
+        """The process; 0: none."""
+        return self._words[self._at + _PID]
+
+    @pid.setter
+    def pid(self, pid: int) -> None:
+        self._words[self._at + _PID] = pid
+
+    @property
+    def forked_ns(self) -> int:
+        return self._words[self._at + _FORKED_NS]
+
+    # -- flags
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the worker has imported its app and reached the database."""
+        return self._words[self._at + _READY] == 1
+
+    def set_ready(self) -> None:
+        self._words[self._at + _READY] = 1
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the worker found nothing to claim and sleeps."""
+        return self._words[self._at + _IDLE] == 1
+
+    @is_idle.setter
+    def is_idle(self, idle: bool) -> None:
+        self._words[self._at + _IDLE] = int(idle)
+
+    @property
+    def is_draining(self) -> bool:
+        return self._words[self._at + _DRAIN] == 1
+
+    def ask_drain(self) -> None:
+        self._words[self._at + _DRAIN] = 1
+
+    @property
+    def jobs_done(self) -> int:
+        return self._words[self._at + _JOBS_DONE]
+
+    # -- the run: written by the runner
+
+    def start_run(self, lease: int, position: int, now_ns: int, deadline_ns: int) -> int:
+        """Show that a job starts; returns the sequence number that cancel requests must name."""
+        words, at = self._words, self._at
+        sequence = words[at + _RUN_SEQUENCE] + 1
+        words[at + _RUN_LEASE] = lease
+        words[at + _RUN_POSITION] = position
+        words[at + _RUN_SINCE_NS] = now_ns
+        words[at + _RUN_DEADLINE_NS] = deadline_ns
+        words[at + _RUN_SEQUENCE] = sequence
+        return sequence
+
+    def end_run(self, sequence: int) -> None:
+        self._words[self._at + _RUN_SEQUENCE] = sequence + 1
+        self._words[self._at + _JOBS_DONE] += 1
+
+    def run(self) -> Run | None:
+        """The job that runs now; None also when it changed while being read."""
+        words, at = self._words, self._at
+        sequence = words[at + _RUN_SEQUENCE]
+        if sequence % 2 == 0:
+            return None
+        seen = Run(
+            sequence,
+            words[at + _RUN_LEASE],
+            words[at + _RUN_POSITION],
+            words[at + _RUN_SINCE_NS],
+            words[at + _RUN_DEADLINE_NS],
+        )
+        return seen if words[at + _RUN_SEQUENCE] == sequence else None
+
+    # -- cancel requests: written by master and monitor, read by the handler's context
+
+    def ask_cancel(self, sequence: int, reason: CancelReason) -> None:
+        """Ask the run of this sequence number to stop. The first reason stays."""
+        if self.cancel_reason(sequence) is CancelReason.NONE:
+            self._words[self._at + _CANCEL_REASON] = reason.value
+            self._words[self._at + _CANCEL_SEQUENCE] = sequence
+
+    def cancel_reason(self, sequence: int) -> CancelReason:
+        words, at = self._words, self._at
+        if words[at + _CANCEL_SEQUENCE] != sequence:
+            return CancelReason.NONE
+        return CancelReason(words[at + _CANCEL_REASON])
+
+    # -- leases: shown by the clerk, stamped by the monitor
+
+    def show_lease(self, lease_id: UUID, count: int, sent_ns: int) -> int:
+        """Show a claimed lease; returns its entry. ValueError when all entries are taken."""
+        for index in range(LEASES):
+            at = self._lease_at(index)
+            if self._words[at + _LEASE_HIGH] == 0:
+                self._words[at + _LEASE_LOW] = lease_id.int & _HALF
+                self._words[at + _LEASE_RENEWED_NS] = sent_ns
+                self._words[at + _LEASE_COUNT] = count
+                self._words[at + _LEASE_STARTED] = 0
+                self._words[at + _LEASE_KEEP] = 0
+                self._words[at + _LEASE_LOST] = 0
+                self._words[at + _LEASE_HIGH] = lease_id.int >> 64
+                return index
+        raise ValueError(f"a worker holds at most {LEASES} leases")
+
+    def hide_lease(self, index: int) -> None:
+        """Stop showing a lease: it is settled, released or lost, and must not be renewed any more."""
+        self._words[self._lease_at(index) + _LEASE_HIGH] = 0
+
+    def leases(self) -> Iterator[LeaseEntry]:
+        words = self._words
+        for index in range(LEASES):
+            at = self._lease_at(index)
+            high = words[at + _LEASE_HIGH]
+            if high == 0:
+                continue
+            entry = LeaseEntry(
+                index,
+                UUID(int=high << 64 | words[at + _LEASE_LOW]),
+                words[at + _LEASE_RENEWED_NS],
+                words[at + _LEASE_COUNT],
+                words[at + _LEASE_STARTED],
+                words[at + _LEASE_LOST] == 1,
+            )
+            if words[at + _LEASE_HIGH] == high:
+                yield entry
+
+    def renewed_ns(self, index: int) -> int:
+        """When the claim or the last renewal that succeeded was *sent*: the lease is ours for its TTL from then."""
+        return self._words[self._lease_at(index) + _LEASE_RENEWED_NS]
+
+    def stamp_renewal(self, entry: LeaseEntry, sent_ns: int) -> None:
+        if self._still_shows(entry):
+            self._words[self._lease_at(entry.index) + _LEASE_RENEWED_NS] = sent_ns
+
+    def mark_lost(self, entry: LeaseEntry) -> None:
+        if self._still_shows(entry):
+            self._words[self._lease_at(entry.index) + _LEASE_LOST] = 1
+
+    def is_lost(self, index: int) -> bool:
+        return self._words[self._lease_at(index) + _LEASE_LOST] == 1
+
+    def show_count(self, index: int, count: int) -> None:
+        self._words[self._lease_at(index) + _LEASE_COUNT] = count
+
+    # -- who may start: the runner says where it is, the monitor may draw a line
+
+    def show_started(self, index: int, position: int) -> None:
+        self._words[self._lease_at(index) + _LEASE_STARTED] = position
+
+    def started(self, index: int) -> int:
+        return self._words[self._lease_at(index) + _LEASE_STARTED]
+
+    def draw_line(self, entry: LeaseEntry, keep: int) -> None:
+        """Forbid to start positions of a lease beyond `keep`: they are going back.
+
+        The line and the runner's `show_started` are Dekker's algorithm: each writes its own word, then reads the
+        other's. The runner's two steps follow each other at once; the one who draws the line waits some milliseconds
+        between its own two, far longer than a store stays in a CPU's buffer, so no fence is needed on the hot path.
+        """
+        if self._still_shows(entry):
+            self._words[self._lease_at(entry.index) + _LEASE_KEEP] = keep + 1
+
+    def erase_line(self, index: int) -> None:
+        self._words[self._lease_at(index) + _LEASE_KEEP] = 0
+
+    def line(self, index: int) -> int | None:
+        """The last position that may start; None: no line."""
+        keep = self._words[self._lease_at(index) + _LEASE_KEEP]
+        return keep - 1 if keep else None
+
+    def _lease_at(self, index: int) -> int:
+        return self._at + _FIRST_LEASE + index * _LEASE_WORDS
+
+    def _still_shows(self, entry: LeaseEntry) -> bool:
+        at = self._lease_at(entry.index)
+        shown = self._words[at + _LEASE_HIGH] << 64 | self._words[at + _LEASE_LOW]
+        return shown == entry.lease_id.int

@@ -1,0 +1,64 @@
+"""Signals as something to select on: the wake-up descriptor of Python's C handler (signal.set_wakeup_fd)."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+from collections.abc import Iterable
+from types import FrameType
+from typing import Any
+
+
+class SignalQueue:
+    """The signals that arrived, in order, behind a descriptor that becomes readable with the first.
+
+    C code writes each into a pipe as it arrives, whatever Python does meanwhile. There is one wake-up descriptor per
+    process: a second queue takes over until it is closed. `install` and `close` belong to the main thread.
+    """
+
+    def __init__(self) -> None:
+        self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._capacity = fcntl.fcntl(self._writer, fcntl.F_GETPIPE_SZ)
+        self._noted: set[int] = set()
+        self._previous: dict[int, Any] = {}
+        self._previous_fd = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+
+    def install(self, signals: Iterable[signal.Signals]) -> None:
+        """Queue these from now on, and unblock them."""
+        numbers = list(signals)
+        for number in numbers:
+            previous = signal.signal(number, self._note)
+            self._previous.setdefault(number, previous)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+
+    def fileno(self) -> int:
+        """Readable when a signal is queued; so a selector takes the queue itself."""
+        return self._reader
+
+    def drain(self) -> list[signal.Signals]:
+        """What arrived since the last call, in order, as often as it was delivered. Never blocks.
+
+        After more signals than the pipe holds (65,536 by default) further ones count once each.
+        """
+        arrived = b""
+        with contextlib.suppress(BlockingIOError):
+            while chunk := os.read(self._reader, self._capacity):
+                arrived += chunk
+        if len(arrived) >= self._capacity:
+            arrived += bytes(sorted(self._noted.difference(arrived)))
+        self._noted.clear()
+        # The pipe also hears of signals that others in this process have handlers for.
+        return [signal.Signals(number) for number in arrived if number in self._previous]
+
+    def close(self) -> None:
+        """Put the handlers and the wake-up descriptor back as they were; what is still queued is forgotten."""
+        for number, previous in self._previous.items():
+            signal.signal(number, signal.SIG_DFL if previous is None else previous)
+        signal.set_wakeup_fd(self._previous_fd)
+        os.close(self._reader)
+        os.close(self._writer)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self._noted.add(number)  # all that a full pipe leaves of it

@@ -1,0 +1,33 @@
+"""What queues and tasks may be called: safe in URLs, labels, log fields and shells without any quoting."""
+
+from __future__ import annotations
+
+import re
+
+from pgworker.errors import InvalidJob
+
+MAX_QUEUE_LENGTH = 128
+MAX_TASK_LENGTH = 256
+
+_ALPHABET = re.compile(r"[A-Za-z0-9_.:-]+")
+
+
+def check_queue(name: object) -> str:
+    """`name` if a queue may have it; InvalidJob otherwise."""
+    return _check("queue", name, MAX_QUEUE_LENGTH)
+
+
+def check_task(name: object) -> str:
+    """`name` if a task may have it; InvalidJob otherwise."""
+    return _check("task", name, MAX_TASK_LENGTH)
+
+
+def _check(what: str, name: object, longest: int) -> str:
+    if not isinstance(name, str):
+        raise InvalidJob(f"a {what} name must be a string, not {type(name).__name__}")
+    if len(name) > longest or not _ALPHABET.fullmatch(name):
+        shown = name if len(name) <= longest else name[:40] + "…"
+        raise InvalidJob(
+            f"{shown!r} can't name a {what}: use 1 to {longest} ASCII letters, digits and the signs _ . : -"
+        )
+    return name

@@ -1,0 +1,65 @@
+"""The states of a job and the outcomes of an execution, as the database spells them.
+
+    enqueue -> pending | scheduled -> running -> succeeded
+                        ^               |-----> cancelled
+                        |               |-----> dead_letter
+                        +---- failed <--+
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Status(str, Enum):
+    """Where a job stands. `LOST` is none of the promised states: a job that is nowhere, and worth an alarm."""
+
+    PENDING = "pending"
+    SCHEDULED = "scheduled"
+    RUNNING = "running"
+    FAILED = "failed"
+    SUCCEEDED = "succeeded"
+    CANCELLED = "cancelled"
+    DEAD_LETTER = "dead_letter"
+    LOST = "LOST"
+
+
+class Outcome(str, Enum):
+    """How one execution ended. Only failed, timed_out and crashed are charged against max_attempts."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    TIMED_OUT = "timed_out"
+    CANCELLED = "cancelled"
+    CRASHED = "crashed"
+    LOST = "lost"
+    RELEASED = "released"
+    SNOOZED = "snoozed"
+
+    @property
+    def is_charged(self) -> bool:
+        return self in (Outcome.FAILED, Outcome.TIMED_OUT, Outcome.CRASHED)
+
+
+class CancelReason(int, Enum):
+    """Why a running job is asked to stop; the words on the board are these numbers."""
+
+    NONE = 0
+    CANCELLED = 1
+    DEADLINE = 2
+    LEASE_LOST = 3
+    SHUTDOWN = 4
+
+    @property
+    def outcome(self) -> Outcome:
+        """What is recorded of an execution that had to be killed for this reason."""
+        return _KILLED_AS[self]
+
+
+_KILLED_AS = {
+    CancelReason.NONE: Outcome.CRASHED,
+    CancelReason.CANCELLED: Outcome.CANCELLED,
+    CancelReason.DEADLINE: Outcome.TIMED_OUT,
+    CancelReason.LEASE_LOST: Outcome.LOST,
+    CancelReason.SHUTDOWN: Outcome.RELEASED,
+}

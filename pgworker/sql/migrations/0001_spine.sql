@@ -1,0 +1,318 @@
+-- The storage of pgworker: every table has one verb.
+--
+--   jobs              what to run          written once at enqueue, never updated
+--   job_queue         what waits           inserted and deleted, never updated
+--   job_leases        who runs what        one row per claimed batch
+--   job_executions    what happened        appended, one row per ended execution
+--   dead_letter_jobs  what was given up    a full copy, with why
+--   worker_heartbeats who is alive         one row per worker process
+--   queues            rules of a queue     paused or not
+--
+-- No foreign keys between them: a KEY SHARE lock on jobs at every settle would make MultiXacts.
+
+create type pgworker.execution_outcome as enum
+    ('succeeded', 'failed', 'timed_out', 'cancelled', 'crashed', 'lost', 'released', 'snoozed');
+comment on type pgworker.execution_outcome is
+    'failed, timed_out and crashed are charged against max_attempts; lost, released and snoozed are not';
+
+-- Time-ordered ids (RFC 9562, UUID version 7): 48 bits of milliseconds, 12 bits of the millisecond's fraction
+-- (method 3 of its section 6.2), 62 random bits. The first half of the id is its time.
+create function pgworker.uuid7_time_half(at timestamptz) returns bigint
+    language sql immutable strict parallel safe
+    return (((date_part('epoch', at) * 1000000)::bigint / 1000) << 16) | 28672
+        | ((((date_part('epoch', at) * 1000000)::bigint % 1000) * 4096) / 1000);
+
+create function pgworker.uuid7(at timestamptz) returns uuid
+    language sql volatile strict parallel safe
+    return encode(int8send(pgworker.uuid7_time_half(at))
+        || substring(uuid_send(gen_random_uuid()) from 9), 'hex')::uuid;
+
+create function pgworker.uuid7_first(at timestamptz) returns uuid
+    language sql immutable strict parallel safe
+    return encode(int8send((((date_part('epoch', at) * 1000)::bigint) << 16)) || int8send(0), 'hex')::uuid;
+comment on function pgworker.uuid7_first is 'the lower bound of the ids of this time: the border of a partition';
+
+create function pgworker.uuid7_at(id uuid) returns timestamptz
+    language sql immutable strict parallel safe
+    return to_timestamp((('x' || left(replace(id::text, '-', ''), 12))::bit(48)::bigint) / 1000.0);
+
+create table pgworker.jobs (
+    id              uuid not null primary key,
+    created_at      timestamptz not null,
+    run_at          timestamptz not null,
+    timeout_ms      bigint check (timeout_ms > 0),
+    priority        smallint not null check (priority between 0 and 9),
+    max_attempts    smallint not null check (max_attempts > 0),
+    queue           text not null check (length(queue) between 1 and 128 and queue !~ '[^A-Za-z0-9_.:-]'),
+    task            text not null check (length(task) between 1 and 256 and task !~ '[^A-Za-z0-9_.:-]'),
+    payload         jsonb not null check (jsonb_typeof(payload) = 'object' and pg_column_size(payload) <= 2 * 1024 * 1024),
+    org_id          text check (length(org_id) between 1 and 256),
+    unique_key      text check (length(unique_key) between 1 and 512),
+    concurrency_key text check (length(concurrency_key) between 1 and 512),
+    headers         jsonb check (jsonb_typeof(headers) = 'object' and pg_column_size(headers) <= 65536)
+) partition by range (id);
+create table pgworker.jobs_default partition of pgworker.jobs default;
+
+create table pgworker.job_queue (
+    job_id    uuid not null primary key,
+    run_at    timestamptz not null,
+    execution integer not null,
+    priority  smallint not null,
+    failures  smallint not null,
+    queue     text not null,
+    task      text not null,
+    org_id    text
+) with (
+    vacuum_truncate = off,
+    autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0,
+    autovacuum_analyze_scale_factor = 0.1, autovacuum_analyze_threshold = 1000
+);
+create index job_queue_claim on pgworker.job_queue (queue, priority, run_at, job_id);
+comment on column pgworker.job_queue.execution is 'the number that the next execution gets';
+comment on column pgworker.job_queue.failures is 'failures charged so far';
+
+create table pgworker.job_leases (
+    lease_id   uuid not null primary key,
+    worker_id  uuid not null,
+    claimed_at timestamptz not null,
+    expires_at timestamptz not null,
+    slots      smallint not null,
+    job_ids    uuid[] not null,
+    executions integer[] not null,
+    failures   smallint[] not null,
+    cancelled  uuid[] not null default '{}'
+) with (
+    vacuum_truncate = off, fillfactor = 70,
+    autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0
+);
+comment on column pgworker.job_leases.lease_id is 'the fencing token: random, made by the worker before it asks';
+comment on column pgworker.job_leases.job_ids is 'in run order; executions and failures stand at the same positions';
+
+create table pgworker.job_executions (
+    job_id      uuid not null,
+    lease_id    uuid,
+    worker_id   uuid,
+    started_at  timestamptz,
+    finished_at timestamptz not null,
+    execution   integer not null,
+    outcome     pgworker.execution_outcome not null,
+    position    smallint,
+    failures    smallint not null,
+    error       jsonb,
+    result      jsonb,
+    cause       text,
+    primary key (job_id, execution)
+) partition by range (job_id);
+create table pgworker.job_executions_default partition of pgworker.job_executions default;
+comment on column pgworker.job_executions.failures is 'failures charged to the job, this execution included';
+comment on column pgworker.job_executions.cause is 'why an execution ended that could not say so itself';
+
+create table pgworker.dead_letter_jobs (
+    job_id          uuid not null primary key,
+    died_at         timestamptz not null,
+    created_at      timestamptz not null,
+    run_at          timestamptz not null,
+    timeout_ms      bigint,
+    execution       integer not null,
+    priority        smallint not null,
+    max_attempts    smallint not null,
+    failures        smallint not null,
+    outcome         pgworker.execution_outcome not null,
+    queue           text not null,
+    task            text not null,
+    payload         jsonb not null,
+    org_id          text,
+    unique_key      text,
+    concurrency_key text,
+    headers         jsonb,
+    error           jsonb,
+    cause           text
+);
+create index dead_letter_jobs_died_at on pgworker.dead_letter_jobs (died_at desc, job_id);
+
+create table pgworker.worker_heartbeats (
+    worker_id  uuid not null primary key,
+    pool_id    uuid not null,
+    host       text not null,
+    boot_id    text not null,
+    pid        integer not null,
+    slot       smallint not null,
+    queues     text[] not null,
+    started_at timestamptz not null,
+    beat_at    timestamptz not null,
+    ended_at   timestamptz,
+    ended_how  text
+) with (vacuum_truncate = off, fillfactor = 50);
+comment on column pgworker.worker_heartbeats.worker_id is 'one process incarnation: never a host name and a pid, which come back';
+
+create table pgworker.queues (
+    name       text not null primary key check (length(name) between 1 and 128 and name !~ '[^A-Za-z0-9_.:-]'),
+    paused     boolean not null default false,
+    updated_at timestamptz not null default clock_timestamp()
+);
+
+-- Partitions: one a day of jobs and of job_executions. A table made beside and attached takes SHARE UPDATE EXCLUSIVE
+-- on the parent where CREATE TABLE ... PARTITION OF takes ACCESS EXCLUSIVE; the short lock_timeout keeps claims from
+-- queueing behind this DDL while it waits for a reader.
+create function pgworker.create_partition(day date) returns boolean
+    language plpgsql security definer
+    set search_path = pg_catalog, pg_temp set lock_timeout = '50ms' set timezone = 'UTC'
+as $$
+declare
+    parent text;
+    child text;
+    made boolean := false;
+begin
+    perform pg_advisory_xact_lock(1885828977, hashtext('create_partition'));
+    foreach parent in array array['jobs', 'job_executions'] loop
+        child := parent || '_' || to_char(day, 'YYYYMMDD');
+        continue when to_regclass('pgworker.' || child) is not null;
+        execute format('create table pgworker.%I (like pgworker.%I including defaults including constraints including comments)',
+                       child, parent);
+        execute format('alter table pgworker.%I attach partition pgworker.%I for values from (%L) to (%L)',
+                       parent, child, pgworker.uuid7_first(day::timestamptz), pgworker.uuid7_first((day + 1)::timestamptz));
+        made := true;
+    end loop;
+    return made;
+end $$;
+
+-- Enqueue: job and queue row in the caller's transaction. One array per column, all of one length. A null in `ids`,
+-- `run_ats`, `org_ids` or `headers` means none given; a null in `timeouts_ms` means no timeout.
+create function pgworker.enqueue_many(
+    tasks text[], payloads jsonb[], queues text[], priorities smallint[], run_ats timestamptz[],
+    max_attempts smallint[], timeouts_ms bigint[], org_ids text[], headers jsonb[], ids uuid[]
+) returns uuid[]
+    language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    stored uuid[];
+    asleep text;
+begin
+    if exists (select from unnest(ids) as given(id) where given.id is not null
+               and (substring(given.id::text from 15 for 1) <> '7'
+                    or abs(extract(epoch from clock_timestamp() - pgworker.uuid7_at(given.id))) > 86400)) then
+        raise exception 'a job id must be a UUID version 7 within a day of the server''s clock'
+            using errcode = 'invalid_parameter_value';
+    end if;
+    with asked as materialized (
+        select asked.*, clock_timestamp() as now
+        from unnest(tasks, payloads, queues, priorities, run_ats, max_attempts, timeouts_ms, org_ids, headers, ids)
+             with ordinality as asked(task, payload, queue, priority, run_at, max_attempts, timeout_ms, org_id, headers, id, place)
+    ), given as materialized (
+        select coalesce(asked.id, pgworker.uuid7(asked.now)) as id, greatest(asked.run_at, asked.now) as run_at,
+               asked.now, asked.task, asked.payload, asked.queue, asked.priority, asked.max_attempts, asked.timeout_ms,
+               asked.org_id, asked.headers, asked.place
+        from asked
+    ), stored_job as (
+        insert into pgworker.jobs (id, created_at, run_at, timeout_ms, priority, max_attempts, queue, task, payload, org_id, headers)
+        select id, now, run_at, timeout_ms, priority, max_attempts, queue, task, payload, org_id, headers from given
+    ), waiting as (
+        insert into pgworker.job_queue (job_id, run_at, execution, priority, failures, queue, task, org_id)
+        select id, run_at, 1, priority, 0, queue, task, org_id from given
+    )
+    select array_agg(id order by place) into stored from given;
+
+    -- A sleeping pool holds a shared advisory lock on its queue's name. Notify only then, and once: a commit that
+    -- notifies takes a lock that all notifying commits of the cluster share.
+    for asleep in
+        select string_agg(waiting.queue || '=' || waiting.jobs, ',')
+        from (select given.queue, count(*) as jobs
+              from unnest(queues, run_ats) as given(queue, run_at)
+              where given.run_at is null or given.run_at <= clock_timestamp()
+              group by given.queue) as waiting
+        where pgworker.somebody_sleeps(waiting.queue)
+    loop
+        if asleep is not null then
+            perform pg_notify('pgworker', left(asleep, 7900));
+        end if;
+    end loop;
+    return stored;
+end $$;
+
+create function pgworker.somebody_sleeps(queue text) returns boolean
+    language plpgsql volatile set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if pg_try_advisory_lock(1885828977, hashtext(queue)) then
+        perform pg_advisory_unlock(1885828977, hashtext(queue));
+        return false;
+    end if;
+    return true;
+end $$;
+
+create function pgworker.enqueue(
+    task text, payload jsonb default '{}', queue text default 'default', priority integer default 5,
+    run_at timestamptz default null, max_attempts integer default 25, timeout interval default '30 minutes',
+    org_id text default null, headers jsonb default null, id uuid default null
+) returns uuid
+    language sql volatile security definer set search_path = pg_catalog, pg_temp
+as $$
+    select (pgworker.enqueue_many(
+        array[task], array[payload], array[queue], array[priority::smallint], array[run_at],
+        array[max_attempts::smallint], array[(extract(epoch from timeout) * 1000)::bigint],
+        array[org_id], array[headers], array[id]))[1]
+$$;
+comment on function pgworker.enqueue is
+    'Enqueue one job in this transaction; timeout => null means none. For psql, triggers and other languages.';
+
+-- What people ask. One row per job; a job that is nowhere shows as LOST, never as null.
+create view pgworker.job_status as
+select j.id, j.queue, j.task, j.org_id, j.priority, j.max_attempts, j.created_at,
+       coalesce(q.run_at, j.run_at) as run_at,
+       case when d.job_id is not null then 'dead_letter'
+            when q.failures > 0 then 'failed'
+            when q.run_at > clock_timestamp() then 'scheduled'
+            when q.job_id is not null then 'pending'
+            when l.execution > coalesce(e.execution, 0) then 'running'
+            when e.outcome = 'succeeded' then 'succeeded'
+            when e.outcome = 'cancelled' then 'cancelled'
+            else 'LOST' end as status,
+       coalesce(d.execution, q.execution - 1, l.execution, e.execution, 0) as execution,
+       coalesce(d.failures, q.failures, e.failures, l.failures, 0) as failures,
+       l.lease_id, l.worker_id, e.outcome as last_outcome, e.finished_at, e.error, e.result, e.cause
+from pgworker.jobs j
+left join pgworker.job_queue q on q.job_id = j.id
+left join pgworker.dead_letter_jobs d on d.job_id = j.id
+left join (select held.job_id, held.execution, held.failures, lease.lease_id, lease.worker_id
+           from pgworker.job_leases lease,
+                unnest(lease.job_ids, lease.executions, lease.failures) as held(job_id, execution, failures)) l
+       on l.job_id = j.id
+left join lateral (select * from pgworker.job_executions x where x.job_id = j.id order by x.execution desc limit 1) e on true;
+
+create function pgworker.job_status(id uuid) returns text
+    language sql stable parallel safe
+as $$
+    select case
+        when exists (select from pgworker.dead_letter_jobs d where d.job_id = $1) then 'dead_letter'
+        when q.failures > 0 then 'failed'
+        when q.run_at > clock_timestamp() then 'scheduled'
+        when q.job_id is not null then 'pending'
+        when exists (select from pgworker.job_leases l where $1 = any(l.job_ids)
+                     and l.executions[array_position(l.job_ids, $1)] > coalesce(e.execution, 0)) then 'running'
+        when e.outcome = 'succeeded' then 'succeeded'
+        when e.outcome = 'cancelled' then 'cancelled'
+        when exists (select from pgworker.jobs j where j.id = $1) then 'LOST' end
+    from (select $1 as id) as asked
+    left join pgworker.job_queue q on q.job_id = asked.id
+    left join lateral (select x.execution, x.outcome from pgworker.job_executions x where x.job_id = asked.id
+                       order by x.execution desc limit 1) e on true
+$$;
+comment on function pgworker.job_status(uuid) is 'the status of one job; null: no such job';
+
+create view pgworker.executions as
+select job_id, execution, outcome::text as outcome, worker_id, lease_id, position, failures,
+       started_at, finished_at, error, result, cause
+from pgworker.job_executions
+union all
+select held.job_id, held.execution, 'running', lease.worker_id, lease.lease_id, held.position::smallint, held.failures,
+       null, null, null, null, null
+from pgworker.job_leases lease,
+     unnest(lease.job_ids, lease.executions, lease.failures) with ordinality as held(job_id, execution, failures, position)
+where not exists (select from pgworker.job_executions e where e.job_id = held.job_id and e.execution = held.execution);
+
+revoke all on all tables in schema pgworker from public;
+revoke all on all functions in schema pgworker from public;
+revoke all on schema pgworker from public;
+
+select pgworker.create_partition((clock_timestamp() at time zone 'UTC')::date + ahead) from generate_series(-1, 2) as ahead;

@@ -1,0 +1,6 @@
+-- How many of these positions this very lease has recorded: the answer to a settle whose commit is unknown.
+select count(*)
+from unnest(%(job_ids)s::uuid[], %(executions)s::integer[]) as asked(job_id, execution)
+cross join lateral (select lease_id from pgworker.job_executions e
+                    where e.job_id = asked.job_id and e.execution = asked.execution offset 0) as own
+where own.lease_id = %(lease_id)s::uuid

@@ -1,0 +1,60 @@
+-- The second half of a reclaim, in a new snapshot, so that whatever the lease had settled is seen and left alone.
+-- outcomes: one per position; null means never started. Where nobody could tell (assumed_running > 0), the first
+-- unfinished positions count as running. Never started: back with a new number, no row, no charge.
+with held as (
+    select * from unnest(%(job_ids)s::uuid[], %(executions)s::integer[], %(failures)s::smallint[], %(outcomes)s::text[],
+                         %(started_us)s::bigint[])
+                  with ordinality as held(job_id, execution, failures, outcome, started_us, position)
+), unsettled as materialized (
+    select held.job_id, held.execution, held.position, held.started_us, held.failures as failures_before,
+           case when held.job_id = any (%(cancelled)s::uuid[]) then 'cancelled'
+                when row_number() over (order by held.position) <= %(assumed_running)s::integer then 'crashed'
+                else held.outcome end as outcome
+    from held
+    where not exists (select from pgworker.job_executions e
+                      where e.job_id = held.job_id and e.execution = held.execution)
+), verdict as materialized (
+    select unsettled.*, job.*,
+           unsettled.failures_before
+           + case when unsettled.outcome in ('failed', 'timed_out', 'crashed') then 1 else 0 end as failures
+    from unsettled
+    left join lateral (select * from pgworker.jobs where jobs.id = unsettled.job_id offset 0) as job on true
+), recorded as (
+    insert into pgworker.job_executions
+        (job_id, lease_id, worker_id, started_at, finished_at, execution, outcome, position, failures, error, cause)
+    select job_id, %(lease_id)s::uuid, %(worker_id)s::uuid,
+           clock_timestamp() - started_us * interval '1 microsecond', clock_timestamp(), execution,
+           outcome::pgworker.execution_outcome, position, failures,
+           case when outcome in ('failed', 'timed_out', 'crashed', 'lost', 'released') then %(error)s::jsonb end, %(cause)s::text
+    from verdict where outcome is not null
+    on conflict (job_id, execution) do nothing
+), requeued as (
+    insert into pgworker.job_queue (job_id, run_at, execution, priority, failures, queue, task, org_id)
+    select job_id,
+           case when failures <= 1 or failures = failures_before then run_at
+                else clock_timestamp() + least(%(backoff_cap)s::float8, %(backoff_base)s::float8 * power(2, least(failures - 1, 30)))
+                     * (1 + %(backoff_jitter)s::float8 * random()) * interval '1 second' end,
+           execution + 1, priority, failures, queue, task, org_id
+    from verdict
+    where id is not null and outcome is distinct from 'cancelled' and failures < max_attempts
+    on conflict (job_id) do nothing
+    returning job_id, run_at
+), buried as (
+    insert into pgworker.dead_letter_jobs
+        (job_id, died_at, created_at, run_at, timeout_ms, execution, priority, max_attempts, failures, outcome,
+         queue, task, payload, org_id, unique_key, concurrency_key, headers, error, cause)
+    select job_id, clock_timestamp(), coalesce(created_at, clock_timestamp()), coalesce(run_at, clock_timestamp()),
+           timeout_ms, execution, coalesce(priority, 5), coalesce(max_attempts, 1), failures,
+           coalesce(outcome, 'lost')::pgworker.execution_outcome, coalesce(queue, 'unknown'), coalesce(task, 'unknown'),
+           coalesce(payload, '{}'), org_id, unique_key, concurrency_key, headers, %(error)s::jsonb, %(cause)s::text
+    from verdict
+    where outcome is distinct from 'cancelled' and (id is null or failures >= max_attempts)
+    on conflict (job_id) do nothing
+    returning job_id
+)
+select verdict.job_id, verdict.execution, verdict.outcome, verdict.failures, verdict.task, verdict.queue, verdict.priority,
+       requeued.run_at, buried.job_id is not null as is_dead
+from verdict
+left join requeued on requeued.job_id = verdict.job_id
+left join buried on buried.job_id = verdict.job_id
+order by verdict.position

@@ -1,0 +1,35 @@
+-- Give the tail of a lease, from position `first` on, back to job_queue: not started, not charged, where it stood before.
+-- FOR UPDATE: a settle that comes after it finds the tail gone. SKIP LOCKED: a settle under way is not waited for.
+-- From position 1 the lease itself goes. Jobs cancelled meanwhile are recorded instead of requeued.
+-- Always one row or more: `leases` is 0 when there was nothing to release; the other columns tell the lanes.
+with lease as materialized (
+    select * from pgworker.job_leases where lease_id = %(lease_id)s::uuid for update skip locked
+), back as materialized (
+    select tail.*, tail.job_id = any (lease.cancelled) as is_cancelled
+    from lease, unnest(lease.job_ids[%(first)s::integer:], lease.executions[%(first)s::integer:],
+                       lease.failures[%(first)s::integer:]) as tail(job_id, execution, failures)
+), dropped as (
+    delete from pgworker.job_leases using lease where job_leases.lease_id = lease.lease_id and %(first)s::integer = 1
+), shortened as (
+    update pgworker.job_leases
+    set job_ids = lease.job_ids[:%(first)s::integer - 1], executions = lease.executions[:%(first)s::integer - 1],
+        failures = lease.failures[:%(first)s::integer - 1]
+    from lease where job_leases.lease_id = lease.lease_id and %(first)s::integer > 1
+), requeued as (
+    insert into pgworker.job_queue (job_id, run_at, execution, priority, failures, queue, task, org_id)
+    select back.job_id, job.run_at, back.execution, job.priority, back.failures, job.queue, job.task, job.org_id
+    from back
+    cross join lateral (select * from pgworker.jobs where jobs.id = back.job_id offset 0) as job
+    where not back.is_cancelled
+    on conflict (job_id) do nothing
+    returning job_id, run_at, queue, priority
+), recorded as (
+    insert into pgworker.job_executions (job_id, worker_id, finished_at, execution, outcome, failures)
+    select back.job_id, lease.worker_id, clock_timestamp(), back.execution, 'cancelled', back.failures
+    from back, lease where back.is_cancelled
+    on conflict (job_id, execution) do nothing
+)
+select found.leases, lane.queue, lane.priority, lane.run_at, lane.job_id, coalesce(lane.jobs, 0) as jobs
+from (select count(*) as leases from lease) as found
+left join (select queue, priority, min(run_at) as run_at, min(job_id::text)::uuid as job_id, count(*) as jobs
+           from requeued group by queue, priority) as lane on true

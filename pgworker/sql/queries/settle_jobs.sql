@@ -1,0 +1,60 @@
+-- End the executions at positions first..last of a lease, and the lease itself if `ends_lease`.
+-- The fence: no lease, or positions that were released, and nothing is written; the caller compares the counts.
+-- A part is settled under KEY SHARE, which no renewal waits for; the end of a lease is DELETE ... RETURNING. Never both.
+-- next: 0 the job has ended, 1 it goes back to job_queue, 2 it becomes a dead letter. A cancelled job does neither.
+-- A repeated settle finds its rows there already: it inserts none, so it requeues none.
+with part as materialized (
+    select worker_id, job_ids, executions, failures, cancelled from pgworker.job_leases
+    where lease_id = %(lease_id)s::uuid and not %(ends_lease)s::boolean
+    for key share
+), whole as (
+    delete from pgworker.job_leases where lease_id = %(lease_id)s::uuid and %(ends_lease)s::boolean
+    returning worker_id, job_ids, executions, failures, cancelled
+), lease as materialized (
+    select * from part union all select * from whole
+), ended as materialized (
+    select lease.worker_id, run.job_id, run.execution, %(first)s::integer + run.place - 1 as position,
+           run.failures + coalesce(run.charge, 0) as failures, run.next, run.delay_ms,
+           case when coalesce(run.next, 0) > 0 and run.job_id = any (lease.cancelled) then 'cancelled'
+                else coalesce(run.outcome, 'succeeded') end as outcome,
+           clock_timestamp() - run.started_us * interval '1 microsecond' as started_at,
+           clock_timestamp() - run.finished_us * interval '1 microsecond' as finished_at,
+           run.error, run.result
+    from lease, unnest(
+        lease.job_ids[%(first)s::integer:%(last)s::integer], lease.executions[%(first)s::integer:%(last)s::integer],
+        lease.failures[%(first)s::integer:%(last)s::integer], %(started_us)s::bigint[], %(finished_us)s::bigint[],
+        %(outcomes)s::text[], %(charges)s::smallint[], %(nexts)s::smallint[], %(delays_ms)s::bigint[],
+        %(errors)s::text[], %(results)s::text[])
+        with ordinality as run(job_id, execution, failures, started_us, finished_us, outcome, charge, next, delay_ms,
+                               error, result, place)
+    where run.job_id is not null
+), recorded as (
+    insert into pgworker.job_executions
+        (job_id, lease_id, worker_id, started_at, finished_at, execution, outcome, position, failures, error, result)
+    select job_id, %(lease_id)s::uuid, worker_id, started_at, finished_at, execution,
+           outcome::pgworker.execution_outcome, position, failures, error::jsonb, result::jsonb
+    from ended
+    on conflict (job_id, execution) do nothing
+    returning job_id, execution, position, outcome
+), onward as materialized (
+    select ended.*, recorded.outcome as final, job.*
+    from recorded join ended using (position)
+    left join lateral (select * from pgworker.jobs where jobs.id = ended.job_id offset 0) as job on true
+    where ended.next > 0 and recorded.outcome <> 'cancelled'
+), requeued as (
+    insert into pgworker.job_queue (job_id, run_at, execution, priority, failures, queue, task, org_id)
+    select job_id, clock_timestamp() + delay_ms * interval '1 millisecond', execution + 1, priority, failures, queue, task, org_id
+    from onward where next = 1 and id is not null
+    on conflict (job_id) do nothing
+), buried as (
+    insert into pgworker.dead_letter_jobs
+        (job_id, died_at, created_at, run_at, timeout_ms, execution, priority, max_attempts, failures, outcome,
+         queue, task, payload, org_id, unique_key, concurrency_key, headers, error)
+    select job_id, clock_timestamp(), coalesce(created_at, started_at), coalesce(run_at, started_at), timeout_ms,
+           execution, coalesce(priority, 5), coalesce(max_attempts, 1), failures, final,
+           coalesce(queue, 'unknown'), coalesce(task, 'unknown'), coalesce(payload, '{}'), org_id, unique_key,
+           concurrency_key, headers, error::jsonb
+    from onward where next = 2 or id is null
+    on conflict (job_id) do nothing
+)
+select (select count(*) from lease) as leases, (select count(*) from recorded) as recorded
