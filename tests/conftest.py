@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
 
 from pgworker.db import embedded
@@ -32,13 +33,19 @@ def binaries() -> Path | None:
 @pytest.fixture(scope="session")
 def server(binaries: Path | None) -> Iterator[embedded.Server]:
     """A private server. Every xdist worker has its own, so none depends on how long another one lives."""
-    # Not pytest's directories: they are closed to the unprivileged user that a server of root runs as.
-    with tempfile.TemporaryDirectory(prefix="pgworker-tests-") as name:
-        directory = Path(name)
-        directory.chmod(0o755)
-        options = {"fsync": "off", "synchronous_commit": "on", "full_page_writes": "off"}
-        with embedded.start(directory, options=options, binaries=binaries) as started:
-            yield started
+    with (
+        _open_directory() as directory,
+        embedded.start(directory, options={"fsync": "off"}, binaries=binaries) as started,
+    ):
+        yield started
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """An empty directory for a private server of the test's own; its socket goes with it, however the server ended."""
+    with _open_directory() as opened:
+        yield opened
+        shutil.rmtree(str(conninfo_to_dict(embedded.dsn(opened))["host"]), ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -46,23 +53,23 @@ def template(server: embedded.Server) -> Iterator[str]:
     """The name of a migrated database that the databases of tests are copied from."""
     from pgworker.db.migrate import migrate
 
-    with _database(server, "template0") as conninfo:
-        migrate(conninfo)
-        yield str(psycopg.conninfo.conninfo_to_dict(conninfo)["dbname"])
+    with _database(server, "template0") as name:
+        migrate(make_conninfo(server.dsn, dbname=name))
+        yield name
 
 
 @pytest.fixture
 def dsn(server: embedded.Server, template: str) -> Iterator[str]:
     """The conninfo string of a fresh, migrated database."""
-    with _database(server, template) as conninfo:
-        yield conninfo
+    with _database(server, template) as name:
+        yield make_conninfo(server.dsn, dbname=name)
 
 
 @pytest.fixture
 def blank_dsn(server: embedded.Server) -> Iterator[str]:
     """The conninfo string of a fresh, empty database."""
-    with _database(server, "template0") as conninfo:
-        yield conninfo
+    with _database(server, "template0") as name:
+        yield make_conninfo(server.dsn, dbname=name)
 
 
 @pytest.fixture
@@ -73,11 +80,19 @@ def connect(dsn: str) -> Iterator[Callable[[], psycopg.Connection[TupleRow]]]:
 
 
 @contextmanager
+def _open_directory() -> Iterator[Path]:
+    """Unlike pytest's own, a directory that the unprivileged user reaches that a server of root runs as."""
+    with tempfile.TemporaryDirectory(prefix="pgworker-tests-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@contextmanager
 def _database(server: embedded.Server, template: str) -> Iterator[str]:
     name = f"test_{next(_numbers)}"
     _administer(server, f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
     try:
-        yield make_conninfo(server.dsn, dbname=name)
+        yield name
     finally:
         _administer(server, f'DROP DATABASE "{name}" WITH (FORCE)')
 

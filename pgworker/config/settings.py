@@ -33,7 +33,7 @@ _SHORTEST = {
     "heartbeat_interval": 0.1,
     "prefetch_seconds": 0.0,
 }
-"""Below these a pool would spin or lose its own leases."""
+"""Seconds below which a pool would spin, or lose its leases before it renews them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

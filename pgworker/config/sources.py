@@ -25,7 +25,7 @@ _SCHEME: Final = re.compile(r"postgres(?:ql)?(?:\+[a-z0-9_]+)?://", re.IGNORECAS
 """libpq's two spellings and SQLAlchemy's dialect+driver."""
 
 _ASSIGNMENT: Final = re.compile(
-    r"\s*([A-Za-z_]+)\s*=\s*('(?:[^'\\]|\\.)*'(?=\s|$)|(?:[^\s'\\]|\\.)(?:[^\s\\]|\\.)*|)", re.DOTALL
+    r"\s*([A-Za-z_]+)\s*=\s*('(?:[^'\\]|\\.)*'|(?:[^\s'\\]|\\.)(?:[^\s\\]|\\.)*|)", re.DOTALL
 )
 """One keyword=value of a conninfo string: a value in single quotes, or without blanks; a backslash escapes."""
 

@@ -120,9 +120,11 @@ def explain(error: psycopg.Error | OSError, dsn: str) -> PgworkerError:
 
 
 def _say(cause: _Cause, words: str, dsn: str) -> PgworkerError:
+    subject = f"PostgreSQL at {redact(dsn)}"
     if cause is _BAD_DSN:
+        subject = "The DSN can't be used"
         words = re.sub(r'"[^"]*"?', '"…"', words)  # quotes pieces of the DSN, the password maybe
-    return cause.kind(f"PostgreSQL at {redact(dsn) or 'its default address'}: {words.rstrip('.')}. {cause.advice}")
+    return cause.kind(f"{subject}: {words.rstrip('.')}. {cause.advice}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +135,7 @@ class _Cause:
 
 _BAD_DSN = _Cause(
     ConfigurationError,
-    "Correct the DSN: postgresql://user:password@host:5432/database, host=... dbname=..., or embedded:DIR.",
+    "Correct it: postgresql://user:password@host:5432/database, host=… dbname=…, or embedded:DIR.",
 )
 _LOGIN = _Cause(
     ConfigurationError,

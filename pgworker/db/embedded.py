@@ -125,6 +125,8 @@ def _start(directory: Path, options: Mapping[str, str], binaries: Path | None) -
     _refuse_running(directory, data)
     binaries = _reachable_binaries((binaries or _find_binaries()).resolve(), account)
     version = _major_version(binaries, account)
+    for killed in data.parent.glob(f"{data.name}.new-*"):
+        shutil.rmtree(killed, ignore_errors=True)
     if not data.exists():
         _initialise(data, binaries, version, account, durable=options.get("fsync") != "off")
     if not os.path.lexists(directory / "data"):
@@ -138,7 +140,7 @@ def _start(directory: Path, options: Mapping[str, str], binaries: Path | None) -
 
 
 def _launch(command: list[str], directory: Path, data: Path, account: pwd.struct_passwd) -> Server:
-    stale = _lock_file(data)
+    stale, conninfo = _lock_file(data), dsn(directory)
     with (directory / "postgres.log").open("ab") as log:
         begin = log.tell()
         process = subprocess.Popen(  # noqa: S603 - our own command, no shell
@@ -150,7 +152,7 @@ def _launch(command: list[str], directory: Path, data: Path, account: pwd.struct
             cwd="/",
             start_new_session=True,
         )
-    server = Server(directory, dsn(directory), process)
+    server = Server(directory, conninfo, process)
     try:
         _wait_until_ready(server, data, stale, begin)
     except BaseException:
@@ -221,8 +223,6 @@ def _data_directory(directory: Path, account: pwd.struct_passwd) -> Path:
 
 def _initialise(data: Path, binaries: Path, version: str, account: pwd.struct_passwd, *, durable: bool) -> None:
     """initdb, and the database `pgworker`. `data` appears complete or not at all; the caller holds the lock."""
-    for left in data.parent.glob(f"{data.name}.new-*"):
-        shutil.rmtree(left, ignore_errors=True)
     scratch = Path(tempfile.mkdtemp(prefix=f"{data.name}.new-", dir=data.parent))
     _give(scratch, account)
     options = ["-U", "postgres", "--auth=trust", "-E", "UTF8", "--locale=C.UTF-8"]

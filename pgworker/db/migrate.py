@@ -96,7 +96,7 @@ def _script_of(step: Migration) -> str:
 
 
 def _record(step: Migration) -> str:
-    return _RECORD.format(step.number, step.name, step.checksum).as_string()
+    return _RECORD.format(step.number, step.name, step.checksum).as_string(None)
 
 
 def _pending(connection: Connection, steps: Sequence[Migration]) -> list[Migration]:

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from psycopg import Cursor
 
+from pgworker.lifecycle.plan import by_index
 from pgworker.sql.load import query
 
 PRIORITIES = tuple(range(9, -1, -1))
@@ -76,21 +77,20 @@ def claim_jobs(
     floors: tuple[list[int], list[int]],
 ) -> None:
     """Send a claim of up to `jobs` jobs; the cursor then holds `ClaimedRow`s in run order. `ttl` in seconds."""
-    cursor.execute(
-        query("claim_jobs"),
-        {
-            "lease_id": lease_id,
-            "worker_id": worker_id,
-            "ttl": ttl,
-            "slots": slots,
-            "jobs": jobs,
-            "tasks": tasks,
-            "lane_queues": list(lanes.queues),
-            "lane_priorities": list(lanes.priorities),
-            "floor_us": floors[0],
-            "floor_ids": floors[1],
-        },
-    )
+    parameters = {
+        "lease_id": lease_id,
+        "worker_id": worker_id,
+        "ttl": ttl,
+        "slots": slots,
+        "jobs": jobs,
+        "tasks": tasks,
+        "lane_queues": list(lanes.queues),
+        "lane_priorities": list(lanes.priorities),
+        "floor_us": floors[0],
+        "floor_ids": floors[1],
+    }
+    with by_index(cursor.connection):
+        cursor.execute(query("claim_jobs"), parameters)
 
 
 def find_below_floor(
@@ -101,17 +101,16 @@ def find_below_floor(
     `reach` bounds the look to so many seconds below each floor; None looks from the very beginning.
     """
     reach_us = None if reach is None else round(reach * 1_000_000)
-    rows = cursor.execute(
-        query("find_below_floor"),
-        {
-            "tasks": tasks,
-            "lane_queues": list(lanes.queues),
-            "lane_priorities": list(lanes.priorities),
-            "from_us": [0 if reach_us is None else max(0, floor - reach_us) for floor in floors[0]],
-            "floor_us": floors[0],
-            "floor_ids": floors[1],
-        },
-    ).fetchall()
+    parameters = {
+        "tasks": tasks,
+        "lane_queues": list(lanes.queues),
+        "lane_priorities": list(lanes.priorities),
+        "from_us": [0 if reach_us is None else max(0, floor - reach_us) for floor in floors[0]],
+        "floor_us": floors[0],
+        "floor_ids": floors[1],
+    }
+    with by_index(cursor.connection):
+        rows = cursor.execute(query("find_below_floor"), parameters).fetchall()
     found = []
     for queue, priority, run_at, job_id in rows:
         lane = lanes.index(queue, priority)

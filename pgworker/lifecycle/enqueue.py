@@ -18,17 +18,21 @@ def enqueue_jobs(target: Connection[Any] | Cursor[Any], requests: Sequence[JobRe
         return []
     connection = target if isinstance(target, Connection) else target.connection
     with connection.cursor(row_factory=_first) as cursor:
-        return cursor.execute(query("enqueue_jobs"), _columns(requests)).fetchall()[0]
+        ids: list[UUID] = cursor.execute(query("enqueue_jobs"), _columns(requests)).fetchall()[0]
+        return ids
 
 
-async def enqueue_jobs_async(target: AsyncConnection[Any] | AsyncCursor[Any], requests: Sequence[JobRequest]) -> list[UUID]:
+async def enqueue_jobs_async(
+    target: AsyncConnection[Any] | AsyncCursor[Any], requests: Sequence[JobRequest]
+) -> list[UUID]:
     """As `enqueue_jobs`, on an asynchronous connection."""
     if not requests:
         return []
     connection = target if isinstance(target, AsyncConnection) else target.connection
     async with connection.cursor(row_factory=_first) as cursor:
         await cursor.execute(query("enqueue_jobs"), _columns(requests))
-        return (await cursor.fetchall())[0]
+        ids: list[UUID] = (await cursor.fetchall())[0]
+        return ids
 
 
 def _first(_cursor: Any) -> Any:

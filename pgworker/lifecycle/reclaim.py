@@ -14,6 +14,7 @@ from uuid import UUID
 
 from psycopg import Connection
 
+from pgworker.lifecycle.plan import by_index
 from pgworker.model.retry import Backoff
 from pgworker.model.state import Outcome
 from pgworker.sql.load import query
@@ -108,7 +109,8 @@ def reclaim_lease(
                 return None
             taken = TakenLease(*row)
             findings = look(taken)
-            jobs = _send_on(cursor, lease.lease_id, taken, findings, backoff)
+            with by_index(connection):
+                jobs = _send_on(cursor, lease.lease_id, taken, findings, backoff)
             cursor.execute("commit")
         except BaseException:
             if not connection.broken:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -9,6 +10,7 @@ from uuid import UUID
 
 from psycopg import Connection
 
+from pgworker.lifecycle.plan import by_index
 from pgworker.sql.load import query
 
 
@@ -23,9 +25,16 @@ class Returned:
     jobs: int
 
 
-def release_jobs(connection: Connection[Any], lease_id: UUID, first: int) -> list[Returned] | None:
-    """Give positions `first`.. of a lease back; from 1 the whole lease. None: no such lease, or one being settled."""
-    rows = connection.execute(query("release_jobs"), {"lease_id": lease_id, "first": first}).fetchall()
-    if rows[0][0] == 0:
-        return None
-    return [Returned(*row[1:]) for row in rows if row[1] is not None]
+@dataclass(frozen=True, slots=True)
+class ReleaseAnswer:
+    """`is_busy`: the lease is being settled or taken by somebody else, and is as it was; ask again."""
+
+    lanes: Sequence[Returned]
+    is_busy: bool
+
+
+def release_jobs(connection: Connection[Any], lease_id: UUID, first: int) -> ReleaseAnswer:
+    """Give positions `first`.. of a lease back; from 1 the whole lease. What is no longer there is no error."""
+    with by_index(connection):
+        rows = connection.execute(query("release_jobs"), {"lease_id": lease_id, "first": first}).fetchall()
+    return ReleaseAnswer([Returned(*row[1:]) for row in rows if row[1] is not None], is_busy=rows[0][0])

@@ -11,8 +11,9 @@ from psycopg import Connection
 from pgworker.sql.load import query
 
 
-def renew_leases(connection: Connection[Any], lease_ids: Sequence[UUID], ttl: float) -> dict[UUID, list[UUID]]:
-    """Extend these leases by `ttl` seconds from now. Returns those that still exist, each with its cancelled jobs.
+def renew_leases(connection: Connection[Any], lease_ids: Sequence[UUID], ttl: float) -> dict[UUID, list[int | None]]:
+    """Extend these leases by `ttl` seconds from now. Returns those that still exist, each with the positions of its cancelled
+    jobs (None: one that was released meanwhile).
 
     Committed asynchronously: a renewal that a crash of the server forgets only makes a lease end early, and the fence
     holds without it.

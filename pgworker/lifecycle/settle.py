@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from psycopg import Cursor
 
 from pgworker.errors import LeaseLost
+from pgworker.lifecycle.plan import by_index
 from pgworker.model.state import Outcome
 from pgworker.sql.load import query
 
@@ -23,8 +25,7 @@ class Next(int, Enum):
     BURY = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(NamedTuple):
     """One ended execution; times are nanoseconds of the monotonic clock, `delay` seconds until a requeued job is due."""
 
     job_id: UUID
@@ -63,8 +64,8 @@ def settle_jobs(cursor: Cursor[Any], settlement: Settlement, now_ns: int) -> Non
         "first": settlement.first,
         "last": settlement.last,
         "ends_lease": settlement.ends_lease,
-        "started_us": [(now_ns - run.started_ns) // 1000 for run in ended],
-        "finished_us": [(now_ns - run.finished_ns) // 1000 for run in ended],
+        "started_us": _array((now_ns - run.started_ns) // 1000 for run in ended),
+        "finished_us": _array((now_ns - run.finished_ns) // 1000 for run in ended),
         "results": [run.result for run in ended] if any(run.result is not None for run in ended) else None,
     }
     if all(run.outcome is Outcome.SUCCEEDED for run in ended):
@@ -72,12 +73,14 @@ def settle_jobs(cursor: Cursor[Any], settlement: Settlement, now_ns: int) -> Non
     else:
         parameters |= {
             "outcomes": [run.outcome.value for run in ended],
-            "charges": [int(run.outcome.is_charged) for run in ended],
-            "nexts": [run.next.value for run in ended],
-            "delays_ms": [round(run.delay * 1000) for run in ended],
+            "charges": _array(int(run.outcome.is_charged) for run in ended),
+            "nexts": _array(run.next.value for run in ended),
+            "delays_ms": _array(round(run.delay * 1000) for run in ended),
             "errors": [run.error for run in ended],
         }
-    cursor.execute(query("settle_jobs"), parameters)
+    looks_up_jobs = any(run.next is not Next.END for run in ended)
+    with by_index(cursor.connection) if looks_up_jobs else nullcontext():
+        cursor.execute(query("settle_jobs"), parameters)
 
 
 def is_settled(cursor: Cursor[Any], settlement: Settlement) -> bool:
@@ -105,3 +108,9 @@ def check_settled(cursor: Cursor[Any], settlement: Settlement) -> None:
             f"the lease {settlement.lease_id} is gone: {missing} of {len(settlement.ended)} results were not recorded; "
             "their jobs were given to another worker"
         )
+
+
+def _array(numbers: Iterable[int]) -> str:
+    """As PostgreSQL spells an array. The driver would choose the smallest integer type that holds them all, and with it
+    another prepared statement for almost every call."""
+    return "{" + ",".join(map(str, numbers)) + "}"

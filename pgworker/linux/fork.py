@@ -22,7 +22,7 @@ from typing import NoReturn
 from pgworker.errors import EXIT_BUG
 
 _PR_SET_PDEATHSIG = 1
-_THREAD_EXIT_GRACE = 0.1  # seconds: a thread that was joined is listed by the kernel for a moment longer
+_THREAD_EXIT_GRACE = 0.5  # seconds: a thread that was joined is listed by the kernel for a moment longer
 
 
 def fork_child(

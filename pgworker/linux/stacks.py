@@ -2,8 +2,8 @@
 
 Two signals, since neither does for all. ASK is answered by Python, between two bytecodes and with the GIL: nothing
 moves while it looks, but a process stuck in C doesn't answer. FORCE is answered by faulthandler in C, whoever holds the
-GIL; it walks frames while they may change, and in processes busy with Python code one such dump in 6 to 330 was a
-segfault (CPython 3.10 to 3.13; of 67,000 by ASK none was). So ASK, and FORCE only where the file stays empty and the
+GIL; it walks frames while they may change, and with 10 of 24 busy loads that was a segfault after 6 to 330
+dumps (CPython 3.10 to 3.13; 67,000 ASKs: none). So ASK, and FORCE only where the file stays empty and the
 process is to be killed anyway. While C code holds the GIL no frame changes, and FORCE is safe.
 """
 

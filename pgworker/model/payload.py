@@ -23,7 +23,7 @@ MAX_PAYLOAD_BYTES = 1 << 20
 MAX_RESULT_BYTES = 64 << 10
 MAX_ERROR_BYTES = 16 << 10
 MAX_DEPTH = 64
-"""Levels of objects and arrays, the outermost included."""
+"""Levels of objects and arrays that have something in them, the outermost included."""
 
 _ALLOWED = "use str, int, float, bool, None, lists, dicts, or what msgspec encodes (dataclasses, datetimes, UUIDs …)"
 _NO_NUMBER = "it has NaN, an infinity or an integer of over 1024 bits, which can't be stored; use None or a string"
@@ -131,7 +131,7 @@ def _survey(value: Any, limit: int) -> bool:
             if kind is str or kind is bytes:
                 size += len(node)
             elif kind in _CONTAINERS:
-                size += len(node)
+                size += 2 * len(node)  # each takes a byte and a comma or bracket at the least
                 if size <= limit:
                     below += node
                     below += node.values() if kind is dict else ()

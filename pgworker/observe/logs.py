@@ -45,6 +45,8 @@ def configure(
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
+    # The driver warns of every pipeline and pool that a lost connection ends; whoever lost it says so once.
+    logging.getLogger("psycopg").setLevel(logging.ERROR)
 
 
 def set_process(name: str) -> None:
@@ -105,7 +107,7 @@ class TextLines(_Lines):
 
 
 class JsonLines(_Lines):
-    """A JSON object of ts, level, event, process, pid, logger and the fields, in ASCII. A field of such a name becomes `pid_`."""
+    """An ASCII JSON object of ts, level, event, process, pid, logger and the fields; a field pid becomes `pid_`."""
 
     def line(self, record: logging.LogRecord, event: str, extra: dict[str, Any]) -> str:
         fixed = {
@@ -118,7 +120,7 @@ class JsonLines(_Lines):
         }
         free = {_encodable(name): _json_value(value) for name, value in extra.items()}
         renamed = {f"{name}_" if name in fixed else name: value for name, value in free.items()}
-        return json.dumps(fixed | renamed).replace("\x7f", "\\u007f")
+        return json.dumps(fixed | renamed)
 
 
 def _timestamp(record: logging.LogRecord) -> str:

@@ -9,9 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
@@ -33,19 +31,6 @@ sys.stdin.read()
 server.stop()
 """
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="what root does for an unprivileged server")
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    """A directory that the server's user reaches, unlike pytest's own when root runs the tests."""
-    with tempfile.TemporaryDirectory(prefix="pgworker-tests-") as name:
-        Path(name).chmod(0o755)
-        yield Path(name)
-        shutil.rmtree(socket_directory(Path(name)), ignore_errors=True)
-
-
-def socket_directory(directory: Path) -> Path:
-    return Path(str(conninfo_to_dict(embedded.dsn(directory))["host"]))
 
 
 def query(dsn: str, statement: str) -> object:
@@ -185,7 +170,7 @@ def test_a_server_that_ends_while_it_starts_says_why(directory: Path, binaries: 
 
 
 def test_the_socket_directory_of_somebody_else_is_refused_by_both_sides(directory: Path, binaries: Path | None) -> None:
-    socket = socket_directory(directory)
+    socket = Path(str(conninfo_to_dict(embedded.dsn(directory))["host"]))
     socket.mkdir()
     socket.chmod(0o755)
     with pytest.raises(ConfigurationError, match=f"{socket} must be a directory of mode 0700"):

@@ -19,7 +19,7 @@ DEADLINE = 30
 def start(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-W", "error", PROGRAM, *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -76,7 +76,7 @@ def test_a_signal_during_the_fork_reaches_the_process_it_was_sent_to_and_no_othe
     assert output("signals").splitlines() == ["child SIGHUP", "parent's queue in the child []", "parent SIGTERM"]
 
 
-def test_a_fork_beside_other_threads_is_refused_by_name_and_works_once_they_have_ended() -> None:
+def test_a_fork_beside_other_threads_is_refused_by_name_and_waits_for_one_that_is_ending() -> None:
     refused, then = output("threads").splitlines()
     assert "scraper" in refused
     assert "unknown to threading" in refused

@@ -97,8 +97,14 @@ def test_closing_ends_the_sleep_locks(dsn: str, connect: Connect) -> None:
 
 
 def test_a_lost_connection_wakes_the_selector_and_is_told_as_an_outage(listener: Listener, connect: Connect) -> None:
-    connect().execute("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'pgworker listener'")
+    connect().execute(
+        "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'pgworker listener'"
+    )
     with pytest.raises(psycopg.OperationalError) as lost:
-        while select.select([listener], [], [], 10)[0]:
-            listener.read()
+        read_on(listener)
     assert is_outage(lost.value)
+
+
+def read_on(listener: Listener) -> None:
+    while select.select([listener], [], [], 10)[0]:
+        listener.read()

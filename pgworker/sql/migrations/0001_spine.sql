@@ -45,11 +45,11 @@ create table pgworker.jobs (
     max_attempts    smallint not null check (max_attempts > 0),
     queue           text not null check (length(queue) between 1 and 128 and queue !~ '[^A-Za-z0-9_.:-]'),
     task            text not null check (length(task) between 1 and 256 and task !~ '[^A-Za-z0-9_.:-]'),
-    payload         jsonb not null check (jsonb_typeof(payload) = 'object' and pg_column_size(payload) <= 2 * 1024 * 1024),
+    payload         jsonb not null check (jsonb_typeof(payload) = 'object' and pg_column_size(payload) <= 8 * 1024 * 1024),
     org_id          text check (length(org_id) between 1 and 256),
     unique_key      text check (length(unique_key) between 1 and 512),
     concurrency_key text check (length(concurrency_key) between 1 and 512),
-    headers         jsonb check (jsonb_typeof(headers) = 'object' and pg_column_size(headers) <= 65536)
+    headers         jsonb check (jsonb_typeof(headers) = 'object' and pg_column_size(headers) <= 512 * 1024)
 ) partition by range (id);
 create table pgworker.jobs_default partition of pgworker.jobs default;
 
@@ -163,7 +163,7 @@ declare
     child text;
     made boolean := false;
 begin
-    perform pg_advisory_xact_lock(1885828977, hashtext('create_partition'));
+    perform pg_advisory_xact_lock(1885828976, 0);
     foreach parent in array array['jobs', 'job_executions'] loop
         child := parent || '_' || to_char(day, 'YYYYMMDD');
         continue when to_regclass('pgworker.' || child) is not null;
@@ -230,14 +230,22 @@ begin
     return stored;
 end $$;
 
+-- Sleepers share the lock. Who gets it alone knows that there is none; who can share it while it can't be had alone,
+-- that there is one. Neither: another enqueuer is asking this very moment, so ask again, and in doubt notify.
 create function pgworker.somebody_sleeps(queue text) returns boolean
     language plpgsql volatile set search_path = pg_catalog, pg_temp
 as $$
 begin
-    if pg_try_advisory_lock(1885828977, hashtext(queue)) then
-        perform pg_advisory_unlock(1885828977, hashtext(queue));
-        return false;
-    end if;
+    for attempt in 1..10 loop
+        if pg_try_advisory_lock(1885828977, hashtext(queue)) then
+            perform pg_advisory_unlock(1885828977, hashtext(queue));
+            return false;
+        end if;
+        if pg_try_advisory_lock_shared(1885828977, hashtext(queue)) then
+            perform pg_advisory_unlock_shared(1885828977, hashtext(queue));
+            return true;
+        end if;
+    end loop;
     return true;
 end $$;
 

@@ -1,7 +1,7 @@
 -- Give the tail of a lease, from position `first` on, back to job_queue: not started, not charged, where it stood before.
 -- FOR UPDATE: a settle that comes after it finds the tail gone. SKIP LOCKED: a settle under way is not waited for.
 -- From position 1 the lease itself goes. Jobs cancelled meanwhile are recorded instead of requeued.
--- Always one row or more: `leases` is 0 when there was nothing to release; the other columns tell the lanes.
+-- Always one row or more. `is_busy`: the lease is there, but locked. The other columns tell the lanes.
 with lease as materialized (
     select * from pgworker.job_leases where lease_id = %(lease_id)s::uuid for update skip locked
 ), back as materialized (
@@ -29,7 +29,8 @@ with lease as materialized (
     from back, lease where back.is_cancelled
     on conflict (job_id, execution) do nothing
 )
-select found.leases, lane.queue, lane.priority, lane.run_at, lane.job_id, coalesce(lane.jobs, 0) as jobs
-from (select count(*) as leases from lease) as found
+select found.is_busy, lane.queue, lane.priority, lane.run_at, lane.job_id, lane.jobs
+from (select not exists (select from lease)
+             and exists (select from pgworker.job_leases where lease_id = %(lease_id)s::uuid) as is_busy) as found
 left join (select queue, priority, min(run_at) as run_at, min(job_id::text)::uuid as job_id, count(*) as jobs
            from requeued group by queue, priority) as lane on true

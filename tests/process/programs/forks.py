@@ -1,4 +1,5 @@
 """Scenarios of fork_child, each run in a process of its own: `python forks.py SCENARIO [ARGUMENT]`."""
+# ruff: noqa: T201 - a scenario reports by printing
 
 from __future__ import annotations
 
@@ -13,6 +14,8 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
 
 from pgworker.linux.fork import fork_child
 from pgworker.linux.pidfd import open_pidfd
@@ -40,9 +43,10 @@ def is_open(fd: int) -> bool:
 
 def signal_mask(name: str) -> list[str]:
     """The kernel's own view of our signals, out of /proc/self/status."""
-    with open("/proc/self/status") as status:
-        bits = next(int(line.split()[1], 16) for line in status if line.startswith(name + ":"))
-    return [signal.Signals(number).name for number in range(1, 65) if bits >> (number - 1) & 1]
+    status = Path("/proc/self/status").read_text().splitlines()
+    bits = next(int(line.split()[1], 16) for line in status if line.startswith(name + ":"))
+    # Signals' members only: 32 and 33 are the C library's own, and its posix_spawn leaves them ignored.
+    return [number.name for number in signal.Signals if bits >> (number - 1) & 1]
 
 
 def death_signal() -> int:
@@ -56,9 +60,6 @@ def state() -> None:
     queue = SignalQueue()
     queue.install(QUEUED)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    selector = selectors.DefaultSelector()
-    selector.register(queue, selectors.EVENT_READ)
-    litter = [selector, *socket.socketpair(), open("/dev/null")]
     reader, writer = os.pipe()
 
     def run() -> int:
@@ -75,11 +76,13 @@ def state() -> None:
         os.write(writer, json.dumps(report).encode())
         return 0
 
-    pid = fork(run, keep=(writer,), blocked=(signal.SIGTERM,))
-    assert exit_code(pid) == 0
+    with ExitStack() as inherited:
+        inherited.enter_context(selectors.DefaultSelector()).register(queue, selectors.EVENT_READ)
+        inherited.enter_context(Path("/dev/null").open())
+        for end in socket.socketpair():
+            inherited.enter_context(end)
+        assert exit_code(fork(run, keep=(writer,), blocked=(signal.SIGTERM,))) == 0
     print(os.read(reader, 65536).decode())
-    for opened in litter:
-        opened.close()
 
 
 def parent_unharmed() -> None:
@@ -117,25 +120,24 @@ def garbage() -> None:
 
 def killed_parent(death: str) -> None:
     """A child that tells what it sees of its parent's death; the test kills the parent after `ready`."""
-    number = getattr(signal, death, None)
     lifeline, held = os.pipe()
+    never, open_for_ever = os.pipe()
 
     def run() -> int:
         queue = SignalQueue()
         queue.install([signal.SIGUSR2])
-        print("ready", flush=True)
-        ends: list[object] = [queue] if number == signal.SIGUSR2 else [lifeline]
-        if number == signal.SIGKILL:
-            signal.pause()
         with selectors.DefaultSelector() as selector:
-            selector.register(ends[0], selectors.EVENT_READ)  # type: ignore[arg-type]
-            assert selector.select(30)
+            end = {"SIGKILL": never, "SIGUSR2": queue.fileno(), "none": lifeline}[death]
+            selector.register(end, selectors.EVENT_READ)
+            print("ready", flush=True)
+            assert selector.select(30), "nothing told of the parent's death"
         print("outlived it", *[caught.name for caught in queue.drain()], flush=True)
         return 0
 
-    assert is_open(held)
-    fork_child(run, keep_fds=[lifeline], death_signal=number, blocked=[signal.SIGUSR2])
+    number = getattr(signal, death, None)
+    fork_child(run, keep_fds=[lifeline, never, open_for_ever], death_signal=number, blocked=[signal.SIGUSR2])
     signal.pause()
+    os.close(held)  # not reached: it closes with this process
 
 
 def parent_dies_first(death: str) -> None:
@@ -160,6 +162,11 @@ def parent_dies_first(death: str) -> None:
     fork_child(run, keep_fds=[], death_signal=getattr(signal, death), blocked=[signal.SIGUSR2])
 
 
+def signal_itself(*numbers: signal.Signals) -> None:
+    for number in numbers:
+        os.kill(os.getpid(), number)
+
+
 def signals() -> None:
     """TERM reaches the parent inside fork(), HUP and INT reach the child before the recipe has done anything."""
     parent = os.getpid()
@@ -167,7 +174,7 @@ def signals() -> None:
     queue.install(QUEUED)
     os.register_at_fork(
         before=lambda: os.kill(parent, signal.SIGTERM),
-        after_in_child=lambda: [os.kill(os.getpid(), number) for number in (signal.SIGHUP, signal.SIGINT)],
+        after_in_child=lambda: signal_itself(signal.SIGHUP, signal.SIGINT),
     )
 
     def run() -> int:
@@ -184,7 +191,7 @@ def signals() -> None:
 
 
 def threads() -> None:
-    """A fork with a thread of each kind alive, and one right after they have ended."""
+    """A fork with a thread of each kind alive, and one with a thread about to end."""
     release = threading.Event()
     lock = _thread.allocate_lock()
     lock.acquire()
@@ -198,6 +205,7 @@ def threads() -> None:
     release.set()
     named.join()
     lock.release()
+    threading.Timer(0.02, int).start()
     print("then", exit_code(fork(lambda: 0)))
 
 

@@ -1,0 +1,234 @@
+"""The App: which tasks there are, and the connections that their jobs are enqueued through when no other is named."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Concatenate, Protocol, overload
+from uuid import UUID
+
+from pgworker.app.arguments import arguments_of, named_arguments, refuse_coroutine
+from pgworker.app.context import Context
+from pgworker.app.options import ShouldRetry, task_options
+from pgworker.app.producer import Producer, SyncTarget, check_target, enqueue_on
+from pgworker.app.task import P, R, Task
+from pgworker.config.sources import resolve_dsn
+from pgworker.errors import ConfigurationError, InvalidJob, RegistrationError
+from pgworker.model.job import DEFAULT_PRIORITY, DEFAULT_QUEUE, Job, JobRequest
+from pgworker.model.names import check_task
+from pgworker.model.retry import DEFAULT_MAX_ATTEMPTS, DEFAULT_TIMEOUT, Backoff
+
+_DEFAULT_BACKOFF = Backoff()
+
+
+class Handler(Protocol):
+    """An object that handles the jobs of one task. Its arguments are in `job.payload`, by name."""
+
+    @property
+    def name(self) -> str: ...
+    def handle(self, job: Job, ctx: Context, /) -> Any: ...
+
+
+class Registrar(Protocol):
+    """What `@app.task(...)` with options is: a decorator of functions with and without a Context."""
+
+    @overload
+    def __call__(self, function: Callable[Concatenate[Context, P], R], /) -> Task[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
+
+
+class App:
+    """The tasks of an application, each under its name.
+
+    `dsn` is what libpq takes, or `embedded:DIR`; without it PGWORKER_DSN or DATABASE_URL, read at first use. Nothing
+    is connected before a job is enqueued without a connection.
+    """
+
+    def __init__(self, dsn: str | None = None) -> None:
+        self._given_dsn = dsn
+        self._tasks: dict[str, Task[..., Any]] = {}
+        self._producer = Producer(lambda: self.dsn)
+
+    @property
+    def dsn(self) -> str:
+        """Where the jobs are. ConfigurationError if nothing says so."""
+        found = resolve_dsn(self._given_dsn, os.environ)
+        if found is None:
+            raise ConfigurationError(
+                "no database is named: set PGWORKER_DSN (or DATABASE_URL), or write App(dsn=...); "
+                "`embedded:DIR` means the private server in DIR"
+            )
+        return found
+
+    @property
+    def tasks(self) -> Mapping[str, Task[..., Any]]:
+        """The tasks by name, to read only."""
+        return MappingProxyType(self._tasks)
+
+    @overload
+    def task(self, function: Callable[Concatenate[Context, P], R], /) -> Task[P, R]: ...
+    @overload
+    def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
+    @overload
+    def task(
+        self,
+        function: None = None,
+        /,
+        *,
+        name: str | None = None,
+        queue: str = DEFAULT_QUEUE,
+        max_attempts: int = DEFAULT_MAX_ATTEMPTS,
+        timeout: float | timedelta | None = DEFAULT_TIMEOUT,
+        backoff: Backoff = _DEFAULT_BACKOFF,
+        discard_on: tuple[type[BaseException], ...] = (),
+        should_retry: ShouldRetry | None = None,
+        priority: int = DEFAULT_PRIORITY,
+    ) -> Registrar: ...
+    def task(
+        self,
+        function: Callable[..., Any] | None = None,
+        /,
+        *,
+        name: str | None = None,
+        queue: str = DEFAULT_QUEUE,
+        max_attempts: int = DEFAULT_MAX_ATTEMPTS,
+        timeout: float | timedelta | None = DEFAULT_TIMEOUT,
+        backoff: Backoff = _DEFAULT_BACKOFF,
+        discard_on: tuple[type[BaseException], ...] = (),
+        should_retry: ShouldRetry | None = None,
+        priority: int = DEFAULT_PRIORITY,
+    ) -> Any:
+        """Register a function as a task: `@app.task`, or `@app.task(queue="mail", ...)`.
+
+        `name` is by default the module's and the function's. `timeout` is in seconds or a timedelta, None: none.
+        An error in `discard_on`, or for which `should_retry(job, error)` is false, is not retried.
+        RegistrationError: the name is taken or can't be one, an option can't be, or the function can't be called from
+        a payload.
+        """
+        options = task_options(
+            queue=queue,
+            max_attempts=max_attempts,
+            timeout=timeout,
+            backoff=backoff,
+            discard_on=discard_on,
+            should_retry=should_retry,
+            priority=priority,
+        )
+
+        def register(function: Callable[..., Any]) -> Task[..., Any]:
+            _refuse_what_is_no_function(function)
+            own_name = _check_name(_default_name(function) if name is None else name)
+            return self._add(Task(own_name, function, options, arguments_of(function, own_name), self._producer))
+
+        return register if function is None else register(function)
+
+    def register(
+        self,
+        handler: Handler,
+        *,
+        queue: str = DEFAULT_QUEUE,
+        max_attempts: int = DEFAULT_MAX_ATTEMPTS,
+        timeout: float | timedelta | None = DEFAULT_TIMEOUT,
+        backoff: Backoff = _DEFAULT_BACKOFF,
+        discard_on: tuple[type[BaseException], ...] = (),
+        should_retry: ShouldRetry | None = None,
+        priority: int = DEFAULT_PRIORITY,
+    ) -> Task[..., Any]:
+        """Register an object with `name` and `handle(job, ctx)` as a task. Options and errors as of `task`."""
+        options = task_options(
+            queue=queue,
+            max_attempts=max_attempts,
+            timeout=timeout,
+            backoff=backoff,
+            discard_on=discard_on,
+            should_retry=should_retry,
+            priority=priority,
+        )
+        name = _check_handler(handler)
+        arguments = named_arguments(name)
+        return self._add(Task(name, handler.handle, options, arguments, self._producer, takes_job=True))
+
+    def enqueue_many(self, requests: Iterable[JobRequest], connection: SyncTarget | None = None) -> list[UUID]:
+        """Store jobs, a thousand per statement, and return their ids in order.
+
+        All of them or none, in the transaction of `connection`, a psycopg connection or cursor, or in one of its own.
+        InvalidJob for a job that PostgreSQL refuses.
+        """
+        jobs = list(requests)
+        for job in jobs:
+            if not isinstance(job, JobRequest):
+                raise TypeError(f"enqueue_many takes jobs as made by task.job(...), not {type(job).__qualname__}")
+        if connection is None:
+            return self._producer.enqueue(jobs)
+        check_target(connection)
+        return enqueue_on(connection, jobs)
+
+    def close(self) -> None:
+        """Close the App's own connections, if there are any. The next enqueue without a connection opens them again."""
+        self._producer.close()
+
+    def _add(self, task: Task[..., Any]) -> Task[..., Any]:
+        if task.name in self._tasks:
+            raise RegistrationError(f"a task named {task.name} is registered already; pass another one with name=...")
+        self._tasks[task.name] = task
+        return task
+
+
+def _refuse_what_is_no_function(function: object) -> None:
+    if isinstance(function, Task):
+        raise RegistrationError(f"{function.name} is a task already; decorate a function only once")
+    if not callable(function) or isinstance(function, type):
+        raise RegistrationError(
+            f"@app.task takes a function, not {function!r:.60}; options are named, as in @app.task(name=...), "
+            "and an object with name and handle(job, ctx) goes to app.register"
+        )
+
+
+def _default_name(function: Callable[..., Any]) -> str:
+    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
+    if not module or not name:
+        raise RegistrationError(f"{function!r:.60} has no name of its own; pass one with name=...")
+    return f"{_module_of_program() if module == '__main__' else module}.{name}"
+
+
+def _module_of_program() -> str:
+    """The name under which a worker imports the program that is running: jobs of `__main__` would wait for ever."""
+    program = sys.modules["__main__"]
+    spec = getattr(program, "__spec__", None)
+    if spec is not None:
+        return str(spec.name).removesuffix(".__main__")
+    file = getattr(program, "__file__", None)
+    return Path(file).stem if file else "__main__"
+
+
+def _check_name(name: object) -> str:
+    try:
+        return check_task(name)
+    except InvalidJob as problem:
+        where = isinstance(name, str) and ("<locals>" in name or "<lambda>" in name)
+        raise RegistrationError(
+            f"{name!r} is no name that a worker could find again; pass one with name=..." if where else str(problem)
+        ) from None
+
+
+def _check_handler(handler: object) -> str:
+    """Its name. RegistrationError unless it has `name` and `handle(job, ctx)`."""
+    handle, name = getattr(handler, "handle", None), getattr(handler, "name", None)
+    if isinstance(handler, type):
+        raise RegistrationError(f"app.register takes an object; write app.register({handler.__qualname__}())")
+    if not callable(handle) or not isinstance(name, str):
+        raise RegistrationError(
+            f"app.register takes an object with a string `name` and a method handle(job, ctx), not {handler!r:.60}"
+        )
+    refuse_coroutine(handle, _check_name(name))
+    try:
+        inspect.signature(handle).bind(None, None)
+    except TypeError:
+        raise RegistrationError(f"task {name}: its method must be handle(self, job, ctx)") from None
+    return name

@@ -1,0 +1,156 @@
+"""What a handler learns about the execution it is, when its first parameter is a `Context`."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Final
+from uuid import UUID
+
+from pgworker.db.connect import Connection
+from pgworker.errors import Cancelled
+from pgworker.model.job import Job
+from pgworker.model.state import CancelReason
+from pgworker.observe import logs
+
+_POLL: Final = 0.05
+"""Seconds between two looks at the cancel flag, which is a word in shared memory that nothing can wait for."""
+
+_WORDS: Final = {
+    CancelReason.NONE: "not cancelled",
+    CancelReason.CANCELLED: "the job was cancelled",
+    CancelReason.DEADLINE: "the job's time is up",
+    CancelReason.LEASE_LOST: "the job's lease is lost",
+    CancelReason.SHUTDOWN: "the worker is shutting down",
+}
+
+
+class Context:
+    """One execution of a job. Made by the worker; asks nobody until a handler does.
+
+    `cancel_seen` is True once the handler has learned here that it is to stop.
+    """
+
+    __slots__ = (
+        "_cancel_reason",
+        "_deadline_ns",
+        "_job",
+        "_lease_id",
+        "_logger",
+        "_make_job",
+        "_position",
+        "_transaction",
+        "_transaction_entered",
+        "cancel_seen",
+    )
+
+    def __init__(
+        self,
+        *,
+        make_job: Callable[[], Job],
+        lease_id: UUID,
+        position: int,
+        deadline_ns: int,
+        cancel_reason: Callable[[], CancelReason],
+        transaction: Callable[[], AbstractContextManager[Connection]],
+    ) -> None:
+        """`deadline_ns` is on the monotonic clock, 0 means none. `make_job` is called once, if ever."""
+        self._make_job = make_job
+        self._lease_id = lease_id
+        self._position = position
+        self._deadline_ns = deadline_ns
+        self._cancel_reason = cancel_reason
+        self._transaction = transaction
+        self._transaction_entered = False
+        self._job: Job | None = None
+        self._logger: _JobLogger | None = None
+        self.cancel_seen = False
+
+    @property
+    def job(self) -> Job:
+        """The job as it was claimed."""
+        if self._job is None:
+            self._job = self._make_job()
+        return self._job
+
+    @property
+    def idempotency_key(self) -> str:
+        """The job's id: the same in every execution, for outside services that drop what they have already done."""
+        return str(self.job.id)
+
+    @property
+    def execution_id(self) -> str:
+        """The lease and the position in it: never the same twice, for fencing and logs."""
+        return f"{self._lease_id}:{self._position}"
+
+    @property
+    def deadline(self) -> float | None:
+        """Seconds left, 0.0 when they are over; None if the job has no timeout."""
+        if not self._deadline_ns:
+            return None
+        return max(0.0, (self._deadline_ns - time.monotonic_ns()) / 1e9)
+
+    @property
+    def cancel_reason(self) -> CancelReason:
+        """Why this execution is to stop; NONE while it is not."""
+        reason = self._cancel_reason()
+        if reason is not CancelReason.NONE:
+            self.cancel_seen = True
+        return reason
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether this execution is to stop. A handler that read True and returns counts as cancelled."""
+        return self.cancel_reason is not CancelReason.NONE
+
+    def raise_if_cancelled(self) -> None:
+        """Raise Cancelled if this execution is to stop."""
+        reason = self.cancel_reason
+        if reason is not CancelReason.NONE:
+            raise Cancelled(_WORDS[reason])
+
+    def wait_cancelled(self, timeout: float) -> bool:
+        """Sleep `timeout` seconds, or until this execution is to stop: True, within 50 ms."""
+        ends = time.monotonic() + timeout
+        while not self.cancelled:
+            left = ends - time.monotonic()
+            if left <= 0:
+                return False
+            time.sleep(min(left, _POLL))
+        return True
+
+    @property
+    def logger(self) -> logging.LoggerAdapter[logging.Logger]:
+        """Logs with the fields job, execution and task, and those in `extra={"fields": {...}}`."""
+        if self._logger is None:
+            job = self.job
+            fields = {"job": job.id, "execution": job.execution, "task": job.task}
+            self._logger = _JobLogger(logs.logger("task"), fields)
+        return self._logger
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """A transaction whose commit records this job's success with whatever was written in it.
+
+        Enter it once, as the last thing the handler does. RuntimeError: it was entered before.
+        """
+        if self._transaction_entered:
+            raise RuntimeError("ctx.transaction() can be entered only once: its commit is the success of the job")
+        self._transaction_entered = True
+        with self._transaction() as connection:
+            yield connection
+
+
+class _JobLogger(logging.LoggerAdapter[logging.Logger]):
+    """The standard adapter replaces the `extra` of a call; this one adds to it."""
+
+    def __init__(self, logger: logging.Logger, fields: Mapping[str, object]) -> None:
+        super().__init__(logger, logs.fields(**fields))
+        self.fields = fields
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        given = kwargs.get("extra") or {}
+        kwargs["extra"] = {**given, "fields": {**given.get("fields", {}), **self.fields}}
+        return msg, kwargs

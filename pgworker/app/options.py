@@ -1,0 +1,195 @@
+"""The options of tasks and jobs: what is allowed, told in a sentence to whoever wrote something else.
+
+Each check takes a value and the error to raise, since a task is refused with another one than a job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import Any, Final, TypeGuard
+from uuid import UUID
+
+from pgworker.errors import InvalidJob, InvalidPayload, PgworkerError, RegistrationError
+from pgworker.model import names
+from pgworker.model.durations import seconds
+from pgworker.model.job import Job
+from pgworker.model.payload import encode_payload
+from pgworker.model.retry import Backoff
+
+MAX_ATTEMPTS: Final = 32_767
+MAX_ORG_LENGTH: Final = 256
+MAX_HEADERS_BYTES: Final = 4096
+"""As JSON. The database allows 64 KiB as jsonb, which takes up to twelve times the room of the text."""
+
+Refusal = type[PgworkerError]
+ShouldRetry = Callable[[Job, BaseException], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskOptions:
+    """How the jobs of a task are run. `timeout` is in seconds, None means none."""
+
+    queue: str
+    priority: int
+    max_attempts: int
+    timeout: float | None
+    backoff: Backoff
+    discard_on: tuple[type[BaseException], ...]
+    should_retry: ShouldRetry | None
+
+
+def task_options(
+    *,
+    queue: str,
+    priority: int,
+    max_attempts: int,
+    timeout: float | timedelta | None,
+    backoff: Backoff,
+    discard_on: tuple[type[BaseException], ...],
+    should_retry: ShouldRetry | None,
+) -> TaskOptions:
+    """The options, checked. RegistrationError for one that can't be."""
+    return TaskOptions(
+        queue=_queue(queue, RegistrationError),
+        priority=_priority(priority, RegistrationError),
+        max_attempts=_max_attempts(max_attempts, RegistrationError),
+        timeout=_timeout(timeout, RegistrationError),
+        backoff=_backoff(backoff),
+        discard_on=_discard_on(discard_on),
+        should_retry=_should_retry(should_retry),
+    )
+
+
+def job_options(given: Mapping[str, object]) -> dict[str, Any]:
+    """The fields of a JobRequest for these options of a job. InvalidJob for one that can't be."""
+    return {name: _OF_JOBS[name](value, InvalidJob) for name, value in given.items()}
+
+
+def _queue(value: object, error: Refusal) -> str:
+    try:
+        return names.check_queue(value)
+    except InvalidJob as problem:
+        raise error(str(problem)) from None
+
+
+def _priority(value: object, error: Refusal) -> int:
+    if not _is_int(value) or not 0 <= value <= 9:
+        raise error(f"priority must be a whole number from 0 to 9, where 9 runs first, not {_shown(value)}")
+    return value
+
+
+def _max_attempts(value: object, error: Refusal) -> int:
+    if not _is_int(value) or not 1 <= value <= MAX_ATTEMPTS:
+        raise error(f"max_attempts must be a whole number from 1 to {MAX_ATTEMPTS}, not {_shown(value)}")
+    return value
+
+
+def _timeout(value: object, error: Refusal) -> float | None:
+    if value is None:
+        return None
+    limit = seconds(value, "timeout", error=error)
+    if limit < 0.001:
+        raise error("timeout must be at least a millisecond; timeout=None means that the job may run for ever")
+    return limit
+
+
+def _run_at(value: object, error: Refusal) -> datetime | None:
+    if value is None:
+        return None
+    if not isinstance(value, datetime) or value.utcoffset() is None:
+        what = "a datetime without a time zone" if isinstance(value, datetime) else type(value).__name__
+        raise error(f"run_at must be an aware datetime such as datetime.now(timezone.utc) + delay, not {what}")
+    try:
+        moment = value.astimezone(timezone.utc)
+    except OverflowError:
+        moment = datetime.max.replace(tzinfo=timezone.utc)
+    if moment.year >= 9999:  # some time zone would print it with a year that Python can't read back
+        raise error("run_at must be before the year 9999")
+    return value
+
+
+def _org_id(value: object, error: Refusal) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or not 1 <= len(value) <= MAX_ORG_LENGTH:
+        raise error(f"org_id must be a string of 1 to {MAX_ORG_LENGTH} characters, not {_shown(value)}")
+    if "\0" in value or not _is_text(value):
+        raise error("org_id must not have the character U+0000 or lone surrogates, which PostgreSQL can't store")
+    return value
+
+
+def _headers(value: object, error: Refusal) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise error(f"headers must be a mapping of names to values, not {type(value).__name__}")
+    try:
+        text = encode_payload(value)
+    except InvalidPayload as problem:
+        raise error(f"headers: {problem}") from None
+    if len(text) > MAX_HEADERS_BYTES:
+        raise error(f"headers must have at most {MAX_HEADERS_BYTES} bytes as JSON, not {len(text)}")
+    return text.decode()
+
+
+def _id(value: object, error: Refusal) -> UUID | None:
+    if value is None:
+        return None
+    if not isinstance(value, UUID) or value.version != 7:
+        raise error(f"id must be a uuid.UUID of version 7, not {_shown(value)}; leave it out to have one made")
+    return value
+
+
+def _backoff(value: object) -> Backoff:
+    if not isinstance(value, Backoff):
+        raise RegistrationError(f"backoff must be a Backoff such as Backoff(base=1, cap=30), not {_shown(value)}")
+    return value
+
+
+def _discard_on(value: object) -> tuple[type[BaseException], ...]:
+    if not isinstance(value, tuple) or not all(
+        isinstance(kind, type) and issubclass(kind, BaseException) for kind in value
+    ):
+        raise RegistrationError(
+            f"discard_on must be a tuple of exception classes such as (LookupError,), not {_shown(value)}"
+        )
+    return value
+
+
+def _should_retry(value: ShouldRetry | None) -> ShouldRetry | None:
+    if value is not None and not callable(value):
+        raise RegistrationError(f"should_retry must be a function of job and error, not {_shown(value)}")
+    return value
+
+
+def _is_int(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _shown(value: object) -> str:
+    """The value where that is short and safe to print, else its type."""
+    if isinstance(value, str | int | float | UUID | type(None)) and len(text := ascii(value)) <= 40:
+        return text
+    return type(value).__name__
+
+
+_OF_JOBS: Final[Mapping[str, Callable[[object, Refusal], Any]]] = {
+    "queue": _queue,
+    "priority": _priority,
+    "max_attempts": _max_attempts,
+    "timeout": _timeout,
+    "run_at": _run_at,
+    "org_id": _org_id,
+    "headers": _headers,
+    "id": _id,
+}

@@ -1,0 +1,143 @@
+"""`pgworker dead-letters`: list, requeue, discard."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import UUID
+
+import click
+
+from pgworker.cli.database import open_database
+from pgworker.cli.options import dsn_option, filter_options, json_option, whole_uuid
+from pgworker.cli.output import Column, duration, print_json, print_table
+from pgworker.errors import JobNotFound
+
+if TYPE_CHECKING:
+    from pgworker.db.connect import Connection
+    from pgworker.lifecycle.dead_letters import DeadLetter
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_Move = Callable[["Connection", Sequence[UUID]], list[UUID]]
+
+_COLUMNS = (
+    Column("ID"),
+    Column("TASK", shrinks=True),
+    Column("FAILED", right=True),
+    Column("DIED", right=True),
+    Column("WHY", shrinks=True),
+)
+
+
+@click.group("dead-letters")
+def dead_letters() -> None:
+    """Jobs that used up their attempts or failed for good."""
+
+
+def _chosen(command: _Command) -> _Command:
+    """ID..., or --all with filters."""
+    command = click.option("everything", "--all", is_flag=True, help="All of them, or those that -q and --task leave.")(
+        command
+    )
+    command = filter_options(command)
+    return click.argument("job_ids", type=whole_uuid, nargs=-1, metavar="[ID]...")(command)
+
+
+@dead_letters.command("list")
+@filter_options
+@click.option("--limit", type=click.IntRange(1, 100_000), default=20, show_default=True, metavar="N")
+@json_option
+@dsn_option
+def list_(queue: str | None, task: str | None, limit: int, as_json: bool, dsn: str | None) -> None:
+    """The latest first, and why each was given up."""
+    with open_database(dsn, "dead-letters list") as connection:
+        from pgworker.inspection.database import read_clock
+        from pgworker.lifecycle.dead_letters import list_dead_letters
+
+        found = list_dead_letters(connection, queue=queue, task=task, limit=limit)
+        now = read_clock(connection)
+    if as_json:
+        for letter in found:
+            print_json(_as_json(letter))
+    elif found:
+        print_table(_COLUMNS, [_row(letter, now) for letter in found])
+    else:
+        click.echo("no such dead letters", err=True)
+
+
+@dead_letters.command()
+@_chosen
+@dsn_option
+def requeue(job_ids: tuple[UUID, ...], everything: bool, queue: str | None, task: str | None, dsn: str | None) -> None:
+    """Run them again at once, with their failures counted from 0."""
+    _require_choice(job_ids, everything, queue, task)
+    with open_database(dsn, "dead-letters requeue") as connection:
+        from pgworker.lifecycle.dead_letters import requeue_dead_letters
+
+        _move(connection, requeue_dead_letters, "requeued", job_ids, queue, task)
+
+
+@dead_letters.command()
+@_chosen
+@dsn_option
+def discard(job_ids: tuple[UUID, ...], everything: bool, queue: str | None, task: str | None, dsn: str | None) -> None:
+    """Give them up for good: their jobs count as cancelled."""
+    _require_choice(job_ids, everything, queue, task)
+    with open_database(dsn, "dead-letters discard") as connection:
+        from pgworker.lifecycle.dead_letters import discard_dead_letters
+
+        _move(connection, discard_dead_letters, "discarded", job_ids, queue, task)
+
+
+def _require_choice(job_ids: Sequence[UUID], everything: bool, queue: str | None, task: str | None) -> None:
+    if not job_ids and not everything:
+        raise click.UsageError("name the ids of dead letters, or give --all")
+    if job_ids and (everything or queue or task):
+        raise click.UsageError("give either ids, or --all with -q and --task")
+
+
+def _move(
+    connection: Connection, move: _Move, done: str, job_ids: Sequence[UUID], queue: str | None, task: str | None
+) -> None:
+    if not job_ids:
+        print(f"{done} {_move_all(connection, move, queue, task)}")
+        return
+    moved = set(move(connection, job_ids))
+    print(f"{done} {len(moved)}")
+    missing = [str(job_id) for job_id in dict.fromkeys(job_ids) if job_id not in moved]
+    if missing:
+        raise JobNotFound(f"not among the dead letters: {', '.join(missing)}")
+
+
+def _move_all(connection: Connection, move: _Move, queue: str | None, task: str | None) -> int:
+    """From the latest back in time, so that what is requeued and dies again meanwhile doesn't come round for ever."""
+    from pgworker.inspection.dead_letters import find_dead_letters
+
+    moved = 0
+    until: datetime | None = None
+    while batch := find_dead_letters(connection, queue=queue, task=task, until=until):
+        moved += len(move(connection, [job_id for job_id, _ in batch]))
+        until = batch[-1][1]
+    return moved
+
+
+def _row(letter: DeadLetter, now: datetime) -> list[str]:
+    died = duration((now - letter.died_at).total_seconds())
+    return [str(letter.job_id), letter.task, f"{letter.failures}/{letter.max_attempts}", died, _why(letter)]
+
+
+def _why(letter: DeadLetter) -> str:
+    error = json.loads(letter.error) if letter.error else None
+    if isinstance(error, dict) and error.get("type"):
+        return f"{error['type']}: {error.get('message', '')}"
+    return letter.cause or letter.outcome
+
+
+def _as_json(letter: DeadLetter) -> dict[str, Any]:
+    import msgspec
+
+    error = None if letter.error is None else msgspec.Raw(letter.error.encode())
+    return {**dataclasses.asdict(letter), "payload": msgspec.Raw(letter.payload.encode()), "error": error}

@@ -1,0 +1,123 @@
+"""All that is known about one job, as lines for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from pgworker.cli.output import duration, printable
+
+if TYPE_CHECKING:
+    from pgworker.inspection.jobs import ClaimRecord, ExecutionRecord, JobDetail
+
+_LONGEST = 2000
+"""Characters of a payload, result or message; `--json` has all of it."""
+
+
+def job_page(detail: JobDetail) -> Iterator[str]:
+    """The job itself, then its executions, the latest first, then the stack of the latest error."""
+    for name, value in _facts(detail):
+        yield f"{name:<10}  {printable(_clip(value))}"
+    for ended in detail.executions:
+        yield ""
+        yield from _execution(ended, detail.job.seen_at)
+    if detail.executions and detail.executions[-1].execution > 1:
+        yield ""
+        yield f"({detail.executions[-1].execution - 1} earlier executions are not shown)"
+    yield from _stack(detail.executions)
+
+
+def _facts(detail: JobDetail) -> Iterator[tuple[str, str]]:
+    job = detail.job
+    yield "job", str(job.id)
+    yield "status", job.status + _when(detail)
+    if detail.claim is not None:
+        yield "claimed", _claim(detail.claim, job.seen_at)
+    yield "task", job.task
+    yield "queue", f"{job.queue}, priority {job.priority}"
+    if job.org_id is not None:
+        yield "org", job.org_id
+    yield "enqueued", f"{_time(job.created_at)} ({_ago(job.created_at, job.seen_at)})"
+    yield "failures", f"{detail.failures} of {job.max_attempts} attempts"
+    yield "timeout", "none" if job.timeout is None else duration(job.timeout)
+    yield "payload", job.payload
+    if job.headers is not None:
+        yield "headers", job.headers
+
+
+def _when(detail: JobDetail) -> str:
+    job = detail.job
+    if job.status not in ("pending", "scheduled", "failed"):
+        return ""
+    ahead = (job.run_at - job.seen_at).total_seconds()
+    if ahead <= 0:
+        return f", due since {duration(-ahead)}"
+    return f", {'runs again' if job.status == 'failed' else 'due'} in {duration(ahead)}, at {_time(job.run_at)}"
+
+
+def _claim(claim: ClaimRecord, now: datetime) -> str:
+    parts = [f"{_ago(claim.claimed_at, now)} by {_worker(claim, claim.worker_id)}, as execution {claim.execution}"]
+    if claim.claimed > 1:
+        parts.append(f"number {claim.position} of the {claim.claimed} it claimed together")
+    if claim.cancel_requested:
+        parts.append("asked to stop")
+    if claim.ended_how is not None:
+        parts.append(f"that worker has ended ({claim.ended_how}), and the job is about to be reclaimed")
+    elif claim.expires_at < now:
+        parts.append(f"its lease expired {_ago(claim.expires_at, now)}, and the job is about to be reclaimed")
+    return "; ".join(parts)
+
+
+def _worker(record: ClaimRecord | ExecutionRecord, worker_id: object) -> str:
+    if record.host is None:
+        return f"worker {worker_id}, of which nothing else is known"
+    return f"worker {record.slot} on host {record.host} (pid {record.pid})"
+
+
+def _execution(ended: ExecutionRecord, now: datetime) -> Iterator[str]:
+    ran = (
+        "" if ended.started_at is None else f" after {duration((ended.finished_at - ended.started_at).total_seconds())}"
+    )
+    where = "" if ended.worker_id is None else f", {_worker(ended, ended.worker_id)}"
+    line = f"execution {ended.execution}: {ended.outcome}{ran}, {_ago(ended.finished_at, now)}{where}"
+    yield printable(line)
+    error = _error(ended)
+    if error:
+        yield f"    {printable(_clip(': '.join(filter(None, (error.get('type'), error.get('message'))))))}"
+    if ended.cause is not None:
+        yield f"    {printable(_clip(ended.cause))}"
+    if ended.result is not None:
+        yield f"    result {printable(_clip(ended.result))}"
+
+
+def _stack(executions: list[ExecutionRecord]) -> Iterator[str]:
+    for ended in executions:
+        error = _error(ended)
+        if stack := error.get("traceback") or error.get("stack"):
+            yield ""
+            yield f"stack of execution {ended.execution}:"
+            for line in stack.rstrip().split("\n"):
+                yield f"    {printable(line, lines=True)}"
+            return
+
+
+def _error(ended: ExecutionRecord) -> dict[str, str]:
+    """The texts of a stored error; whoever else writes to the table may have put anything there."""
+    error: Any = None if ended.error is None else json.loads(ended.error)
+    if not isinstance(error, dict):
+        return {} if error is None else {"message": json.dumps(error)}
+    return {name: value for name, value in error.items() if isinstance(value, str)}
+
+
+def _clip(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}… ({len(text) - _LONGEST} characters more: --json)"
+
+
+def _ago(then: datetime, now: datetime) -> str:
+    return f"{duration((now - then).total_seconds())} ago"
+
+
+def _time(moment: datetime) -> str:
+    return f"{moment.astimezone(timezone.utc):%Y-%m-%d %H:%M:%S} UTC"

@@ -1,0 +1,143 @@
+"""The command `pgworker`: which commands there are, and what their errors look like and end with.
+
+Nothing heavy is imported before a command is chosen, so that `--help` and completion are quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from pgworker.cli.output import printable
+from pgworker.errors import EXIT_BUG, EXIT_USAGE, PgworkerError
+
+EXIT_INTERRUPTED = 130
+EXIT_NOT_WRITTEN = 1
+
+_COMMANDS = {
+    "start": "Run a pool of workers on this host.",
+    "demo": "See a pool at work on a private PostgreSQL.",
+    "migrate": "Bring the database to this package's schema.",
+    "enqueue": "Enqueue one job and print its id.",
+    "jobs": "List, show and cancel jobs.",
+    "dead-letters": "List, requeue and discard jobs that were given up.",
+    "status": "Queues, workers and dead letters at a glance.",
+}
+"""The first line of each one's help; the command itself is in the module of its name."""
+
+
+class LazyGroup(click.Group):
+    """Imports the module of a command when the command is used, and not to list it."""
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        name = cmd_name.replace("-", "_")
+        command = getattr(importlib.import_module(f"pgworker.cli.{name}"), name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+def _print_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        print(f"pgworker {_version()}")
+        ctx.exit()
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("pgworker")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Print the version."
+)
+def cli() -> None:
+    """A job runner for Python on PostgreSQL.
+
+    The database: --dsn of each command, else PGWORKER_DSN, else DATABASE_URL.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line (`sys.argv` without its first word if None) and return its exit code."""
+    _accept_any_text()
+    try:
+        result: Any = cli.main(arguments, prog_name="pgworker", standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        return _usage(error)
+    except click.Abort:
+        return EXIT_INTERRUPTED
+    except PgworkerError as error:
+        return _explained(error)
+    except BrokenPipeError:
+        return _unwritten()
+    except Exception as error:  # noqa: BLE001  the last resort: a bug, said as such
+        return _bug(error)
+    return result if isinstance(result, int) else 0
+
+
+def _accept_any_text() -> None:
+    """A terminal or pipe that isn't UTF-8 gets escapes for what it can't show, rather than an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _usage(error: click.ClickException) -> int:
+    if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
+        error.show()  # the help itself
+        return EXIT_USAGE
+    _say(error.format_message())
+    context = getattr(error, "ctx", None)
+    if context is not None:
+        print(f"Try `{context.command_path} --help`.", file=sys.stderr)
+    return EXIT_USAGE
+
+
+def _explained(error: PgworkerError) -> int:
+    _say(str(error))
+    if error.exit_code == EXIT_BUG:
+        _print_traceback(error)
+    return error.exit_code
+
+
+def _bug(error: Exception) -> int:
+    _say(f"this is a bug of pgworker, please report it: {type(error).__name__}: {error}")
+    _print_traceback(error)
+    return EXIT_BUG
+
+
+def _unwritten() -> int:
+    """Whoever read our output has gone, which is no news to anybody. The flush at exit must not try again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return EXIT_NOT_WRITTEN
+
+
+def _say(sentence: str) -> None:
+    print(f"pgworker: {printable(sentence, lines=True)}", file=sys.stderr)
+
+
+def _print_traceback(error: BaseException) -> None:
+    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    print(printable(text.rstrip(), lines=True), file=sys.stderr)

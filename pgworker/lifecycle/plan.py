@@ -1,0 +1,35 @@
+"""Plans: statements of the hot path go by index, whatever the statistics say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from psycopg import Connection
+from psycopg.pq import PipelineStatus, TransactionStatus
+
+from pgworker.sql.load import query
+
+
+@contextmanager
+def by_index(connection: Connection[Any]) -> Iterator[None]:
+    """Statements sent inside are planned for full tables, to the end of their transaction.
+
+    In an open transaction or pipeline one statement more is sent. Otherwise what is sent inside becomes one transaction
+    and one round trip of its own. No session state is left behind.
+    """
+    if _is_under_way(connection):
+        connection.execute(query("plan_by_index"))
+        yield
+    else:
+        with connection.pipeline():
+            connection.execute(query("plan_by_index"))
+            yield
+
+
+def _is_under_way(connection: Connection[Any]) -> bool:
+    return (
+        connection.info.pipeline_status != PipelineStatus.OFF
+        or connection.info.transaction_status == TransactionStatus.INTRANS
+    )

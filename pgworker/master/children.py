@@ -1,0 +1,98 @@
+"""The children of a pool: forked, watched, signalled, reaped. What they run is handed in."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from uuid import uuid4
+
+from pgworker.linux.board import Row
+from pgworker.linux.control import ControlChannel, Shared
+from pgworker.linux.fork import fork_child
+
+RunWorker = Callable[[int], int]
+"""The worker of this index, in the child; returns its exit code."""
+
+RunMonitor = Callable[[ControlChannel], int]
+"""The monitor, in the child, with its end of the control channel; returns its exit code."""
+
+_BLOCKED_UNTIL_READY: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGUSR1)
+
+
+@dataclass(slots=True)
+class WorkerChild:
+    """One place for a worker, and the process in it, if any."""
+
+    row: Row
+    pid: int = 0
+    forked_at: float = 0.0
+    failures: int = 0
+    """How often in a row it ended without finishing a job."""
+    start_at: float = 0.0
+    """When to fork the next one, by the monotonic clock."""
+    awaits_ack: str | None = None
+    """The incarnation whose death the monitor has not recorded yet; until then the row must stay as it is."""
+
+    @property
+    def is_startable(self) -> bool:
+        return self.pid == 0 and self.awaits_ack is None
+
+
+@dataclass(slots=True)
+class MonitorChild:
+    pid: int = 0
+    forked_at: float = 0.0
+    start_at: float = 0.0
+    failures: int = 0
+    channel: ControlChannel | None = field(default=None)
+
+
+class Forker:
+    """Forks workers and monitors from this process, which has one thread and no connection."""
+
+    def __init__(self, shared: Shared, run_worker: RunWorker, run_monitor: RunMonitor) -> None:
+        self._shared = shared
+        self._run_worker = run_worker
+        self._run_monitor = run_monitor
+
+    def fork_worker(self, child: WorkerChild) -> None:
+        """Start a worker in this place, with a new identity and a clean row."""
+        index = child.row.index
+        read, write = self._shared.wakes[index]
+        _empty(read)
+        stack = self._shared.stacks[index]
+        stack.clear()
+        child.row.reset(uuid4(), time.monotonic_ns())
+        child.pid = fork_child(
+            lambda: self._run_worker(index),
+            keep_fds={read, write, stack.fileno(), self._shared.events_out.fileno()},
+            death_signal=signal.SIGKILL,
+            blocked=_BLOCKED_UNTIL_READY,
+        )
+        child.forked_at = time.monotonic()
+        child.row.pid = child.pid
+
+    def fork_monitor(self, child: MonitorChild) -> None:
+        """Start a monitor with a channel of its own."""
+        if child.channel is not None:
+            child.channel.close()
+        ours, theirs = ControlChannel.pair()
+        keep = {theirs.fileno(), self._shared.events_in.fileno(), *(write for _, write in self._shared.wakes)}
+        if self._shared.listening is not None:
+            keep.add(self._shared.listening.fileno())
+        child.pid = fork_child(lambda: self._run_monitor(theirs), keep_fds=keep, death_signal=None, blocked=())
+        theirs.close()
+        child.channel = ours
+        child.forked_at = time.monotonic()
+
+
+def _empty(pipe: int) -> None:
+    """Wake-ups meant for the process before."""
+    try:
+        while os.read(pipe, 4096):
+            pass
+    except BlockingIOError:
+        return

@@ -1,0 +1,103 @@
+"""The kill ladder: a running job that must stop is asked, then its worker is told, then killed.
+
+    flag -> grace -> stack dump -> SIGTERM -> grace -> SIGKILL to the process group
+
+Deadlines and the ends of leases are read off the board, so that a worker that holds its GIL in C is no exception.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from pgworker.linux import stacks
+from pgworker.linux.board import Row, Run
+from pgworker.linux.pidfd import kill_group
+from pgworker.linux.stacks import StackFile
+from pgworker.model.state import CancelReason
+
+LEASE_MARGIN = 5.0
+"""Seconds before the end of a lease that nobody renews at which its running job is asked to stop."""
+
+_DUMP_PATIENCE_NS = 300_000_000  # what Python gets to answer a request for its stacks before C is asked
+SHUTDOWN_GRACE = 2.0
+"""Seconds between the flag and the kill at the end of a drain; they are the last ones of the drain timeout."""
+
+_LEASE_GRACE = 2.5  # seconds: a job without a lease must be gone before its lease is over
+
+
+@dataclass(frozen=True, slots=True)
+class Ladder:
+    """How far the killing of one run has come; times are nanoseconds of the monotonic clock."""
+
+    run: Run
+    reason: CancelReason
+    asked_ns: int
+    dumped_ns: int = 0
+    forced_ns: int = 0
+    term_ns: int = 0
+    killed_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Graces:
+    """Seconds: from the flag to SIGTERM, and from there to SIGKILL."""
+
+    cancel: float
+    term: float
+    lease_ttl: float
+
+    def before_term_ns(self, reason: CancelReason) -> int:
+        if reason is CancelReason.LEASE_LOST:
+            return int(min(self.cancel, _LEASE_GRACE, self.lease_ttl / 4) * 1e9)
+        if reason is CancelReason.SHUTDOWN:
+            return int(SHUTDOWN_GRACE * 1e9)
+        return int(self.cancel * 1e9)
+
+    def before_kill_ns(self, reason: CancelReason) -> int:
+        if reason in (CancelReason.LEASE_LOST, CancelReason.SHUTDOWN):
+            return 0
+        return int(self.term * 1e9)
+
+
+def find_overdue(row: Row, run: Run, now_ns: int, lease_ttl: float) -> CancelReason:
+    """Why this run must stop by now: its deadline is over, or its lease is about to be."""
+    if run.deadline_ns and now_ns >= run.deadline_ns:
+        return CancelReason.DEADLINE
+    margin = min(LEASE_MARGIN, lease_ttl / 4)
+    if now_ns - row.renewed_ns(run.lease) >= int((lease_ttl - margin) * 1e9):
+        return CancelReason.LEASE_LOST
+    return CancelReason.NONE
+
+
+def climb(ladder: Ladder, pid: int, stack: StackFile, graces: Graces, now_ns: int) -> Ladder:
+    """Take the next step, if it is due: returns the ladder as it stands then."""
+    dump_at = ladder.asked_ns + max(0, graces.before_term_ns(ladder.reason) - 2 * _DUMP_PATIENCE_NS)
+    if not ladder.dumped_ns:
+        if now_ns < dump_at:
+            return ladder
+        stack.clear()
+        _send(pid, stacks.ASK)
+        return replace(ladder, dumped_ns=now_ns)
+    if not ladder.forced_ns:
+        if now_ns < ladder.dumped_ns + _DUMP_PATIENCE_NS and not stack.read():
+            return ladder
+        if not stack.read():
+            _send(pid, stacks.FORCE)
+        return replace(ladder, forced_ns=now_ns)
+    if not ladder.term_ns:
+        if now_ns < max(ladder.forced_ns + _DUMP_PATIENCE_NS, ladder.asked_ns + graces.before_term_ns(ladder.reason)):
+            return ladder
+        _send(pid, signal.SIGTERM)
+        return replace(ladder, term_ns=now_ns)
+    if not ladder.killed_ns and now_ns >= ladder.term_ns + graces.before_kill_ns(ladder.reason):
+        kill_group(pid, signal.SIGKILL)
+        return replace(ladder, killed_ns=now_ns)
+    return ladder
+
+
+def _send(pid: int, number: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)

@@ -1,0 +1,381 @@
+"""The master: forks, reaps, kills, and answers signals. One thread, standard library only.
+
+It knows no database, no HTTP and no app: a resolver or a lock that stalls must not keep it from killing what is late.
+PostgreSQL's postmaster draws the same line.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import selectors
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+from pgworker.config.settings import PoolSettings
+from pgworker.errors import EXIT_BUG, EXIT_CONFIGURATION, EXIT_CRASH_LOOP, EXIT_DRAIN_TIMED_OUT, PgworkerError
+from pgworker.linux import process
+from pgworker.linux.board import Run
+from pgworker.linux.control import Death, Shared
+from pgworker.linux.pidfd import Exit, kill_group, next_exit, reap
+from pgworker.linux.sd_notify import notify
+from pgworker.linux.signals import SignalQueue
+from pgworker.master.causes import explain_exit
+from pgworker.master.children import Forker, MonitorChild, RunMonitor, RunWorker, WorkerChild
+from pgworker.master.deadlines import SHUTDOWN_GRACE, Graces, Ladder, climb, find_overdue
+from pgworker.model.state import CancelReason, Outcome
+
+_TICK = 0.1  # seconds
+_MONITOR_STUCK = 30.0  # seconds without a beat on the board after which a monitor is replaced
+_LAST_CALL = 1.0  # seconds after the end of a drain at which whoever is still there is killed
+_RECORDING = 5.0  # seconds for the monitor to record what was killed at the end
+_SECOND_INTERRUPT = 1.0  # seconds: two Ctrl-C within it are one
+_BOOT_FAILURES = 3  # of every worker, none ever ready: the app is broken, not unlucky
+_SERVICE_RETRY = 5.0  # seconds between two tries to start the private PostgreSQL again
+_HEALTHY_AFTER = 10.0  # seconds a monitor must live for its next start to be at once
+
+log = logging.getLogger("pgworker.master")
+
+
+class Service(Protocol):
+    """A child that is started before the pool and stopped after it: the private PostgreSQL."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def stop(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PoolParts:
+    """All that a master is given: what is shared, and what its children run."""
+
+    settings: PoolSettings
+    shared: Shared
+    run_worker: RunWorker
+    run_monitor: RunMonitor
+    service: Service | None = None
+    restart_service: Callable[[], Service] | None = None
+
+
+class Master:
+    """One pool, from the first fork to the last reap."""
+
+    def __init__(self, parts: PoolParts) -> None:
+        settings = parts.settings
+        self._settings = settings
+        self._shared = parts.shared
+        self._service = parts.service
+        self._restart_service = parts.restart_service
+        self._forker = Forker(parts.shared, parts.run_worker, parts.run_monitor)
+        self._graces = Graces(settings.cancel_grace, settings.term_grace, settings.lease_ttl)
+        self._workers = [WorkerChild(row) for row in parts.shared.board.rows]
+        self._monitor = MonitorChild()
+        self._ladders: dict[int, Ladder] = {}
+        self._unrecorded: dict[str, Death] = {}
+        self._signals = SignalQueue()
+        self._drain_until: float | None = None
+        self._interrupted_at: float | None = None
+        self._quick = False
+        self._timed_out = False
+        self._killed: set[int] = set()
+        self._service_start_at = 0.0
+        self._was_ready = False
+        self._boot_exits: list[int] = []
+        self._exit_code: int | None = None
+        self._oom_kills = process.oom_kills()
+
+    def run(self) -> int:
+        """Run the pool until a signal ends it; returns the exit code."""
+        self._signals.install((signal.SIGTERM, signal.SIGINT, signal.SIGCHLD))
+        try:
+            while not self._is_over():
+                self._start_what_is_missing()
+                self._wait()
+                self._obey_signals()
+                self._reap()
+                self._hear_monitor()
+                self._enforce_deadlines()
+                self._enforce_drain()
+                self._announce_ready()
+            return self._finish()
+        finally:
+            self._signals.close()
+
+    # -- one round
+
+    def _start_what_is_missing(self) -> None:
+        now = time.monotonic()
+        if self._service is None and self._restart_service is not None and now >= self._service_start_at:
+            self._revive_service(self._restart_service, now)
+        if not self._monitor.pid and now >= self._monitor.start_at:
+            self._forker.fork_monitor(self._monitor)
+            for death in self._unrecorded.values():
+                self._report(death)
+        if self._is_draining:
+            return
+        for child in self._workers:
+            if child.is_startable and now >= child.start_at:
+                self._forker.fork_worker(child)
+
+    def _wait(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._signals, selectors.EVENT_READ)
+            if self._monitor.channel is not None and not self._monitor.channel.is_closed:
+                selector.register(self._monitor.channel, selectors.EVENT_READ)
+            selector.select(_TICK)
+
+    def _obey_signals(self) -> None:
+        for number in self._signals.drain():
+            if number is signal.SIGTERM:
+                self._drain("TERM")
+            elif number is signal.SIGINT:
+                self._interrupt()
+
+    def _reap(self) -> None:
+        """Every dead child, strangers too: as PID 1 of a container we inherit orphans."""
+        while (exit_ := next_exit()) is not None:
+            worker = next((child for child in self._workers if child.pid == exit_.pid), None)
+            if worker is not None:
+                kill_group(exit_.pid, signal.SIGKILL)  # what it started and left behind
+            reap(exit_.pid)
+            if worker is not None:
+                self._bury_worker(worker, exit_)
+            elif exit_.pid == self._monitor.pid:
+                self._bury_monitor(exit_)
+            elif self._service is not None and exit_.pid == self._service.pid:
+                self._bury_service(exit_)
+
+    def _hear_monitor(self) -> None:
+        channel = self._monitor.channel
+        if channel is None or channel.is_closed:
+            return
+        for message in channel.receive():
+            if message["kind"] == "ack":
+                self._unrecorded.pop(message["worker_id"], None)
+                for child in self._workers:
+                    if child.awaits_ack == message["worker_id"]:
+                        child.awaits_ack = None
+        stuck_ns = time.monotonic_ns() - self._shared.board.monitor_beat_ns
+        if self._monitor.pid and min(stuck_ns / 1e9, time.monotonic() - self._monitor.forked_at) > _MONITOR_STUCK:
+            log.error("the monitor has not moved for %.0f s: it is replaced", stuck_ns / 1e9)
+            kill_group(self._monitor.pid, signal.SIGKILL)
+
+    def _enforce_deadlines(self) -> None:
+        now_ns = time.monotonic_ns()
+        for child in self._workers:
+            if not child.pid:
+                continue
+            run = child.row.run()
+            ladder = self._ladders.get(child.pid)
+            if ladder is not None and (run is None or run.sequence != ladder.run.sequence) and not ladder.term_ns:
+                del self._ladders[child.pid]  # it stopped in time
+                ladder = None
+            if ladder is None and run is not None:
+                ladder = self._find_reason(child, run, now_ns)
+            if ladder is not None:
+                self._ladders[child.pid] = climb(
+                    ladder, child.pid, self._shared.stacks[child.row.index], self._graces, now_ns
+                )
+
+    def _find_reason(self, child: WorkerChild, run: Run, now_ns: int) -> Ladder | None:
+        reason = child.row.cancel_reason(run.sequence)
+        if reason is CancelReason.NONE:
+            reason = find_overdue(child.row, run, now_ns, self._settings.lease_ttl)
+            if reason is CancelReason.NONE:
+                return None
+            child.row.ask_cancel(run.sequence, reason)
+        return Ladder(run, reason, now_ns)
+
+    def _enforce_drain(self) -> None:
+        if self._drain_until is None:
+            return
+        left = self._drain_until - time.monotonic()
+        if left > SHUTDOWN_GRACE:
+            return
+        for child in self._workers:
+            if not child.pid:
+                continue
+            run = child.row.run()
+            if run is not None:
+                self._timed_out = True
+                child.row.ask_cancel(run.sequence, CancelReason.SHUTDOWN)
+            if left <= -_LAST_CALL:  # no handler, so no ladder, or one that is too long
+                self._timed_out = True
+                self._killed.add(child.pid)
+                kill_group(child.pid, signal.SIGKILL)
+
+    def _announce_ready(self) -> None:
+        if not self._was_ready and any(child.pid and child.row.is_ready for child in self._workers):
+            self._was_ready = True
+            queues = ", ".join(self._settings.queues)
+            log.info("the pool is ready: %d workers on %s", len(self._workers), queues)
+            notify("READY=1")
+
+    # -- signals
+
+    @property
+    def _is_draining(self) -> bool:
+        return self._drain_until is not None
+
+    def _drain(self, why: str) -> None:
+        """Stop claiming, hand back, let running jobs finish. A second TERM changes nothing."""
+        if self._is_draining:
+            return
+        running = sum(child.row.run() is not None for child in self._workers if child.pid)
+        log.info("%s: draining, %d running jobs have %g s", why, running, self._settings.drain_timeout)
+        notify("STOPPING=1")
+        self._drain_until = time.monotonic() + self._settings.drain_timeout
+        for child in self._workers:
+            if child.pid:
+                child.row.ask_drain()
+                self._wake(child)
+
+    def _interrupt(self) -> None:
+        """Ctrl-C: drain; again, a second later: stop now; a third time: kill."""
+        now = time.monotonic()
+        if self._interrupted_at is None:
+            self._interrupted_at = now
+            self._drain("INT (again: stop now)")
+        elif now - self._interrupted_at > _SECOND_INTERRUPT:
+            self._interrupted_at = now
+            if not self._quick:
+                log.warning("INT again: running jobs are stopped and go back to the queue, uncharged")
+                self._quick = True
+                self._drain_until = now + SHUTDOWN_GRACE
+            else:
+                log.warning("INT a third time: every worker is killed")
+                self._drain_until = now - _LAST_CALL
+
+    def _wake(self, child: WorkerChild) -> None:
+        with suppress(BlockingIOError):
+            os.write(self._shared.wakes[child.row.index][1], b"!")
+
+    # -- deaths
+
+    def _bury_worker(self, child: WorkerChild, exit_: Exit) -> None:
+        ladder = self._ladders.pop(exit_.pid, None)
+        killed_for = CancelReason.NONE
+        if ladder is not None and ladder.term_ns:
+            killed_for = ladder.reason
+        elif exit_.pid in self._killed:
+            killed_for = CancelReason.SHUTDOWN
+        how, verdict = explain_exit(exit_, child.row.index, killed_for, self._saw_oom(exit_))
+        clean = exit_.code == 0 and child.row.run() is None
+        stack = self._shared.stacks[child.row.index].read()
+        outcome = Outcome.SUCCEEDED if clean else verdict
+        death = Death(child.row.index, exit_.pid, str(child.row.worker_id), how, outcome.value, stack)
+        was_ready, done = child.row.is_ready, child.row.jobs_done
+        child.pid, child.row.pid = 0, 0
+        child.awaits_ack = death.worker_id
+        self._unrecorded[death.worker_id] = death
+        self._report(death)
+        if self._is_draining and clean:
+            return
+        self._plan_restart(child, exit_, how, was_ready=was_ready, done=done, clean=clean)
+
+    def _plan_restart(
+        self, child: WorkerChild, exit_: Exit, how: str, *, was_ready: bool, done: int, clean: bool
+    ) -> None:
+        if not was_ready and not self._was_ready:
+            self._boot_exits.append(exit_.code if exit_.code is not None else EXIT_CRASH_LOOP)
+            self._give_up_on_a_broken_app()
+        child.failures = 0 if done or clean else child.failures + 1
+        delay = self._settings.restart_backoff.delay(child.failures, 0.0) if child.failures else 0.0
+        child.start_at = time.monotonic() + delay
+        if not self._is_draining:
+            when = f"in {delay:g} s" if delay else "at once"
+            log.log(logging.INFO if clean else logging.WARNING, "%s; a new one starts %s", how, when)
+
+    def _give_up_on_a_broken_app(self) -> None:
+        """No worker has ever been ready: what is wrong with the app is wrong for all of them."""
+        code = self._boot_exits[-1]
+        if code == EXIT_CONFIGURATION or len(self._boot_exits) >= _BOOT_FAILURES * len(self._workers):
+            self._exit_code = code if code == EXIT_CONFIGURATION else EXIT_CRASH_LOOP
+            if not self._is_draining:
+                log.error("no worker could start: see the lines above; the pool ends with %d", self._exit_code)
+                self._drain_until = time.monotonic() - _LAST_CALL
+
+    def _bury_monitor(self, exit_: Exit) -> None:
+        lived = time.monotonic() - self._monitor.forked_at
+        self._monitor.pid = 0
+        self._monitor.failures = 0 if lived > _HEALTHY_AFTER else self._monitor.failures + 1
+        delay = self._settings.restart_backoff.delay(self._monitor.failures, 0.0) if self._monitor.failures > 1 else 0.0
+        self._monitor.start_at = time.monotonic() + delay
+        log.warning("the monitor (pid %d): %s; a new one starts", exit_.pid, exit_.describe())
+
+    def _saw_oom(self, exit_: Exit) -> bool:
+        before, self._oom_kills = self._oom_kills, process.oom_kills()
+        return exit_.signal == signal.SIGKILL and process.was_oom_killed(before, self._oom_kills)
+
+    def _report(self, death: Death) -> None:
+        if self._monitor.channel is not None:
+            self._monitor.channel.send_death(death)
+
+    # -- the private PostgreSQL
+
+    def _bury_service(self, exit_: Exit) -> None:
+        log.error("the private PostgreSQL (pid %d): %s; it is started again", exit_.pid, exit_.describe())
+        self._service = None
+
+    def _revive_service(self, restart: Callable[[], Service], now: float) -> None:
+        self._service_start_at = now + _SERVICE_RETRY
+        try:
+            self._service = restart()
+        except PgworkerError as error:
+            log.error("the private PostgreSQL does not start: %s", error)
+
+    # -- the end
+
+    def _is_over(self) -> bool:
+        if not self._is_draining or any(child.pid for child in self._workers):
+            return False
+        assert self._drain_until is not None
+        return not self._unrecorded or time.monotonic() > self._drain_until + _RECORDING
+
+    def _finish(self) -> int:
+        """Nothing runs any more: end the monitor, then what was started before it."""
+        if self._monitor.pid:
+            if self._monitor.channel is not None:
+                self._monitor.channel.send("stop")
+            if not self._wait_for(self._monitor.pid, 3.0):
+                kill_group(self._monitor.pid, signal.SIGKILL)
+                self._wait_for(self._monitor.pid, 1.0)
+        if self._service is not None:
+            self._service.stop()
+        if self._unrecorded:
+            log.error(
+                "%d ends of workers could not be recorded: their leases run out by themselves", len(self._unrecorded)
+            )
+        if self._exit_code is not None:
+            return self._exit_code
+        if self._timed_out or self._unrecorded:
+            log.warning("drained, but not in time: what still ran was stopped and went back to the queue, uncharged")
+            return EXIT_DRAIN_TIMED_OUT
+        log.info("drained")
+        return 0
+
+    def _wait_for(self, pid: int, seconds: float) -> bool:
+        ends = time.monotonic() + seconds
+        while time.monotonic() < ends:
+            exit_ = next_exit()
+            if exit_ is None:
+                time.sleep(0.01)
+                continue
+            reap(exit_.pid)
+            if exit_.pid == pid:
+                return True
+        return False
+
+
+def run_pool(parts: PoolParts) -> int:
+    """Run a pool in this process until it is told to stop; returns the exit code."""
+    try:
+        return Master(parts).run()
+    except Exception:
+        log.exception("the master failed: this is a bug in pgworker; its children end with it")
+        return EXIT_BUG

@@ -1,0 +1,290 @@
+"""The monitor: everything that talks for the pool. It may use threads, since it never forks.
+
+It renews leases, records deaths and reclaims, wakes workers, keeps partitions, and serves the pages. It outlives the
+master: when the control channel closes it sees the workers end, reclaims with the board, and exits.
+"""
+
+from __future__ import annotations
+
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import setproctitle
+from psycopg import Connection
+
+from pgworker.config.settings import PoolSettings
+from pgworker.db.connect import check_schema, connect, explain
+from pgworker.errors import PgworkerError
+from pgworker.lifecycle.claim import Lanes, floor_of
+from pgworker.lifecycle.heartbeat import LiveWorker, PoolIdentity, beat_workers, forget_workers
+from pgworker.lifecycle.partitions import make_partitions
+from pgworker.lifecycle.reclaim import Reclaimed
+from pgworker.lifecycle.release import release_jobs
+from pgworker.linux import process
+from pgworker.linux.control import ControlChannel, Death, Shared
+from pgworker.linux.pidfd import kill_group
+from pgworker.model.retry import Backoff
+from pgworker.model.state import Outcome
+from pgworker.observe import logs
+from pgworker.observe.events import receive
+from pgworker.observe.metrics import PoolMetrics, WorkerGauge
+from pgworker.monitor.http import Pages
+from pgworker.monitor.reclaims import Reclaims
+from pgworker.monitor.renewals import Renewals, draw_lines
+from pgworker.monitor.wakeups import Wakeups
+
+_TICK = 0.1  # seconds: how soon an idle worker, a cancel mark or a due renewal is noticed
+_URGENT = 0.5  # seconds between two looks for leases while somebody has just died
+_STUCK = 15.0  # seconds without a tick after which /healthz says so
+_HELD_UP_NS = 1_000_000_000  # a clerk hands back after a quarter of it; what is still there then, its clerk can't
+_PARTITIONS_EVERY = 3600.0
+_PARTITIONS_RETRY = 60.0
+_ORPHAN_PATIENCE = 4.0  # seconds to see the workers of a dead master end and to reclaim what they held
+
+log = logs.logger("monitor")
+
+
+def run_monitor(
+    dsn: str, settings: PoolSettings, shared: Shared, control: ControlChannel, pool_id: UUID, version: str
+) -> int:
+    """Look after the pool until told to stop; returns the exit code. Runs in a forked child, on its main thread."""
+    logs.set_process("monitor")
+    setproctitle.setproctitle("pgworker: monitor")
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the master says when: workers may still drain
+    monitor = Monitor(dsn, settings, shared, control, pool_id, version)
+    return monitor.run()
+
+
+class Monitor:
+    """One round per tick; the database's part of it waits while the database is away."""
+
+    def __init__(
+        self, dsn: str, settings: PoolSettings, shared: Shared, control: ControlChannel, pool_id: UUID, version: str
+    ) -> None:
+        self._dsn = dsn
+        self._settings = settings
+        self._shared = shared
+        self._board = shared.board
+        self._control = control
+        self._lanes = Lanes.of(settings.queues)
+        self._metrics = PoolMetrics(version, self._gauges)
+        self._pool = PoolIdentity(pool_id, socket.gethostname(), process.boot_id(), settings.queues)
+        self._renewals = Renewals(self._board, settings, self._metrics)
+        self._reclaims = Reclaims(self._board, self._pool, settings.lease_ttl, Backoff(), self._metrics)
+        self._wakeups = Wakeups(dsn, settings.queues, self._board, [write for _, write in shared.wakes])
+        self._throttle = logs.Throttle()
+        self._connection: Connection[Any] | None = None
+        self._next_connect = 0.0
+        self._was_away = False
+        self._next_beat = 0.0
+        self._last_look = 0.0
+        self._next_partitions = 0.0
+        self._last_beat: float | None = None
+        self._steady_since = 0.0
+        self._is_stopping = False
+        self._orphaned_at: float | None = None
+
+    def run(self) -> int:
+        if self._shared.listening is not None:
+            Pages(self._shared.listening, self._metrics.registry, self._is_healthy, self._is_ready).serve_in_thread()
+        while not self._is_over():
+            self._wait()
+            self._hear()
+            self._board.monitor_beat_ns = time.monotonic_ns()
+            self._renewals.pass_on_cancels()
+            self._talk()
+        self._wakeups.close()
+        if self._connection is not None:
+            self._connection.close()
+        return 0
+
+    # -- one round
+
+    def _wait(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            if not self._control.is_closed:
+                selector.register(self._control, selectors.EVENT_READ)
+            selector.register(self._shared.events_in, selectors.EVENT_READ)
+            if self._wakeups.listener is not None:
+                selector.register(self._wakeups.listener, selectors.EVENT_READ)
+            selector.select(_TICK)
+
+    def _hear(self) -> None:
+        for report in receive(self._shared.events_in):
+            self._metrics.absorb(report)
+        if not self._control.is_closed:
+            for message in self._control.receive():
+                kind = message.pop("kind")
+                if kind == "death":
+                    self._reclaims.note(Death(**message))
+                elif kind == "stop":
+                    self._is_stopping = True
+        if self._control.is_closed:
+            self._see_orphans_end()
+
+    def _talk(self) -> None:
+        """What needs the database."""
+        now = time.monotonic()
+        try:
+            connection = self._connected(now)
+            if connection is None:
+                return
+            cancelled = self._wakeups.read()
+            if cancelled:
+                self._renewals.renew_due(connection, time.monotonic_ns(), set(cancelled))
+            self._renewals.renew_due(connection, time.monotonic_ns())
+            self._record_deaths(connection)
+            if now >= self._next_beat:
+                self._beat(connection, now)
+            if now - self._last_look >= (_URGENT if self._reclaims.is_urgent else self._settings.heartbeat_interval):
+                self._look_for_leases(connection, now)
+            draw_lines(self._board, time.monotonic_ns(), _HELD_UP_NS, partial(self._release, connection))
+            self._keep_partitions(connection, now)
+        except (psycopg.Error, OSError, PgworkerError) as error:
+            self._lose_connection(error)
+            return
+        self._wakeups.look(now)
+
+    def _beat(self, connection: Connection[Any], now: float) -> None:
+        interval = self._settings.heartbeat_interval
+        if self._last_beat is None or now - self._last_beat > interval + max(interval, 5.0):
+            self._steady_since = now
+        now_ns = time.monotonic_ns()
+        living = [row for row in self._board.rows if row.pid and process.state(row.pid) not in (None, "Z")]
+        workers = [LiveWorker(row.worker_id, row.pid, row.index, (now_ns - row.forked_ns) // 1000) for row in living]
+        if workers:
+            beat_workers(connection, self._pool, workers)
+        self._last_beat = time.monotonic()
+        self._next_beat = now + interval
+
+    def _record_deaths(self, connection: Connection[Any]) -> None:
+        recorded = self._reclaims.record_deaths(connection)
+        if recorded:
+            self._look_for_leases(connection, time.monotonic())
+        for worker_id in recorded:
+            self._control.send("ack", worker_id=worker_id)
+
+    def _look_for_leases(self, connection: Connection[Any], now: float) -> None:
+        """Others' leases go by expiry only after we have beaten for a whole TTL without a gap: the first monitor back
+        after an outage must not take what everybody is about to settle."""
+        by_expiry = self._last_beat is not None and now - self._steady_since > self._settings.lease_ttl
+        requeued = self._reclaims.reclaim(connection, by_expiry=by_expiry)
+        self._last_look = now
+        self._make_findable(requeued)
+
+    def _make_findable(self, requeued: Sequence[Reclaimed]) -> None:
+        for job in requeued:
+            if job.queue is not None and job.priority is not None and job.run_at is not None:
+                lane = self._lanes.index(job.queue, job.priority)
+                if lane is not None:
+                    self._board.floors.lower(lane, floor_of(job.run_at, job.job_id))
+        self._wakeups.wake(len(requeued))
+
+    def _release(self, connection: Connection[Any], lease_id: UUID, first: int) -> bool:
+        answer = release_jobs(connection, lease_id, first)
+        for back in answer.lanes:
+            lane = self._lanes.index(back.queue, back.priority)
+            if lane is not None:
+                self._board.floors.lower(lane, floor_of(back.run_at, back.job_id))
+            self._wakeups.wake(back.jobs)
+        return not answer.is_busy
+
+    def _keep_partitions(self, connection: Connection[Any], now: float) -> None:
+        if now < self._next_partitions:
+            return
+        self._next_partitions = now + _PARTITIONS_RETRY
+        try:
+            make_partitions(connection)
+            forget_workers(connection)
+        except psycopg.errors.LockNotAvailable:
+            log.warning(
+                "a partition could not be made yet, a long transaction reads its parent; trying again in a minute"
+            )
+        except psycopg.errors.CheckViolation:
+            log.error(
+                "a partition can't be made: pgworker.jobs_default has rows of its day; move them, see the runbook"
+            )
+        else:
+            self._next_partitions = now + _PARTITIONS_EVERY
+
+    # -- the connection
+
+    def _connected(self, now: float) -> Connection[Any] | None:
+        if self._connection is not None and not self._connection.closed:
+            return self._connection
+        if now < self._next_connect:
+            return None
+        self._next_connect = now + 0.5
+        connection = connect(self._dsn, application_name="pgworker monitor", prepare_threshold=2)
+        try:
+            check_schema(connection)
+        except BaseException:
+            connection.close()
+            raise
+        self._connection = connection
+        self._board.is_connected = True
+        if self._was_away:
+            self._was_away = False
+            log.info("the database is back")
+        return connection
+
+    def _lose_connection(self, error: psycopg.Error | OSError | PgworkerError) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        self._board.is_connected = False
+        self._was_away = True
+        self._last_beat = None
+        if (more := self._throttle.admit("database")) is not None:
+            said = error if isinstance(error, PgworkerError) else explain(error, self._dsn)
+            log.warning("%s; running jobs go on while their leases last; trying again%s", said, more)
+
+    # -- the end
+
+    def _is_over(self) -> bool:
+        if self._is_stopping:
+            return True
+        if self._orphaned_at is None:
+            return False
+        nothing_left = not any(row.pid for row in self._board.rows) and not self._reclaims.is_waiting
+        return nothing_left or time.monotonic() - self._orphaned_at > _ORPHAN_PATIENCE
+
+    def _see_orphans_end(self) -> None:
+        """The master is dead, and the kernel kills its workers: record each as soon as it is gone."""
+        if self._orphaned_at is None:
+            self._orphaned_at = time.monotonic()
+            log.error("the master is gone: its workers end, their jobs go back, and the monitor ends after them")
+        for row in self._board.rows:
+            if not row.pid:
+                continue
+            kill_group(row.pid, signal.SIGKILL)
+            if process.state(row.pid) in (None, "Z"):
+                death = Death(
+                    row.index, row.pid, str(row.worker_id), "killed together with the master", Outcome.LOST.value, ""
+                )
+                self._reclaims.note(death)
+                row.pid = 0
+
+    # -- what the pages say
+
+    def _gauges(self) -> list[WorkerGauge]:
+        return [
+            WorkerGauge(row.index, is_ready=row.is_ready, is_running=row.run() is not None)
+            for row in self._board.rows
+            if row.pid
+        ]
+
+    def _is_healthy(self) -> bool:
+        return time.monotonic_ns() - self._board.monitor_beat_ns < _STUCK * 1e9
+
+    def _is_ready(self) -> bool:
+        return self._board.is_connected and any(
+            row.pid and row.is_ready and not row.is_draining for row in self._board.rows
+        )

@@ -1,0 +1,158 @@
+"""Reclaims: what dead workers of this pool held, at once and with the board as witness; what others left, by expiry."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from psycopg import Connection
+
+from pgworker.lifecycle.heartbeat import PoolIdentity, end_worker
+from pgworker.lifecycle.reclaim import Findings, Reclaimable, Reclaimed, TakenLease, find_reclaimable, reclaim_lease
+from pgworker.linux.board import Board, LeaseEntry, Run
+from pgworker.linux.control import Death
+from pgworker.model.retry import Backoff
+from pgworker.model.state import Outcome
+from pgworker.observe.logs import fields, logger
+from pgworker.observe.metrics import PoolMetrics
+
+_REMEMBER = 600.0
+"""Seconds that a death is remembered with what the board showed: its last claim may commit after it."""
+
+_LOOK_AGAIN = 10.0
+"""Seconds after a death during which every beat looks for such a claim."""
+
+log = logger("monitor.reclaims")
+
+
+@dataclass(frozen=True, slots=True)
+class Witness:
+    """What the board showed of a worker when it died."""
+
+    death: Death
+    run: Run | None
+    entries: tuple[LeaseEntry, ...]
+    seen_at: float
+
+    def look(self, lease_id: UUID, taken: TakenLease) -> Findings:
+        """What is known of each position: run to its end but unsettled, running, or never started."""
+        now_ns = time.monotonic_ns()
+        entry = next((entry for entry in self.entries if entry.lease_id == lease_id), None)
+        outcomes: list[Outcome | None] = [None] * len(taken.job_ids)
+        started_us: list[int | None] = [None] * len(taken.job_ids)
+        if entry is not None:
+            for position in range(1, min(entry.started, len(outcomes)) + 1):
+                outcomes[position - 1] = Outcome.LOST
+                if self.run is not None and (self.run.lease, self.run.position) == (entry.index, position):
+                    outcomes[position - 1] = Outcome(self.death.verdict)
+                    started_us[position - 1] = (now_ns - self.run.since_ns) // 1000
+        return Findings(outcomes, started_us, self.death.how, error=_error(self.death))
+
+
+class Reclaims:
+    """Deaths that wait to be recorded, and the memory of those that were."""
+
+    def __init__(
+        self, board: Board, pool: PoolIdentity, lease_ttl: float, backoff: Backoff, metrics: PoolMetrics
+    ) -> None:
+        self._board = board
+        self._pool = pool
+        self._lease_ttl = lease_ttl
+        self._backoff = backoff
+        self._metrics = metrics
+        self._waiting: dict[str, Death] = {}
+        self._witnesses: dict[UUID, Witness] = {}
+        self._look_until = 0.0
+
+    def note(self, death: Death) -> None:
+        """The master says that a worker has ended; its row stays as it is until we have acknowledged that."""
+        worker_id = UUID(death.worker_id)
+        if worker_id not in self._witnesses:
+            row = self._board.rows[death.row]
+            self._witnesses[worker_id] = Witness(death, row.run(), tuple(row.leases()), time.monotonic())
+            self._metrics.count_exit(death.verdict if death.verdict != Outcome.SUCCEEDED else "drained")
+        self._waiting[death.worker_id] = death
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a death is still to be recorded."""
+        return bool(self._waiting)
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whether a look is worth it at every beat: somebody died, or a moment ago."""
+        return bool(self._waiting) or time.monotonic() < self._look_until
+
+    def record_deaths(self, connection: Connection[Any]) -> list[str]:
+        """Write down who ended and how; returns the workers whose rows of the board are free again."""
+        recorded = []
+        for worker_id, death in list(self._waiting.items()):
+            end_worker(connection, self._pool, UUID(worker_id), death.pid, death.row, death.how)
+            del self._waiting[worker_id]
+            recorded.append(worker_id)
+            self._look_until = time.monotonic() + _LOOK_AGAIN
+        for forgotten in [key for key, seen in self._witnesses.items() if time.monotonic() - seen.seen_at > _REMEMBER]:
+            del self._witnesses[forgotten]
+        return recorded
+
+    def reclaim(self, connection: Connection[Any], *, by_expiry: bool) -> list[Reclaimed]:
+        """Take back every lease that nobody holds; returns the jobs that went back to the queue."""
+        requeued: list[Reclaimed] = []
+        for lease in find_reclaimable(connection, by_expiry=by_expiry):
+            if lease.only_expired and self._is_shown(lease):
+                continue  # ours, its worker lives, and its renewal is under way
+            done = reclaim_lease(connection, lease, lambda taken, lease=lease: self._look(lease, taken), self._backoff)  # type: ignore[misc]
+            if done is None:
+                continue
+            for job in done.jobs:
+                self._tell(job, done.worker_id, done.cause)
+                if job.run_at is not None:
+                    requeued.append(job)
+        return requeued
+
+    def _is_shown(self, lease: Reclaimable) -> bool:
+        return any(entry.lease_id == lease.lease_id for row in self._board.rows if row.pid for entry in row.leases())
+
+    def _look(self, lease: Reclaimable, taken: TakenLease) -> Findings:
+        witness = self._witnesses.get(lease.worker_id)
+        if witness is not None:
+            return witness.look(lease.lease_id, taken)
+        nothing: list[None] = [None] * len(taken.job_ids)
+        if any(row.pid and row.worker_id == lease.worker_id for row in self._board.rows):
+            return Findings(nothing, nothing, "the answer to its claim was lost")
+        cause = (
+            lease.ended_how
+            or f"its lease expired: worker {lease.worker_id} has not been heard of for {self._lease_ttl:g} s"
+        )
+        return Findings(nothing, nothing, cause, assumed_running=taken.slots)
+
+    def _tell(self, job: Reclaimed, worker_id: UUID, cause: str) -> None:
+        self._metrics.count_reclaimed(job.outcome.value if job.outcome else "not_started")
+        if job.outcome is None:
+            return
+        if job.is_dead:
+            onward = "its attempts are used up: it is a dead letter now"
+        elif job.outcome is Outcome.CANCELLED:
+            onward = "it was cancelled and does not run again"
+        elif job.outcome.is_charged:
+            onward = "it runs again, and this counts as a failure"
+        else:
+            onward = "it runs again, uncharged"
+        log.warning(
+            "a job was reclaimed: %s; %s",
+            cause,
+            onward,
+            extra=fields(
+                job=job.job_id, execution=job.execution, task=job.task, outcome=job.outcome.value, worker=worker_id
+            ),
+        )
+
+
+def _error(death: Death) -> str | None:
+    if death.verdict == Outcome.SUCCEEDED:
+        return None
+    described = {"type": f"pgworker.{death.verdict}", "message": death.how, "traceback": death.stack}
+    return msgspec.json.encode(described).decode()

@@ -1,0 +1,128 @@
+"""Renewals: the leases that living workers show on the board live on; what is gone is flagged, what is cancelled told."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+from psycopg import Connection
+
+from pgworker.config.settings import PoolSettings
+from pgworker.lifecycle.renew import renew_leases
+from pgworker.linux import process
+from pgworker.linux.board import Board, LeaseEntry, Row
+from pgworker.model.state import CancelReason
+from pgworker.observe.logs import fields, logger
+from pgworker.observe.metrics import PoolMetrics
+
+_RENEW_AT = 1 / 3
+"""The part of a lease's life after which it is renewed."""
+
+_NOT_ALIVE = frozenset({"T", "t", "Z", None})
+"""States of proc(5) in which a worker does no work: stopped, traced, dead. One that holds its GIL in C is alive."""
+
+log = logger("monitor.renewals")
+
+
+class Renewals:
+    """What is known of the pool's own leases between two beats."""
+
+    def __init__(self, board: Board, settings: PoolSettings, metrics: PoolMetrics) -> None:
+        self._board = board
+        self._settings = settings
+        self._metrics = metrics
+        self._cancelled: dict[UUID, set[int]] = {}
+
+    def renew_due(self, connection: Connection[Any], now_ns: int, named: set[UUID] | None = None) -> None:
+        """Renew leases past a third of their life, or just those that are `named`; then pass on what came back."""
+        due_ns = int(self._settings.lease_ttl * _RENEW_AT * 1e9)
+        if named is None:
+            due = [
+                held for held in self._held() if now_ns - held[1].renewed_ns > due_ns and self._deserves(held, now_ns)
+            ]
+        else:
+            due = [held for held in self._held() if held[1].lease_id in named]
+        if due:
+            self._renew(connection, due)
+        self._metrics.renewed()
+
+    def pass_on_cancels(self) -> None:
+        """Flag the runs whose jobs were cancelled, those too that have started since the mark was seen."""
+        shown: set[UUID] = set()
+        for row, entry in self._held():
+            shown.add(entry.lease_id)
+            positions = self._cancelled.get(entry.lease_id)
+            run = row.run()
+            if positions and run is not None and run.lease == entry.index and run.position in positions:
+                row.ask_cancel(run.sequence, CancelReason.CANCELLED)
+        for gone in self._cancelled.keys() - shown:
+            del self._cancelled[gone]
+
+    def _held(self) -> list[tuple[Row, LeaseEntry]]:
+        return [(row, entry) for row in self._board.rows if row.pid for entry in row.leases() if not entry.is_lost]
+
+    def _deserves(self, held: tuple[Row, LeaseEntry], now_ns: int) -> bool:
+        """Whether its worker lives, and its running job is not long past the time by which it must have been killed."""
+        row, entry = held
+        if process.state(row.pid) in _NOT_ALIVE:
+            return False
+        run = row.run()
+        if run is None or run.lease != entry.index or not run.deadline_ns:
+            return True
+        patience = self._settings.cancel_grace + self._settings.term_grace + self._settings.lease_ttl
+        return now_ns < run.deadline_ns + int(patience * 1e9)
+
+    def _renew(self, connection: Connection[Any], due: list[tuple[Row, LeaseEntry]]) -> None:
+        sent_ns = time.monotonic_ns()
+        renewed = renew_leases(connection, [entry.lease_id for _, entry in due], self._settings.lease_ttl)
+        for row, entry in due:
+            positions = renewed.get(entry.lease_id)
+            if positions is None:
+                self._lose(row, entry)
+                continue
+            row.stamp_renewal(entry, sent_ns)
+            if positions:
+                self._cancelled[entry.lease_id] = {position for position in positions if position is not None}
+
+    def _lose(self, row: Row, entry: LeaseEntry) -> None:
+        """Not returned: reclaimed by somebody, unless the worker settled its last job this very moment."""
+        if not any(shown == entry for shown in row.leases()):
+            return
+        row.mark_lost(entry)
+        run = row.run()
+        if run is not None and run.lease == entry.index:
+            row.ask_cancel(run.sequence, CancelReason.LEASE_LOST)
+        self._metrics.count_lost_lease()
+        log.error(
+            "a lease is lost: others have its jobs, and its running job is stopped",
+            extra=fields(lease=entry.lease_id, worker=row.index),
+        )
+
+
+def draw_lines(board: Board, now_ns: int, after_ns: int, release: Callable[[UUID, int], bool]) -> None:
+    """Give back what waits behind a job that holds its worker's GIL, so that its clerk can't.
+
+    A line on the board first, then a pause, then a look whether the runner was quicker; see `Row.draw_line`.
+    """
+    for row in board.rows:
+        run = row.run()
+        if not row.pid or run is None or now_ns - run.since_ns < after_ns:
+            continue
+        behind = [
+            entry
+            for entry in row.leases()
+            if entry.count > entry.started and not entry.is_lost and row.line(entry.index) is None
+        ]
+        for entry in behind:
+            row.draw_line(entry, entry.started)
+        if not behind:
+            continue
+        time.sleep(_DEKKER_PAUSE)
+        for entry in behind:
+            if row.started(entry.index) > entry.started or not release(entry.lease_id, entry.started + 1):
+                row.erase_line(entry.index)
+
+
+_DEKKER_PAUSE = 0.005

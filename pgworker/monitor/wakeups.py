@@ -1,0 +1,114 @@
+"""Wake-ups: one LISTEN for the pool, a pipe to each worker, and the lock that tells enqueuers that somebody sleeps."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Sequence
+from uuid import UUID
+
+import psycopg
+
+from pgworker.db.listen import Listener
+from pgworker.errors import PgworkerError
+from pgworker.linux.board import Board
+from pgworker.observe.logs import Throttle, logger
+
+_STAY_ALERT = 2.0  # seconds that enqueuers go on notifying after the last worker was seen idle
+_RETRY = 1.0  # seconds between two tries to listen
+
+_WAKE = b"!"
+
+log = logger("monitor.wakeups")
+
+
+class Wakeups:
+    """The listening connection, opened and reopened as needed."""
+
+    def __init__(self, dsn: str, queues: Sequence[str], board: Board, pipes: Sequence[int]) -> None:
+        self._dsn = dsn
+        self._queues = tuple(queues)
+        self._board = board
+        self._pipes = tuple(pipes)
+        self._throttle = Throttle(interval=60.0)
+        self._next_try = 0.0
+        self._alert_until = 0.0
+        self._next = 0
+        self.listener: Listener | None = None
+
+    def look(self, now: float) -> None:
+        """Once per tick: listen if we don't, and say or unsay that somebody sleeps."""
+        try:
+            if self.listener is None and now >= self._next_try:
+                self._next_try = now + _RETRY
+                self.listener = Listener(self._dsn, application_name="pgworker monitor listener")
+                self.wake_all()  # what was enqueued while nobody listened
+            if self.listener is not None:
+                self._say_who_sleeps(self.listener, now)
+        except (psycopg.Error, OSError, PgworkerError) as error:
+            self._lose(error)
+
+    def read(self) -> list[UUID]:
+        """Act on what was notified; returns the leases that a cancelled job is in."""
+        if self.listener is None:
+            return []
+        try:
+            payloads = self.listener.read()
+        except (psycopg.Error, OSError) as error:
+            self._lose(error)
+            return []
+        cancelled = []
+        for payload in payloads:
+            if payload.startswith("!cancel "):
+                with contextlib.suppress(ValueError):
+                    cancelled.append(UUID(payload.removeprefix("!cancel ")))
+            else:
+                self.wake(sum(int(jobs) for queue, jobs in _enqueued(payload) if queue in self._queues))
+        return cancelled
+
+    def wake(self, workers: int) -> None:
+        """Wake up to so many idle workers, in turns."""
+        rows = self._board.rows
+        for offset in range(len(rows)):
+            if workers <= 0:
+                return
+            row = rows[(self._next + offset) % len(rows)]
+            if row.pid and row.is_idle:
+                self._poke(row.index)
+                workers -= 1
+        self._next += 1
+
+    def wake_all(self) -> None:
+        for row in self._board.rows:
+            if row.pid:
+                self._poke(row.index)
+
+    def close(self) -> None:
+        if self.listener is not None:
+            self.listener.close()
+            self.listener = None
+
+    def _poke(self, index: int) -> None:
+        with contextlib.suppress(BlockingIOError):  # full: the worker will wake all the same
+            os.write(self._pipes[index], _WAKE)
+
+    def _say_who_sleeps(self, listener: Listener, now: float) -> None:
+        if any(row.pid and row.is_idle for row in self._board.rows):
+            is_new = now >= self._alert_until
+            self._alert_until = now + _STAY_ALERT
+            locked = [listener.sleep_lock(queue) for queue in self._queues]
+            if is_new and all(locked):
+                self.wake(len(self._board.rows))  # a job committed just before the lock notified nobody
+        elif now >= self._alert_until:
+            for queue in self._queues:
+                listener.sleep_unlock(queue)
+
+    def _lose(self, error: Exception) -> None:
+        self.close()
+        if (more := self._throttle.admit("listen")) is not None:
+            log.warning("not listening for new jobs, workers poll every second instead: %s%s", error, more)
+
+
+def _enqueued(payload: str) -> list[tuple[str, str]]:
+    return re.findall(r"([A-Za-z0-9_.:-]+)=(\d+)", payload)

@@ -1,0 +1,62 @@
+-- How much waits in each queue, and how much of each is claimed, at a cost that doesn't grow with the queues: names come
+-- from a loose index scan (https://wiki.postgresql.org/wiki/Loose_indexscan), and counting stops after `cap` rows a queue,
+-- or fewer if there are more than two. `jobs` and `failed` are what was seen, `is_more` says that there is more of it.
+with recursive step as (
+    (select queue from pgworker.job_queue order by queue limit 1)
+    union all
+    select (select q.queue from pgworker.job_queue q where q.queue > step.queue order by q.queue limit 1)
+    from step where step.queue is not null
+), held as materialized (
+    select held.job_id, held.execution
+    from pgworker.job_leases lease, unnest(lease.job_ids, lease.executions) as held(job_id, execution)
+    limit %(cap)s::integer + 1
+), claimed as materialized (
+    select job.queue, count(*) as jobs
+    from (select * from held limit %(cap)s::integer) as held
+    cross join lateral (select queue from pgworker.jobs where jobs.id = held.job_id offset 0) as job
+    left join lateral (select e.execution from pgworker.job_executions e
+                       where e.job_id = held.job_id and e.execution = held.execution offset 0) as settled on true
+    where settled.execution is null
+    group by job.queue
+), name as materialized (
+    select queue from (select queue from step limit %(queues)s::integer) as waiting where queue is not null
+    union
+    select queue from claimed
+    union
+    (select name from pgworker.queues order by name limit %(queues)s::integer)
+), look as materialized (
+    select clock_timestamp() as now, least(%(cap)s::integer, 2 * %(cap)s::integer / greatest(1, count(*))) as cap from name
+)
+select name.queue, coalesce(rule.paused, false), due.jobs, due.failed, due.is_more, ahead.jobs, ahead.failed, ahead.is_more,
+       coalesce(claimed.jobs, 0), (select count(*) > %(cap)s::integer from held),
+       extract(epoch from look.now - oldest.run_at)::float8
+from name
+cross join look
+left join pgworker.queues rule on rule.name = name.queue
+left join claimed on claimed.queue = name.queue
+cross join lateral (
+    select min(first.run_at) as run_at
+    from generate_series(0, 9) as lane(priority)
+    cross join lateral (select q.run_at from pgworker.job_queue q
+                        where q.queue = name.queue and q.priority = lane.priority and q.run_at <= look.now
+                        order by q.run_at, q.job_id limit 1) as first
+) as oldest
+cross join lateral (
+    select least(count(*), look.cap) as jobs, count(*) filter (where failures > 0) as failed, count(*) > look.cap as is_more
+    from (select row.failures
+          from generate_series(0, 9) as lane(priority)
+          cross join lateral (select q.failures from pgworker.job_queue q
+                              where q.queue = name.queue and q.priority = lane.priority and q.run_at <= look.now
+                              order by q.run_at, q.job_id limit look.cap + 1) as row
+          limit look.cap + 1) as seen
+) as due
+cross join lateral (
+    select least(count(*), look.cap) as jobs, count(*) filter (where failures > 0) as failed, count(*) > look.cap as is_more
+    from (select row.failures
+          from generate_series(0, 9) as lane(priority)
+          cross join lateral (select q.failures from pgworker.job_queue q
+                              where q.queue = name.queue and q.priority = lane.priority and q.run_at > look.now
+                              order by q.run_at, q.job_id limit look.cap + 1) as row
+          limit look.cap + 1) as seen
+) as ahead
+order by name.queue

@@ -1,0 +1,2 @@
+-- The time that everything here is measured by.
+select clock_timestamp()

@@ -1,0 +1,91 @@
+"""A worker process: two threads, one connection, one job at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+from dataclasses import dataclass
+
+import setproctitle
+
+from pgworker.app.registry import load_app
+from pgworker.config.settings import PoolSettings
+from pgworker.errors import PgworkerError
+from pgworker.linux import stacks
+from pgworker.linux.board import Board
+from pgworker.observe import logs
+from pgworker.observe.events import Reporter
+from pgworker.worker.clerk import WOKEN_BY_OTHERS, Clerk
+from pgworker.worker.runner import Runner
+from pgworker.worker.transaction import JobTransactions
+
+_SWITCH_INTERVAL = 0.0005
+"""Seconds: how soon the clerk gets the GIL from a busy handler. Python's 5 ms would add to every claim and settle."""
+
+log = logs.logger("worker")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPlace:
+    """What a worker inherits from the master: its row of the board and its descriptors."""
+
+    board: Board
+    index: int
+    wake_read: int
+    wake_write: int
+    events: int
+    stacks: int
+
+
+def run_worker(dsn: str, app_path: str, settings: PoolSettings, place: WorkerPlace) -> int:
+    """Work until drained; returns the exit code. Runs in a forked child, on its main thread."""
+    logs.set_process(f"worker {place.index}")
+    setproctitle.setproctitle(f"pgworker: worker {place.index} ({','.join(settings.queues)})")
+    sys.setswitchinterval(_SWITCH_INTERVAL)
+    row = place.board.rows[place.index]
+    stacks.install(place.stacks)
+    _drain_on_term(place)
+    try:
+        app = load_app(app_path)
+    except PgworkerError as error:
+        log.error("%s", error)
+        return error.exit_code
+    name = f"pgworker worker {place.index}"
+    transactions = JobTransactions(dsn, f"{name} transaction")
+    runner = Runner(app.tasks, row, settings.lease_ttl, transactions)
+    clerk = Clerk(
+        dsn=dsn,
+        application_name=name,
+        settings=settings,
+        board=place.board,
+        row=row,
+        runner=runner,
+        tasks=list(app.tasks),
+        reporter=Reporter(place.index, socket.socket(fileno=place.events)),
+        wake_read=place.wake_read,
+        wake_write=place.wake_write,
+    )
+    thread = threading.Thread(target=clerk.work, name="clerk")
+    thread.start()
+    row.set_ready()
+    runner.run_jobs(clerk.wake)
+    thread.join()
+    transactions.close()
+    app.close()
+    return clerk.failure.exit_code if clerk.failure is not None else 0
+
+
+def _drain_on_term(place: WorkerPlace) -> None:
+    """TERM sent to this worker alone drains it, just as the master asks it to."""
+    row, wake = place.board.rows[place.index], place.wake_write
+
+    def drain(_number: int, _frame: object) -> None:
+        row.ask_drain()
+        with contextlib.suppress(BlockingIOError):
+            os.write(wake, WOKEN_BY_OTHERS)
+
+    signal.signal(signal.SIGTERM, drain)

@@ -1,0 +1,120 @@
+"""`ctx.transaction()`: the handler's own transaction, whose COMMIT is the success of its job.
+
+A second connection of the worker, opened at first use. The last statement before COMMIT settles this job under its
+lease: if the lease is gone nothing commits; once it has committed, nothing can make the job run again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from psycopg import Connection, IsolationLevel
+from psycopg.pq import TransactionStatus
+from psycopg.rows import tuple_row
+
+from pgworker.db.connect import connect
+from pgworker.errors import LeaseLost
+from pgworker.lifecycle.settle import Ended, Settlement, check_settled, is_settled, settle_jobs
+from pgworker.linux.board import Run
+from pgworker.observe.logs import fields, logger
+from pgworker.worker.lease import ClaimedJob
+
+log = logger("worker.transaction")
+
+_IDLE_LIMIT = 600.0  # seconds a handler without a deadline may keep its transaction open without a statement
+
+
+class JobTransactions:
+    """The second connection of one slot, and the jobs that settle through it, one at a time."""
+
+    def __init__(self, dsn: str, application_name: str) -> None:
+        self._dsn = dsn
+        self._application_name = application_name
+        self._connection: Connection[Any] | None = None
+        self._is_used = False
+
+    @contextmanager
+    def open(self, claimed: ClaimedJob, run: Run | None, on_settled: Callable[[], None]) -> Iterator[Connection[Any]]:
+        """A transaction at READ COMMITTED that ends by settling `claimed` as succeeded.
+
+        Raises LeaseLost, with nothing committed, if another worker has the job by now.
+        """
+        connection = self._connected()
+        self._is_used = True
+        started_ns = time.monotonic_ns() if run is None else run.since_ns
+        try:
+            with connection.transaction():
+                connection.execute(
+                    "select set_config('idle_in_transaction_session_timeout', %s, true)", [_idle_limit_ms(run)]
+                )
+                yield connection
+                settlement = _settlement(claimed, started_ns)
+                _settle(connection, settlement)
+        except psycopg.OperationalError as error:
+            if not (connection.closed and self._has_committed(claimed, started_ns)):
+                raise
+            log.info(
+                "the reply to a commit was lost; the commit was found",
+                extra=fields(job=claimed.row.job_id, error=error),
+            )
+        on_settled()
+
+    def reset(self) -> None:
+        """Make the connection as new, or drop it: nothing that a handler did to it reaches the next job."""
+        connection = self._connection
+        if connection is None or not self._is_used:
+            return
+        self._is_used = False
+        try:
+            if connection.info.transaction_status is not TransactionStatus.IDLE:
+                connection.rollback()
+            connection.autocommit = True
+            connection.execute("discard all")
+            connection.isolation_level = IsolationLevel.READ_COMMITTED
+        except psycopg.Error:
+            self.close()
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _connected(self) -> Connection[Any]:
+        if self._connection is None or self._connection.closed:
+            # Nothing is prepared on it: DISCARD ALL would take the statements and leave the driver's list of them.
+            self._connection = connect(self._dsn, application_name=self._application_name, prepare_threshold=None)
+            self._connection.isolation_level = IsolationLevel.READ_COMMITTED
+        return self._connection
+
+    def _has_committed(self, claimed: ClaimedJob, started_ns: int) -> bool:
+        """After a connection died at COMMIT: whether it took effect."""
+        try:
+            with self._connected().cursor() as cursor:
+                check_settled(cursor, _settlement(claimed, started_ns))
+        except (LeaseLost, psycopg.Error):
+            return False
+        return True
+
+
+def _settlement(claimed: ClaimedJob, started_ns: int) -> Settlement:
+    ended = Ended(claimed.row.job_id, claimed.row.execution, started_ns, time.monotonic_ns())
+    return Settlement(claimed.lease.lease_id, claimed.position, [ended], ends_lease=False)
+
+
+def _settle(connection: Connection[Any], settlement: Settlement) -> None:
+    with psycopg.Cursor(connection, row_factory=tuple_row) as cursor:  # whatever the handler has set on its connection
+        settle_jobs(cursor, settlement, time.monotonic_ns())
+        if not is_settled(cursor, settlement):
+            raise LeaseLost(
+                f"the lease {settlement.lease_id} is gone: another worker has this job, so its transaction is rolled back"
+            )
+
+
+def _idle_limit_ms(run: Run | None) -> str:
+    if run is None or not run.deadline_ns:
+        return str(round(_IDLE_LIMIT * 1000))
+    return str(max(1000, (run.deadline_ns - time.monotonic_ns()) // 1_000_000 + 1000))

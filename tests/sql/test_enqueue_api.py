@@ -1,0 +1,408 @@
+"""Where jobs go: the caller's transaction, or the App's own connections through restarts, forks and outages."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+import pgworker
+from pgworker import App, ConfigurationError, DatabaseUnavailable, InvalidJob, JobRequest, SchemaError, Task
+from pgworker.app import producer
+from pgworker.db import embedded
+from pgworker.db.migrate import migrate
+
+Connect = Callable[[], psycopg.Connection[Any]]
+
+
+@pytest.fixture
+def app(dsn: str) -> Iterator[App]:
+    opened = App(dsn)
+    opened.task(name="mail")(mail)
+    yield opened
+    opened.close()
+
+
+def mail(to: str, weight: float = 1.0) -> float:
+    return weight
+
+
+@pytest.fixture
+def task(app: App) -> Task[..., Any]:
+    return app.tasks["mail"]
+
+
+def stored(connection: psycopg.Connection[Any]) -> list[tuple[Any, ...]]:
+    """Ids and receivers of the jobs that another connection sees."""
+    query = "select id, payload ->> 'to' from pgworker.jobs join pgworker.job_queue on job_id = id order by id"
+    return connection.execute(query).fetchall()
+
+
+def producers(connection: psycopg.Connection[Any]) -> int:
+    """How many connections of Apps the database has."""
+    row = connection.execute(
+        "select count(*) from pg_stat_activity where application_name = %s and datname = current_database()",
+        ["pgworker producer"],
+    ).fetchone()
+    assert row
+    return int(row[0])
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_an_enqueue_is_committed_when_it_returns_the_id(task: Task[..., Any], connect: Connect) -> None:
+    job_id = task.enqueue("a@b")
+    assert stored(connect()) == [(job_id, "a@b")]
+
+
+def test_every_option_is_stored_as_it_was_written(task: Task[..., Any], connect: Connect) -> None:
+    other = connect()
+    row = other.execute("select pgworker.uuid7(clock_timestamp())").fetchone()
+    assert row
+    at = datetime.now(timezone.utc).replace(microsecond=0) + timedelta(days=1)
+    chosen = task.options(
+        id=row[0], queue="fast", priority=9, max_attempts=3, org_id="acme", headers={"trace": "1"}, run_at=at
+    )
+    assert chosen.options(timeout=timedelta(seconds=1.5)).enqueue(to="a") == row[0]
+    columns = "task, payload, queue, priority, max_attempts, org_id, headers, run_at, timeout_ms"
+    assert other.execute(f"select {columns} from pgworker.jobs").fetchone() == (
+        *("mail", {"to": "a"}, "fast", 9, 3, "acme", {"trace": "1"}, at, 1500),
+    )
+
+
+def test_using_a_connection_or_cursor_enqueues_in_its_transaction(
+    task: Task[..., Any], dsn: str, connect: Connect
+) -> None:
+    other = connect()
+    with psycopg.connect(dsn) as connection:
+        task.using(connection).enqueue("rolled back")
+        connection.rollback()
+        task.using(connection.cursor()).options(priority=1).enqueue("committed")
+        assert stored(other) == []
+    assert [to for _, to in stored(other)] == ["committed"]
+    assert producers(other) == 0
+
+
+def test_an_async_connection_or_cursor_is_used_the_same_way_and_none_at_all_too(
+    task: Task[..., Any], dsn: str, connect: Connect
+) -> None:
+    async def enqueue() -> list[UUID]:
+        async with await psycopg.AsyncConnection.connect(dsn) as connection:
+            await task.using(connection).enqueue_async("rolled back")
+            await connection.rollback()
+            return [
+                await task.using(connection).enqueue_async("a"),
+                await task.using(connection.cursor()).enqueue_async("b"),
+                await task.enqueue_async("c"),
+            ]
+
+    ids = asyncio.run(enqueue())
+    assert sorted(stored(connect())) == sorted(zip(ids, "abc", strict=True))
+
+
+def test_a_connection_of_the_wrong_kind_is_a_type_error_that_names_the_right_call(
+    task: Task[..., Any], app: App, dsn: str, connect: Connect
+) -> None:
+    async def cross() -> None:
+        async with await psycopg.AsyncConnection.connect(dsn) as connection:
+            with pytest.raises(TypeError, match="enqueue_async"):
+                task.using(connection).enqueue("a")
+            with pytest.raises(TypeError, match="enqueue_async"):
+                app.enqueue_many([task.job("a")], connection)  # type: ignore[arg-type]
+            with pytest.raises(TypeError, match=r"use `\.enqueue\(\)`"):
+                await task.using(connect()).enqueue_async("a")
+
+    asyncio.run(cross())
+    assert stored(connect()) == []
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_many_jobs_are_stored_in_order_a_thousand_per_statement_and_all_or_none(
+    own: bool, app: App, task: Task[..., Any], connect: Connect
+) -> None:
+    connection = None if own else connect()
+    ids = app.enqueue_many((task.job(str(i)) for i in range(2500)), connection)
+    assert dict(stored(connect())) == {job_id: str(i) for i, job_id in enumerate(ids)}
+    with pytest.raises(InvalidJob, match="PostgreSQL refused the job"):
+        app.enqueue_many([*(task.job("x") for _ in range(2500)), JobRequest("not a name", "{}")], connection)
+    assert len(stored(connect())) == 2500
+    assert app.enqueue_many([], connection) == []
+
+
+def test_many_jobs_in_the_callers_transaction_are_his_to_commit(
+    app: App, task: Task[..., Any], dsn: str, connect: Connect
+) -> None:
+    with psycopg.connect(dsn) as connection:
+        app.enqueue_many([task.job(str(i)) for i in range(2500)], connection)
+        assert stored(connect()) == []
+        connection.rollback()
+        app.enqueue_many([task.job("kept")], connection.cursor())
+    assert [to for _, to in stored(connect())] == ["kept"]
+
+
+def test_large_jobs_go_in_smaller_statements(app: App, task: Task[..., Any], connect: Connect) -> None:
+    ids = app.enqueue_many([task.job("x" * 1_000_000)] * 40)
+    assert len(set(ids)) == len(stored(connect())) == 40
+
+
+@pytest.mark.parametrize(
+    ("request_", "complaint"),
+    [
+        (JobRequest("mail", "[]"), "a JSON object and take at most 2 MiB"),
+        (JobRequest("mail", "{"), "invalid input syntax for type json"),
+        (JobRequest("mail", "{}", priority=70_000), "smallint out of range"),
+        (JobRequest("mail", "{}", id=UUID("017f22e2-79b0-7cc3-98c4-dc0c0c07398f")), "within a day"),
+    ],
+)
+def test_a_request_made_by_hand_that_postgresql_refuses_is_an_invalid_job(
+    request_: JobRequest, complaint: str, app: App, connect: Connect
+) -> None:
+    for connection in (None, connect()):
+        with pytest.raises(InvalidJob, match=complaint):
+            app.enqueue_many([request_], connection)
+    assert stored(connect()) == []
+
+
+def test_the_same_id_is_stored_once(task: Task[..., Any], connect: Connect) -> None:
+    job_id = task.enqueue("a")
+    for again in (task.options(id=job_id), task.using(connect()).options(id=job_id)):
+        with pytest.raises(InvalidJob, match="one with its id exists already"):
+            again.enqueue("b")
+
+
+def test_other_errors_of_the_callers_connection_stay_psycopgs(task: Task[..., Any], connect: Connect) -> None:
+    connection = connect()
+    connection.execute("begin read only")
+    with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+        task.using(connection).enqueue("a")
+
+
+def test_a_database_without_the_schema_is_told_how_to_get_it(blank_dsn: str) -> None:
+    app = App(blank_dsn)
+    task = app.task(name="mail")(mail)
+    with pytest.raises(SchemaError, match="pgworker migrate"):
+        task.enqueue("a")
+    with psycopg.connect(blank_dsn) as connection, pytest.raises(SchemaError, match="pgworker migrate"):
+        task.using(connection).enqueue("a")
+    app.close()
+
+
+def test_the_dsn_is_looked_for_when_it_is_first_needed(
+    dsn: str, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PGWORKER_DSN", "DATABASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    app = App()
+    task = app.task(name="mail")(mail)
+    with pytest.raises(ConfigurationError, match=r"PGWORKER_DSN.*`embedded:DIR`"):
+        task.enqueue("a")
+    monkeypatch.setenv("PGWORKER_DSN", dsn)
+    task.enqueue("a")
+    app.close()
+    assert [to for _, to in stored(connect())] == ["a"]
+
+
+def test_floats_of_any_size_survive_jsonb(task: Task[..., Any], connect: Connect) -> None:
+    connection = connect()
+    for weight in (1e300, 5e-324, 0.1, 1e22, -0.0, 1.7976931348623157e308):
+        job_id = task.using(connection).enqueue("a", weight=weight)
+        row = connection.execute("select payload::text from pgworker.jobs where id = %s", [job_id]).fetchone()
+        assert row
+        read = task.invoke(row[0], None, lambda: pytest.fail("nobody asked for the job"))
+        assert (read, type(read)) == (weight, float)
+
+
+def enqueue_at_once(task: Task[..., Any]) -> bool:
+    """In eight threads, which takes all connections that an App may open."""
+    with ThreadPoolExecutor(8) as executor:
+        return all(executor.map(task.enqueue, ["a"] * 80))
+
+
+def test_all_threads_share_four_connections_that_close_ends(app: App, task: Task[..., Any], connect: Connect) -> None:
+    other = connect()
+    blocker = connect()
+    blocker.execute("begin; lock table pgworker.jobs in exclusive mode")
+    with ThreadPoolExecutor(8) as executor:
+        waiting = [executor.submit(task.enqueue, "a") for _ in range(8)]
+        wait_until(lambda: producers(other) == 4)
+        blocker.execute("rollback")
+        assert len({job.result() for job in waiting}) == 8
+    assert producers(other) == 4
+    app.close()
+    wait_until(lambda: producers(other) == 0)
+    task.enqueue("a")
+    assert producers(other) == 1
+
+
+def test_an_enqueue_that_finds_all_connections_busy_gives_up_and_says_so(
+    task: Task[..., Any], connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(producer, "PATIENCE", 1.0)
+    other = connect()
+    blocker = connect()
+    blocker.execute("begin; lock table pgworker.jobs in exclusive mode")
+    with ThreadPoolExecutor(4) as executor:
+        waiting = [executor.submit(task.enqueue, "a") for _ in range(4)]
+        wait_until(lambda: producers(other) == 4)
+        with pytest.raises(DatabaseUnavailable, match="4 connections were all busy"):
+            task.enqueue("b")
+        blocker.execute("rollback")
+        assert len({job.result() for job in waiting}) == 4
+
+
+def test_a_restart_of_postgresql_is_no_error_of_the_next_enqueue(task: Task[..., Any], connect: Connect) -> None:
+    other = connect()
+    wait_until(lambda: enqueue_at_once(task) and producers(other) == 4)
+    other.execute("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'pgworker producer'")
+    wait_until(lambda: producers(other) == 0)
+    begun = time.monotonic()
+    task.enqueue("after")
+    assert time.monotonic() - begun < 2
+    assert stored(other)[-1][1] == "after"
+
+
+def test_a_role_that_does_not_exist_is_told_without_waiting_for_it(dsn: str) -> None:
+    app = App(make_conninfo(dsn, user="nobody_here", password="s3cret"))
+    begun = time.monotonic()
+    with pytest.raises(ConfigurationError, match='role "nobody_here" does not exist') as caught:
+        app.enqueue_many([JobRequest("mail", "{}")])
+    assert time.monotonic() - begun < producer.PATIENCE
+    assert "s3cret" not in str(caught.value)
+    app.close()
+
+
+def test_an_enqueue_waits_for_a_starting_postgresql_and_gives_up_silently_on_one_that_is_gone(
+    binaries: Path | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    with tempfile.TemporaryDirectory(prefix="pgworker-tests-") as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        options = {"fsync": "off", "shared_buffers": "16MB"}
+        app = App(f"embedded:{directory}")
+        task = app.task(name="mail")(mail)
+        with embedded.start(directory, options=options, binaries=binaries) as server:
+            migrate(server.dsn)
+            enqueue_at_once(task)
+        with ThreadPoolExecutor(1) as executor:
+            waiting = executor.submit(task.enqueue, "a")
+            wait_until(lambda: app._producer._open()._failure)
+            assert not waiting.done()
+            with embedded.start(directory, options=options, binaries=binaries):
+                waiting.result()
+        monkeypatch.setattr(producer, "PATIENCE", 1.0)
+        with pytest.raises(DatabaseUnavailable, match=f"No server is running in {directory}"):
+            task.enqueue("b")
+        app.close()
+    assert caplog.messages == []
+
+
+def test_the_warnings_of_other_pools_are_still_logged(task: Task[..., Any], caplog: pytest.LogCaptureFixture) -> None:
+    task.enqueue("a")
+    logging.getLogger("psycopg.pool").warning("error connecting in %r: %s", "somebody's", "refused")
+    logging.getLogger("psycopg.pool").warning("error connecting in %r: %s", "pgworker producer", "refused")
+    assert caplog.messages == ['error connecting in "somebody\'s": refused']
+
+
+def run_program(text: str, dsn: str) -> str:
+    """What the program prints. Its errors and warnings, those at its exit too, are failures."""
+    done = subprocess.run(
+        # Python 3.12 warns of forks beside threads: that those are safe here is what is being shown.
+        [sys.executable, "-X", "dev", "-W", "ignore::DeprecationWarning", "-c", PROGRAM + text, dsn],
+        env={"PYTHONPATH": str(Path(pgworker.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.stderr, done.returncode) == ("", 0)
+    return done.stdout
+
+
+PROGRAM = """
+import os, sys
+from pgworker import App
+app = App(sys.argv[1])
+@app.task(name="mail")
+def mail(to: str): ...
+"""
+
+
+def test_a_program_that_ends_without_closing_its_app_ends_at_once_and_in_silence(dsn: str, connect: Connect) -> None:
+    begun = time.monotonic()
+    run_program("mail.enqueue('a')", dsn)
+    assert time.monotonic() - begun < 4  # psycopg_pool gives its threads 5 s to end
+    assert len(stored(connect())) == 1
+
+
+def test_a_forked_child_has_connections_of_its_own_and_leaves_its_parents_alone(dsn: str, connect: Connect) -> None:
+    program = """
+def backend():
+    with app._producer._open().connection() as connection:
+        return connection.info.backend_pid
+
+before = backend()
+child = os.fork()
+if child == 0:
+    mail.enqueue("child")
+    print(backend(), flush=True)
+    sys.exit(0)
+assert os.waitpid(child, 0)[1] == 0
+mail.enqueue("parent")
+print(before, backend(), flush=True)
+"""
+    child, parent, after = map(int, run_program(program, dsn).split())
+    assert parent == after != child
+    assert [to for _, to in stored(connect())] == ["child", "parent"]
+
+
+def test_a_child_forked_while_other_threads_enqueue_does_not_hang(dsn: str, connect: Connect) -> None:
+    program = """
+import threading
+stop = threading.Event()
+def work():
+    while not stop.is_set():
+        mail.enqueue("parent")
+threads = [threading.Thread(target=work) for _ in range(4)]
+[thread.start() for thread in threads]
+for _ in range(20):
+    if (child := os.fork()) == 0:
+        mail.enqueue("child")
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+stop.set()
+[thread.join() for thread in threads]
+"""
+    run_program(program, dsn)
+    assert [to for _, to in stored(connect())].count("child") == 20
+
+
+def test_an_app_that_is_dropped_closes_its_connections(dsn: str, connect: Connect) -> None:
+    other = connect()
+    app = App(dsn)
+    app.task(name="mail")(mail).enqueue("a")
+    threads = threading.active_count()
+    assert producers(other) == 1
+    del app
+    gc.collect()
+    wait_until(lambda: producers(other) == 0)
+    assert threading.active_count() < threads

@@ -1,0 +1,244 @@
+"""From a call to a payload and back: what is stored of arguments, what a handler gets, who is told what otherwise."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from decimal import Decimal
+from enum import Enum
+from typing import Any, Literal, TypedDict
+from uuid import UUID
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pgworker import App, Context, InvalidJob, InvalidPayload, Job, JobRequest, Task
+
+app = App()
+SHARED: list[int] = []
+
+
+class Colour(Enum):
+    RED = "red"
+
+
+@dataclass
+class Address:
+    street: str
+    lines: list[Address] | None = None
+
+
+class Line(TypedDict):
+    sku: str
+    count: int
+
+
+@app.task
+def plain(a: int, b: str = "b", *, c: bool = False) -> tuple[object, ...]:
+    return a, b, c
+
+
+@app.task
+def untyped(a, b=SHARED):  # type: ignore[no-untyped-def]
+    return a, b
+
+
+@app.task
+def rich(
+    ctx: Context,
+    at: datetime,
+    key: UUID,
+    price: Decimal,
+    colour: Colour,
+    address: Address,
+    lines: list[Line],
+    extra: Mapping[str, object],
+    pair: tuple[int, str],
+    kind: Literal["new", "old"],
+    delay: timedelta | None = None,
+) -> dict[str, Any]:
+    return {name: value for name, value in locals().items() if name != "ctx"}
+
+
+def no_job() -> Job:
+    raise AssertionError("nobody asked for the job")
+
+
+def run(task: Task[..., Any], payload: str) -> Any:
+    return task.invoke(payload, None, no_job)
+
+
+def test_arguments_are_stored_by_name_and_defaults_are_not() -> None:
+    assert [json.loads(request.payload) for request in (plain.job(1), plain.job(1, "b"), plain.job(c=True, a=1))] == [
+        {"a": 1},
+        {"a": 1, "b": "b"},
+        {"a": 1, "c": True},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("call", "complaint"),
+    [
+        (lambda: plain.job(), "missing a required argument: 'a'"),  # type: ignore[call-arg]
+        (lambda: plain.job(1, "b", True), "too many positional arguments"),  # type: ignore[call-arg]
+        (lambda: plain.job(1, d=2), "unexpected keyword argument 'd'"),  # type: ignore[call-arg]
+        (lambda: plain.options(prio=2), "unexpected keyword argument 'prio'"),  # type: ignore[call-arg]
+        (lambda: plain.using("postgresql://"), "a psycopg connection or cursor, not str"),  # type: ignore[arg-type]
+        (lambda: app.enqueue_many([plain]), r"made by task.job\(...\), not Task"),  # type: ignore[list-item]
+    ],
+)
+def test_a_call_that_does_not_fit_is_a_type_error_before_anything_is_sent(
+    call: Callable[[], object], complaint: str
+) -> None:
+    with pytest.raises(TypeError, match=complaint):
+        call()
+
+
+def test_an_argument_that_cannot_be_stored_is_named() -> None:
+    with pytest.raises(InvalidPayload, match="'b'"):
+        plain.job(1, "nul \0")
+
+
+def test_a_handler_gets_what_its_annotations_say_and_its_own_defaults() -> None:
+    arguments = {
+        "at": datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=timezone.utc),
+        "key": uuid.uuid4(),
+        "price": Decimal("1.10"),
+        "colour": Colour.RED,
+        "address": Address("Hill 1", [Address("Back")]),
+        "lines": [{"sku": "a", "count": 2}],
+        "extra": {"any": [1, None, "x"]},
+        "pair": (1, "x"),
+        "kind": "old",
+    }
+    stored = rich.job(**arguments).payload
+    assert rich.decode(stored) == {**arguments, "delay": None}
+    assert run(rich, stored) == {**arguments, "delay": None}
+
+
+def test_a_default_is_the_very_object_of_the_definition() -> None:
+    assert run(untyped, '{"a": {"any": [1, 2.5]}}') == ({"any": [1, 2.5]}, SHARED)
+    assert untyped.decode('{"a": 1}')["b"] is SHARED
+
+
+@pytest.mark.parametrize(
+    ("payload", "complaint"),
+    [
+        ("{}", "missing required field `a`"),
+        ('{"a": "1"}', r"Expected `int`, got `str` - at `\$.a`"),
+        ('{"a": 1, "d": 2}', "unknown field `d`"),
+        ("[1]", "Expected `object`, got `array`"),
+    ],
+)
+def test_stored_arguments_that_no_longer_fit_are_an_ordinary_readable_error(payload: str, complaint: str) -> None:
+    with pytest.raises(msgspec.ValidationError, match=complaint):
+        run(plain, payload)
+
+
+def test_no_parameters_take_the_empty_object_only() -> None:
+    ran: list[bool] = []
+    task = App().task(name="none")(lambda: ran.append(True))
+    assert task.job().payload == "{}"
+    run(task, "{}")
+    assert ran == [True]
+    with pytest.raises(msgspec.ValidationError, match="unknown field `a`"):
+        run(task, '{"a": 1}')
+
+
+def test_types_that_json_has_anyway_need_no_conversion() -> None:
+    def loose(b: Iterable[int], c: list[object], a: object) -> tuple[object, ...]:
+        return a, b, c
+
+    task = App().task(name="loose")(loose)
+    assert run(task, task.job([1], [{}], "x").payload) == ("x", [1], [{}])
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    # jsonb has neither U+0000 nor surrogates
+    | st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])),
+    lambda values: st.lists(values) | st.dictionaries(st.text(st.characters(codec="ascii", min_codepoint=1)), values),
+    max_leaves=20,
+)
+
+
+@given(json_values, json_values)
+def test_whatever_json_can_express_arrives_as_it_was_given(a: Any, b: Any) -> None:
+    assert run(untyped, untyped.job(a, b).payload) == (a, b)
+
+
+class Purge:
+    name = "purge"
+
+    def handle(self, job: Job, ctx: Context) -> tuple[Job, Context]:
+        return job, ctx
+
+
+def test_an_object_is_handed_the_job_and_the_context() -> None:
+    job, ctx = object(), object()
+    result = app.register(Purge()).invoke("{}", ctx, lambda: job)  # type: ignore[arg-type, return-value]
+    assert result == (job, ctx)
+
+
+async def answer() -> int:
+    return 42
+
+
+def test_a_coroutine_that_nobody_awaits_is_a_failure() -> None:
+    task = App().task(name="hidden")(lambda: answer())
+    with pytest.raises(TypeError, match="hidden returned a coroutine"):
+        run(task, "{}")
+
+
+def test_options_are_set_on_a_copy_and_add_up() -> None:
+    at = datetime.now(timezone.utc) + timedelta(hours=1)
+    key = UUID("017f22e2-79b0-7cc3-98c4-dc0c0c07398f")
+    urgent = plain.options(priority=9, queue="fast")
+    later = urgent.options(
+        run_at=at, timeout=timedelta(seconds=90), max_attempts=1, org_id="acme", headers={"trace": "1"}, id=key
+    )
+    name = f"{__name__}.plain"
+    assert plain.job(1) == JobRequest(name, '{"a":1}')
+    assert urgent.job(1) == JobRequest(name, '{"a":1}', queue="fast", priority=9)
+    assert later.job(1) == JobRequest(name, '{"a":1}', "fast", 9, at, 1, 90.0, "acme", '{"trace":"1"}', key)
+    assert later.options(timeout=None, run_at=None).job(1).timeout is None
+
+
+@pytest.mark.parametrize(
+    ("options", "allowed"),
+    [
+        ({"priority": -1}, "from 0 to 9, where 9 runs first, not -1"),
+        ({"priority": 1.0}, "a whole number"),
+        ({"queue": "a/b"}, "ASCII letters"),
+        ({"max_attempts": 40_000}, "from 1 to 32767, not 40000"),
+        ({"timeout": float("nan")}, "between 0 seconds and 100 years"),
+        ({"timeout": 0.0001}, "at least a millisecond"),
+        ({"run_at": datetime(2030, 1, 1)}, "not a datetime without a time zone"),  # noqa: DTZ001
+        ({"run_at": 60}, "an aware datetime"),
+        ({"run_at": datetime.max.replace(tzinfo=timezone.utc)}, "before the year 9999"),
+        ({"run_at": datetime.max.replace(tzinfo=timezone(timedelta(hours=-2)))}, "before the year 9999"),
+        ({"org_id": ""}, "1 to 256 characters"),
+        ({"org_id": "x" * 257}, "1 to 256 characters, not str"),
+        ({"org_id": 7}, "a string"),
+        ({"org_id": "a\0b"}, r"U\+0000"),
+        ({"org_id": "\ud800"}, "surrogates"),
+        ({"headers": [1]}, "a mapping"),
+        ({"headers": {"trace": float("inf")}}, "headers: .*'trace'"),
+        ({"headers": {"trace": "x" * 5000}}, "at most 4096 bytes"),
+        ({"id": uuid.uuid4()}, "of version 7"),
+        ({"id": "017f22e2-79b0-7cc3-98c4-dc0c0c07398f"}, "a uuid.UUID"),
+    ],
+)
+def test_an_option_of_a_job_that_cannot_be_is_refused_with_what_is_allowed(
+    options: dict[str, Any], allowed: str
+) -> None:
+    with pytest.raises(InvalidJob, match=allowed):
+        plain.options(**options)

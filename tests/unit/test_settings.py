@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pgworker.config.settings import PoolSettings, cpu_quota, default_workers, parse_listen
+from pgworker.config.sources import UNREADABLE, embedded_directory, redact, resolve_dsn
+from pgworker.errors import ConfigurationError
+
+SECRET = "s3cr3t"
+
+
+def test_the_flag_wins_over_pgworker_dsn_which_wins_over_database_url() -> None:
+    environ = {"PGWORKER_DSN": "dbname=second", "DATABASE_URL": "dbname=third"}
+    assert resolve_dsn("dbname=first", environ) == "dbname=first"
+    assert resolve_dsn(None, environ) == "dbname=second"
+    assert resolve_dsn(None, {**environ, "PGWORKER_DSN": ""}) == "dbname=third"
+    assert resolve_dsn(None, {}) is None
+
+
+@pytest.mark.parametrize(
+    ("dsn", "resolved"),
+    [
+        ("postgresql://u@h/db", "postgresql://u@h/db"),
+        ("postgres://u@h/db", "postgresql://u@h/db"),
+        ("postgresql+psycopg://u@h/db?x=1", "postgresql://u@h/db?x=1"),
+        ("postgresql+asyncpg://u@h/db", "postgresql://u@h/db"),
+        ("postgresql+psycopg2://", "postgresql://"),
+        ("postgresql://u@h/db\n", "postgresql://u@h/db"),
+        ("host = h dbname='my db'", "host = h dbname='my db'"),
+        ("embedded:./data", "embedded:./data"),
+    ],
+)
+def test_every_usual_form_of_a_dsn_is_accepted_and_given_libpqs_scheme(dsn: str, resolved: str) -> None:
+    assert resolve_dsn(dsn, {}) == resolved
+
+
+@pytest.mark.parametrize(
+    "dsn", ["", " ", f"mysql://u:{SECRET}@h/db", SECRET, "embedded:", "postgresql:/h/db", "sqlite:///x"]
+)
+def test_anything_else_is_refused_with_its_source_but_not_its_text(dsn: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^--dsn .*; use ") as caught:
+        resolve_dsn(dsn, {})
+    assert SECRET not in str(caught.value)
+    if dsn:
+        with pytest.raises(ConfigurationError, match=r"^DATABASE_URL "):
+            resolve_dsn(None, {"DATABASE_URL": dsn})
+
+
+def test_embedded_names_a_directory_and_nothing_else_does() -> None:
+    assert embedded_directory("embedded:./data") == Path("data")
+    assert embedded_directory("postgresql://embedded:x@h/db") is None
+
+
+@pytest.mark.parametrize(
+    ("dsn", "shown"),
+    [
+        (f"postgresql://u:{SECRET}@h:5432/db", "u@h:5432/db"),
+        (f"postgres://u:{SECRET}@h/db?sslmode=require&sslpassword={SECRET}", "u@h/db"),
+        (f"postgresql+asyncpg://u:a@{SECRET}@h/db", "u@h/db"),
+        (f"postgresql://u:a/{SECRET}@h/db", "u@h/db"),
+        (f"postgresql://u:a#{SECRET}@h/db", "u@h/db"),
+        (f"postgresql://u:a\n{SECRET}@h/db", "u@h/db"),
+        (f"postgresql://:{SECRET}@h/db", "h/db"),
+        (f"postgresql:///db?host=/run/pg&user=me&password={SECRET}", "me@/run/pg/db"),
+        (f"postgresql://u:{SECRET}@h1:1,[::1]:2/db", "u@h1:1,[::1]:2/db"),
+        (f"host=h port=5 user=u password={SECRET} dbname=db", "u@h:5/db"),
+        (f"user=u  password = 'a {SECRET}\\' x' host=h", "u@h"),
+        (f"password=a\\ {SECRET} host=h", "h"),
+        (f"password='' sslpassword={SECRET} user='my user'", "my user@"),
+        (f"password='{SECRET}'host=h", "h"),
+        (f"service=prod password={SECRET}", "service prod"),
+        (f"password={SECRET}", "(libpq's defaults)"),
+        ("embedded:/var/lib/x", "embedded:/var/lib/x"),
+    ],
+)
+def test_a_dsn_is_shown_as_a_place_without_its_secrets(dsn: str, shown: str) -> None:
+    assert redact(dsn) == shown
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        f"postgresql://u:{SECRET}",
+        f"postgresql://u:a?{SECRET}@h/db",
+        f"postgresql://u@h/db?password=a@{SECRET}",
+        f"postgresql://u:a@h/db?password=a@{SECRET}",
+        f"postgresql://me@example.org:{SECRET}@h/db",
+        f"password=a {SECRET} host=h",
+        f"password='a {SECRET} host=h",
+        f"password='a'{SECRET} host=h",
+        f"dbname=postgresql://u:{SECRET}@h/db",
+        f"dbname='password={SECRET}'",
+        f"mysql://u:{SECRET}@h/db",
+        SECRET,
+    ],
+)
+def test_a_dsn_that_could_be_misread_is_not_shown_at_all(dsn: str) -> None:
+    assert redact(dsn) == UNREADABLE
+
+
+def test_the_defaults_are_the_documented_ones() -> None:
+    settings = PoolSettings(workers=4)
+    assert (settings.queues, settings.metrics_listen, settings.log_format) == (("default",), "127.0.0.1:9464", "text")
+    assert (settings.lease_ttl, settings.drain_timeout, settings.cancel_grace, settings.term_grace) == (60, 25, 10, 5)
+    assert (settings.poll_interval, settings.beat_interval, settings.heartbeat_interval) == (1, 1, 5)
+    assert (settings.prefetch_seconds, settings.max_batch) == (0.05, 500)
+    assert (settings.restart_backoff.base, settings.restart_backoff.cap) == (0.5, 60)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"workers": 0}, "workers must be a whole number from 1 to 1024"),
+        ({"workers": 1025}, "workers must be a whole number from 1 to 1024"),
+        ({"workers": True}, "workers must be a whole number from 1 to 1024"),
+        ({"workers": 2.0}, "workers must be a whole number from 1 to 1024"),
+        ({"max_batch": 0}, "max_batch must be a whole number from 1 to 10000"),
+        ({"queues": ()}, "queues must be a tuple with at least one name"),
+        ({"queues": "default"}, "queues must be a tuple with at least one name"),
+        ({"queues": ("a", "b c")}, "'b c' can't name a queue"),
+        ({"queues": ("a", "a")}, "queues names a queue twice"),
+        ({"lease_ttl": 0.5}, "lease_ttl must be at least 1 s, not 0.5"),
+        ({"drain_timeout": -1}, "drain_timeout must be between 0 seconds and 100 years, not -1"),
+        ({"poll_interval": 0}, "poll_interval must be at least 0.01 s, not 0"),
+        ({"heartbeat_interval": float("nan")}, "heartbeat_interval must be between"),
+        ({"metrics_listen": "9464"}, "'9464' names no address"),
+        ({"log_format": "xml"}, "log_format must be text or json, not 'xml'"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_refused_in_a_sentence(wrong: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"^{sentence}"):
+        PoolSettings(**{"workers": 1, **wrong})
+
+
+def test_durations_may_be_given_as_timedeltas() -> None:
+    assert PoolSettings(workers=1, lease_ttl=timedelta(minutes=2)).lease_ttl == 120.0  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [
+        ("127.0.0.1:9464", ("127.0.0.1", 9464)),
+        ("localhost:0", ("localhost", 0)),
+        ("0.0.0.0:65535", ("0.0.0.0", 65535)),
+        ("[::1]:80", ("::1", 80)),
+    ],
+)
+def test_an_address_to_listen_on_is_host_and_port(text: str, parsed: tuple[str, int]) -> None:
+    assert parse_listen(text) == parsed
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", ":", "9464", ":9464", "h:", "h:x", "h:-1", "h:65536", "h:٣", "::1:80", "[::1]", "[::g]:1", "a b:1", "[]:1"],
+)
+def test_other_addresses_are_refused_with_an_example(text: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"127\.0\.0\.1:|\[::1\]:9464"):
+        parse_listen(text)
+
+
+def v2(root: Path) -> str:
+    (root / "pod" / "box").mkdir(parents=True)
+    (root / "pod" / "cpu.max").write_text("150000 100000\n")
+    (root / "pod" / "box" / "cpu.max").write_text("max 100000\n")
+    return "0::/pod/box\n"
+
+
+def v1(root: Path) -> str:
+    (root / "cpu,cpuacct").mkdir()
+    (root / "cpu,cpuacct" / "cpu.cfs_quota_us").write_text("150000\n")
+    (root / "cpu,cpuacct" / "cpu.cfs_period_us").write_text("100000\n")
+    return "3:memory:/docker/box\n2:cpu,cpuacct:/docker/box\n1:cpuset:/\n0::/\n"
+
+
+@pytest.mark.parametrize("write", [v2, v1])
+def test_the_quota_of_the_nearest_limited_cgroup_counts(tmp_path: Path, write: Callable[[Path], str]) -> None:
+    own = tmp_path / "self"
+    root = tmp_path / "cgroup"
+    root.mkdir()
+    own.write_text(write(root))
+    assert cpu_quota(root, own) == 1.5
+    assert default_workers(root, own) == min(2, len(os.sched_getaffinity(0)))
+
+
+def test_without_a_quota_the_affinity_counts(tmp_path: Path) -> None:
+    available = os.sched_getaffinity(0)
+    assert default_workers(tmp_path, tmp_path / "absent") == len(available)
+    os.sched_setaffinity(0, {min(available)})
+    try:
+        assert default_workers(tmp_path, tmp_path / "absent") == 1
+    finally:
+        os.sched_setaffinity(0, available)

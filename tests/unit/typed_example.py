@@ -1,0 +1,73 @@
+"""What users write, checked by mypy as users run it: strict. A wrong call that mypy lets pass is an unused ignore."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from uuid import UUID
+
+import psycopg
+from typing_extensions import assert_type
+
+from pgworker import App, Backoff, Context, Job, JobRequest, Task
+
+app = App()
+
+
+@app.task(queue="billing", max_attempts=10, timeout=30, backoff=Backoff(cap=3600), discard_on=(LookupError,))
+def charge(ctx: Context, order_id: int) -> None:
+    ctx.raise_if_cancelled()
+    with ctx.transaction() as conn:
+        conn.execute("update orders set paid = true where id = %s", [order_id])
+        send_receipt.using(conn).enqueue(order_id, copy=True)
+
+
+@app.task
+def send_receipt(order_id: int, *, copy: bool = False) -> str:
+    return f"{order_id} {copy}"
+
+
+@app.task
+def refund(ctx: Context, order_id: int) -> float:
+    return float(order_id)
+
+
+class Purge:
+    name = "purge"
+
+    def handle(self, job: Job, ctx: Context) -> int:
+        ctx.logger.info("purging")
+        return len(job.payload)
+
+
+purge = app.register(Purge(), queue="night", should_retry=lambda job, error: job.failures < 3 and error.args != ())
+
+
+def enqueue(conn: psycopg.Connection, cursor: psycopg.Cursor) -> None:
+    assert_type(charge.using(conn).options(priority=9, org_id="acme").enqueue(7), UUID)
+    assert_type(app.enqueue_many([charge.job(i) for i in range(1000)]), list[UUID])
+    assert_type(refund.options(timeout=timedelta(minutes=1), run_at=datetime.now(timezone.utc)).job(7), JobRequest)
+    app.enqueue_many((send_receipt.job(i) for i in range(3)), connection=cursor)
+    purge.enqueue(older_than=7)
+    charge.enqueue("x")  # type: ignore[arg-type]
+    charge.using(cursor).options(priority=1).job(order="x")  # type: ignore[call-arg]
+    send_receipt.job(1, True)  # type: ignore[call-arg]
+    send_receipt.options(prio=1)  # type: ignore[call-arg]
+    send_receipt.using("postgresql://")  # type: ignore[arg-type]
+    app.task(retries=3)  # type: ignore[call-overload]
+
+
+async def enqueue_async(conn: psycopg.AsyncConnection, cursor: psycopg.AsyncCursor) -> None:
+    assert_type(await charge.using(conn).enqueue_async(7), UUID)
+    assert_type(await refund.using(cursor).options(queue="slow").enqueue_async(order_id=7), UUID)
+    await charge.enqueue_async("x")  # type: ignore[arg-type]
+
+
+def call(ctx: Context) -> None:
+    charge(ctx, 7)
+    assert_type(send_receipt(7), str)
+    assert_type(refund(ctx, 7), float)
+    refund(ctx, "x")  # type: ignore[call-overload]
+    plain: Task[[int], float] = refund
+    binds: Callable[[int], UUID] = plain.enqueue
+    binds(7)
