@@ -28,6 +28,7 @@ _COMMANDS = {
     "enqueue": "Enqueue one job and print its id.",
     "jobs": "List, show and cancel jobs.",
     "dead-letters": "List, requeue and discard jobs that were given up.",
+    "bench": "Measure pgworker on this machine and server.",
     "status": "Queues, workers and dead letters at a glance.",
 }
 """The first line of each one's help; the command itself is in the module of its name."""

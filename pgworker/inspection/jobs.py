@@ -39,7 +39,7 @@ class JobSummary:
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """A job as stored. `payload` and `headers` are JSON text, `timeout` is in seconds, `seen_at` is when it was read."""
+    """A job as stored; `payload` and `headers` are JSON text, `timeout` is in seconds, `seen_at`: when it was read."""
 
     id: UUID
     status: str

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from uuid import uuid4
 
+from pgworker.linux import stacks
 from pgworker.linux.board import Row
 from pgworker.linux.control import ControlChannel, Shared
 from pgworker.linux.fork import fork_child
@@ -19,7 +20,8 @@ RunWorker = Callable[[int], int]
 RunMonitor = Callable[[ControlChannel], int]
 """The monitor, in the child, with its end of the control channel; returns its exit code."""
 
-_BLOCKED_UNTIL_READY: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGUSR1)
+_BLOCKED_UNTIL_HANDLED = (signal.SIGTERM, stacks.ASK, stacks.FORCE)
+"""They would kill a worker that has not installed its handlers yet; it unblocks them when it has."""
 
 
 @dataclass(slots=True)
@@ -70,7 +72,7 @@ class Forker:
             lambda: self._run_worker(index),
             keep_fds={read, write, stack.fileno(), self._shared.events_out.fileno()},
             death_signal=signal.SIGKILL,
-            blocked=_BLOCKED_UNTIL_READY,
+            blocked=_BLOCKED_UNTIL_HANDLED,
         )
         child.forked_at = time.monotonic()
         child.row.pid = child.pid

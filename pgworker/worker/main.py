@@ -89,3 +89,4 @@ def _drain_on_term(place: WorkerPlace) -> None:
             os.write(wake, WOKEN_BY_OTHERS)
 
     signal.signal(signal.SIGTERM, drain)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))

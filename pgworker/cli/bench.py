@@ -1,0 +1,55 @@
+"""`pgworker bench`: figures of this machine and this server, in a database of its own."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+
+import click
+import msgspec
+
+from pgworker.bench.drain import measure, scratch_database
+from pgworker.config.settings import PoolSettings
+from pgworker.config.sources import resolve_dsn
+from pgworker.errors import ConfigurationError
+from pgworker.linux.fork import fork_child
+
+
+@click.group()
+def bench() -> None:
+    """Measure pgworker on this machine."""
+
+
+@bench.command()
+@click.option("--jobs", type=click.IntRange(min=1), default=50_000, show_default=True)
+@click.option("-w", "--workers", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option(
+    "--dsn", default=None, help="A server on which we may create databases; else PGWORKER_DSN or DATABASE_URL."
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def drain(jobs: int, workers: int, dsn: str | None, as_json: bool) -> None:
+    """Enqueue no-op jobs of about 100 bytes in bulk, then let a pool drain them."""
+    from pgworker.cli.start import start_pool
+
+    where = resolve_dsn(dsn, os.environ)
+    if where is None:
+        raise ConfigurationError("no database given: set PGWORKER_DSN, or pass --dsn")
+    settings = PoolSettings(workers=workers, metrics_listen=None)
+
+    def start(own: str) -> int:
+        return fork_child(
+            lambda: start_pool(own, "pgworker.bench.jobs:app", settings, starts_server=False),
+            keep_fds=(), death_signal=None, blocked=(),
+        )  # fmt: skip
+
+    with scratch_database(where) as own:
+        figures = measure(own, jobs, start, workers)
+    if as_json:
+        click.echo(msgspec.json.encode(asdict(figures)))
+        return
+    for name, value in asdict(figures).items():
+        click.echo(
+            f"{name.replace('_', ' '):24} {value:,.1f}"
+            if isinstance(value, float)
+            else f"{name.replace('_', ' '):24} {value}"
+        )

@@ -1,0 +1,366 @@
+"""What happens when two or three of the verbs meet, each on a real connection, with real locks."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from pgworker.errors import LeaseLost
+from pgworker.lifecycle.cancel import CancelAnswer, cancel_job
+from pgworker.lifecycle.dead_letters import discard_dead_letters, requeue_dead_letters
+from pgworker.lifecycle.release import release_jobs
+from pgworker.lifecycle.renew import renew_leases
+from pgworker.lifecycle.settle import Next, check_settled, is_settled, settle_jobs
+from pgworker.model.job import JobRequest
+from pgworker.model.state import Outcome
+from pgworker.sql.load import query
+from tests.sql.actors import (
+    Blocked,
+    Connect,
+    Held,
+    Monitor,
+    Worker,
+    ask,
+    ended,
+    enqueue,
+    impatient,
+    leases,
+    now,
+    statuses,
+    waiting,
+)
+
+
+def is_fenced(worker: Worker, held: Held, first: int = 1, last: int | None = None) -> bool:
+    """Whether a settle by this lease is told so."""
+    settlement = held.settlement(first, last)
+    assert not worker.settle(settlement)
+    try:
+        check_settled(worker.connection.cursor(), settlement)
+    except LeaseLost:
+        return True
+    return False
+
+
+# -- a: the reply to a claim is lost
+
+
+def test_a_claim_whose_reply_was_lost_is_released_whole_by_its_lease_id(connect: Connect) -> None:
+    worker, ids = Worker(connect()), enqueue(connect(), 3)
+    forgotten = uuid4()
+    worker.claim(lease_id=forgotten)
+    reconnected = Worker(connect(), worker.worker_id)
+    answer = release_jobs(reconnected.connection, forgotten, 1)
+    assert [(lane.queue, lane.priority, lane.job_id, lane.jobs) for lane in answer.lanes] == [("default", 5, ids[0], 3)]
+    assert leases(reconnected.connection) == {}
+    again = reconnected.claim()
+    assert [(row.job_id, row.execution, row.failures) for row in again.rows] == [(job, 1, 0) for job in ids]
+
+
+def test_a_claim_that_commits_after_its_release_is_not_renewed_with_the_others_and_ends_by_itself(
+    connect: Connect,
+) -> None:
+    ids = enqueue(connect(), 2)
+    lost, worker = Worker(connect()), Worker(connect())
+    with lost.connection.transaction():
+        unknown = lost.claim(1, ttl=0).lease_id
+        assert release_jobs(worker.connection, unknown, 1) == release_jobs(worker.connection, uuid4(), 1)
+        held = worker.claim(1)
+    assert list(renew_leases(worker.connection, [held.lease_id], 60)) == [held.lease_id]
+    [lease] = Monitor(connect()).reclaimable(by_expiry=True)
+    assert (lease.lease_id, lease.only_expired) == (unknown, True)
+    assert Monitor(connect()).reclaim(lease)
+    assert waiting(worker.connection) == [(ids[0], 2, 0)]
+
+
+# -- b: a settle hangs
+
+
+def test_a_settle_that_hangs_in_a_transaction_holds_up_no_renewal_not_even_of_its_own_lease(connect: Connect) -> None:
+    enqueue(connect(), 4)
+    worker, handler, monitor = Worker(connect()), connect(), connect()
+    leases_held = [worker.claim(2, ttl=0) for _ in range(2)]
+    with handler.transaction():
+        settle_jobs(handler.cursor(), leases_held[0].settlement(1, 1), time.monotonic_ns())
+        with impatient(monitor):
+            renewed = renew_leases(monitor, [held.lease_id for held in leases_held], 60)
+    assert set(renewed) == {held.lease_id for held in leases_held}
+    assert Monitor(monitor).reclaimable(by_expiry=True) == []
+
+
+def test_a_hanging_settle_and_a_renewal_leave_the_settled_lease_whole(connect: Connect) -> None:
+    [job, other] = enqueue(connect(), 2)
+    worker, handler = Worker(connect()), connect()
+    held = worker.claim()
+    with handler.transaction():
+        settle_jobs(handler.cursor(), held.settlement(1, 1), time.monotonic_ns())
+        renew_leases(worker.connection, [held.lease_id], 60)
+    assert statuses(handler, [job, other]) == ["succeeded", "running"]
+    assert worker.settle(held.settlement(2))
+    assert leases(handler) == {}
+
+
+@pytest.mark.parametrize("first_settled", [0, 1])
+def test_settles_of_two_leases_and_a_renewal_of_both_never_deadlock(connect: Connect, first_settled: int) -> None:
+    """Partial settles lock nothing that a renewal waits for; the ends of leases are sent in the order of their ids."""
+    enqueue(connect(), 4)
+    worker, handler, monitor = Worker(connect()), connect(), connect()
+    held = sorted((worker.claim(2) for _ in range(2)), key=lambda lease: lease.lease_id)
+    in_order = [held[first_settled], held[1 - first_settled]]
+    with handler.transaction():
+        settle_jobs(handler.cursor(), in_order[0].settlement(1, 1), time.monotonic_ns())
+        with impatient(monitor):
+            assert len(renew_leases(monitor, [lease.lease_id for lease in held], 60)) == 2
+        settle_jobs(handler.cursor(), in_order[1].settlement(1, 1), time.monotonic_ns())
+    with handler.transaction():
+        settle_jobs(handler.cursor(), held[0].settlement(2), time.monotonic_ns())
+        renewal = Blocked(monitor, lambda: renew_leases(monitor, [lease.lease_id for lease in reversed(held)], 60))
+        settle_jobs(handler.cursor(), held[1].settlement(2), time.monotonic_ns())
+    assert renewal.answer() == {}
+
+
+def test_a_renewal_that_waited_for_the_end_of_a_lease_still_renews_the_others(connect: Connect) -> None:
+    enqueue(connect(), 2)
+    worker, handler, monitor = Worker(connect()), connect(), connect()
+    ending, staying = worker.claim(1), worker.claim(1)
+    with handler.transaction():
+        settle_jobs(handler.cursor(), ending.settlement(), time.monotonic_ns())
+        renewal = Blocked(monitor, lambda: renew_leases(monitor, [ending.lease_id, staying.lease_id], 60))
+    assert list(renewal.answer()) == [staying.lease_id]
+
+
+# -- c: released, claimed anew, and settled by the old lease
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_settle_that_waited_for_the_release_of_its_job_is_rejected(connect: Connect, ends: bool) -> None:
+    [kept, job] = enqueue(connect(), 2)
+    old, monitor, new = Worker(connect()), connect(), Worker(connect())
+    stale = old.claim()
+    settlement = stale.settlement(2, ends=ends)
+    with monitor.transaction():
+        assert not release_jobs(monitor, stale.lease_id, 2).is_busy
+        late = Blocked(old.connection, lambda: old.settle(settlement))
+    assert not late.answer()
+    with pytest.raises(LeaseLost, match="1 of 1 results"):
+        check_settled(old.connection.cursor(), settlement)
+    true = new.claim()
+    assert [(row.job_id, row.execution) for row in true.rows] == [(job, 1)]
+    assert ended(monitor, job) == []
+    assert new.settle(true.settlement())
+    assert ended(monitor, job) == [(1, "succeeded", 0)]
+
+
+def test_the_old_holder_of_a_job_that_was_released_and_claimed_anew_is_rejected_and_its_true_holder_unharmed(
+    connect: Connect,
+) -> None:
+    [kept, job] = enqueue(connect(), 2)
+    old, new = Worker(connect()), Worker(connect())
+    stale = old.claim()
+    release_jobs(connect(), stale.lease_id, 2)
+    true = new.claim()
+    for retried in range(2):
+        assert is_fenced(old, stale, 2), retried
+    assert leases(old.connection)[true.lease_id] == [job]
+    assert new.settle(true.settlement(outcome=Outcome.FAILED, then=Next.REQUEUE))
+    assert is_fenced(old, stale, 2)
+    assert ended(old.connection, job) == [(1, "failed", 1)]
+    assert waiting(old.connection) == [(job, 2, 1)]
+
+
+def test_a_release_does_not_wait_for_a_settle_under_way_but_says_that_it_is_busy(connect: Connect) -> None:
+    enqueue(connect(), 2)
+    worker, handler, monitor = Worker(connect()), connect(), connect()
+    held = worker.claim()
+    with handler.transaction():
+        settle_jobs(handler.cursor(), held.settlement(1, 1), time.monotonic_ns())
+        with impatient(monitor):
+            assert release_jobs(monitor, held.lease_id, 2).is_busy
+    assert waiting(monitor) == []
+    assert not release_jobs(monitor, held.lease_id, 2).is_busy
+    assert [job for job, *_ in waiting(monitor)] == held.ids[1:]
+
+
+# -- d: two partial settles of one lease at once
+
+
+def test_the_clerk_and_a_transaction_that_settle_parts_of_one_lease_at_once_leave_no_lease_behind(
+    connect: Connect,
+) -> None:
+    ids = enqueue(connect(), 3)
+    clerk, handler = Worker(connect()), connect()
+    held = clerk.claim()
+    with handler.transaction():
+        settle_jobs(handler.cursor(), held.settlement(2, 2), time.monotonic_ns())
+        with impatient(clerk.connection):
+            assert clerk.settle(held.settlement(1, 1))
+        end = Blocked(clerk.connection, lambda: clerk.settle(held.settlement(3, 3)))
+    assert end.answer()
+    assert leases(handler) == {}
+    assert statuses(handler, ids) == ["succeeded"] * 3
+
+
+def test_a_lease_whose_last_position_was_settled_by_a_transaction_ends_by_a_settlement_of_nothing(
+    connect: Connect,
+) -> None:
+    ids = enqueue(connect(), 2)
+    clerk, handler = Worker(connect()), connect()
+    held = clerk.claim()
+    assert clerk.settle(held.settlement(1, 1))
+    with handler.transaction():
+        settle_jobs(handler.cursor(), held.settlement(2, ends=False), time.monotonic_ns())
+    assert clerk.settle(held.settlement(3, 2, ends=True))
+    assert leases(handler) == {}
+    assert statuses(handler, ids) == ["succeeded"] * 2
+
+
+# -- e: a settle whose reply was lost is sent again
+
+
+def test_a_settle_sent_again_after_its_retry_runs_elsewhere_makes_no_second_copy_and_is_no_lost_lease(
+    connect: Connect,
+) -> None:
+    [failing, other, fresh] = enqueue(connect(), 3)
+    worker, elsewhere = Worker(connect()), Worker(connect())
+    held = worker.claim(2)
+    settlement = held.settlement(1, 1, outcome=Outcome.FAILED, then=Next.REQUEUE)
+    assert worker.settle(settlement)
+    retry = elsewhere.claim(1, floors=([0] * 10, [0] * 10))
+    assert [(row.job_id, row.execution) for row in retry.rows] == [(fresh, 1)]
+    retry = elsewhere.claim(1)
+    assert [(row.job_id, row.execution) for row in retry.rows] == [(failing, 2)]
+    [more] = enqueue(elsewhere.connection)
+
+    reconnected = Worker(connect(), worker.worker_id)
+    cursor = reconnected.connection.cursor()
+    with reconnected.connection.pipeline():
+        settle_jobs(cursor, settlement, time.monotonic_ns())
+        claimed = reconnected.claim()
+        assert not is_settled(cursor, settlement)
+    check_settled(cursor, settlement)
+    assert claimed.ids == [more]
+    assert waiting(cursor.connection) == []
+    assert [held for held in leases(cursor.connection).values() if failing in held] == [held.ids, [failing]]
+    assert elsewhere.settle(retry.settlement())
+    assert ended(cursor.connection, failing) == [(1, "failed", 1), (2, "succeeded", 1)]
+
+
+@pytest.mark.parametrize("outcome", [Outcome.SUCCEEDED, Outcome.FAILED])
+def test_the_end_of_a_lease_sent_again_is_no_lost_lease(connect: Connect, outcome: Outcome) -> None:
+    enqueue(connect(), 2)
+    worker = Worker(connect())
+    held = worker.claim()
+    settlement = held.settlement(outcome=outcome, then=Next.BURY if outcome.is_charged else Next.END)
+    assert worker.settle(settlement)
+    for _ in range(2):
+        assert not worker.settle(settlement)
+        check_settled(worker.connection.cursor(), settlement)
+    counts = "select (select count(*) from pgworker.job_executions), (select count(*) from pgworker.dead_letter_jobs)"
+    assert ask(worker.connection, counts) == [(2, 2 if outcome.is_charged else 0)]
+
+
+def test_a_settle_sent_again_while_the_first_is_still_committing_waits_and_then_records_nothing(
+    connect: Connect,
+) -> None:
+    [job, other] = enqueue(connect(), 2)
+    worker, again = Worker(connect()), Worker(connect())
+    held = worker.claim()
+    settlement = held.settlement(1, 1, outcome=Outcome.FAILED, then=Next.REQUEUE)
+    with worker.connection.transaction():
+        assert worker.settle(settlement)
+        second = Blocked(again.connection, lambda: again.settle(settlement))
+    assert not second.answer()
+    check_settled(again.connection.cursor(), settlement)
+    assert waiting(again.connection) == [(job, 2, 1)]
+
+
+# -- f: a dead worker's claim commits
+
+
+def test_a_claim_of_a_dead_worker_that_commits_after_its_reclaim_is_found_at_the_next_look(connect: Connect) -> None:
+    ids = enqueue(connect(), 4)
+    worker, monitor = Worker(connect()), Monitor(connect())
+    worker.claim(2)
+    dying = Worker(connect(), worker.worker_id)
+    with dying.connection.transaction():
+        dying.claim(2)
+        worker.die()
+        assert [len(lease.jobs) for lease in monitor.reclaim_all()] == [2]
+        assert monitor.reclaimable() == []
+    [late] = monitor.reclaim_all()
+    assert [(job.job_id, job.outcome, job.failures) for job in late.jobs] == [(job, None, 0) for job in ids[2:]]
+    assert waiting(monitor.connection) == [(job, 2, 0) for job in ids]
+
+
+def test_a_heartbeat_under_way_does_not_raise_the_dead(connect: Connect) -> None:
+    enqueue(connect())
+    worker, monitor = Worker(connect()), Monitor(connect())
+    worker.claim()
+    beat = "insert into pgworker.worker_heartbeats select %s, %s, 'host', 'boot', 1, 0, '{}', now(), now()"
+    ask(monitor.connection, beat + " returning 1", worker.worker_id, uuid4())
+    beating = connect()
+    parameters = {
+        "pool_id": uuid4(),
+        "host": "host",
+        "boot_id": "boot",
+        "queues": ["default"],
+        "worker_ids": [worker.worker_id],
+        "pids": [1],
+        "slots": [0],
+        "ages_us": [0],
+    }
+    with monitor.connection.transaction():
+        monitor.connection.execute("update pgworker.worker_heartbeats set ended_at = now(), ended_how = 'killed'")
+        beating_on = Blocked(beating, lambda: beating.execute(query("beat_workers"), parameters))
+    beating_on.answer()
+    assert [lease.ended_how for lease in monitor.reclaimable()] == ["killed"]
+
+
+# -- g: nobody is left to say what ended
+
+
+def test_when_worker_and_monitor_died_together_another_pool_charges_only_what_could_have_been_running(
+    connect: Connect,
+) -> None:
+    ids = enqueue(connect(), 5, max_attempts=3)
+    dead, other = Worker(connect()), Monitor(connect())
+    held = dead.claim(ttl=0, slots=2)
+    assert dead.settle(held.settlement(1, 1))
+    [lease] = other.reclaimable(by_expiry=True)
+    reclaimed = other.reclaim(lease, assumed_running=lease.slots)
+    assert reclaimed is not None
+    assert [(job.job_id, job.outcome, job.failures) for job in reclaimed.jobs] == [
+        (ids[1], Outcome.CRASHED, 1),
+        (ids[2], Outcome.CRASHED, 1),
+        (ids[3], None, 0),
+        (ids[4], None, 0),
+    ]
+    assert statuses(other.connection, ids) == ["succeeded", "failed", "failed", "pending", "pending"]
+    assert waiting(other.connection) == [(ids[1], 2, 1), (ids[2], 2, 1), (ids[3], 2, 0), (ids[4], 2, 0)]
+
+
+def test_two_reclaimers_of_one_lease_give_its_jobs_back_once(connect: Connect) -> None:
+    ids = enqueue(connect(), 2)
+    worker, one, two = Worker(connect()), Monitor(connect()), Monitor(connect())
+    worker.claim()
+    worker.die()
+    [lease], [same] = one.reclaimable(), two.reclaimable()
+    meanwhile = []
+    with impatient(two.connection):
+        # the lease is in the hands of the first while the second asks for it
+        from pgworker.lifecycle.reclaim import reclaim_lease
+        from tests.sql.actors import AT_ONCE, findings
+
+        def look(taken):  # type: ignore[no-untyped-def]
+            meanwhile.append(two.reclaim(same))
+            return findings(taken)
+
+        assert reclaim_lease(one.connection, lease, look, AT_ONCE)
+    assert meanwhile == [None]
+    assert two.reclaim(same) is None
+    assert waiting(one.connection) == [(job, 2, 0) for job in ids]
