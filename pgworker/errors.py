@@ -1,20 +1,20 @@
 """Every error that pgworker raises, and what each means for the one who catches it.
 
-    PgworkerError
-    ├── ConfigurationError        something the user wrote is wrong: DSN, option, app (exit 78)
-    │   ├── RegistrationError     a task that can't be registered as written
-    │   └── SchemaError           the database has no pgworker schema, or one of another version
-    ├── DatabaseUnavailable       PostgreSQL can't be reached, or refuses us (exit 69)
-    ├── InvalidJob                a job that must not be enqueued: payload, option, name
-    │   └── InvalidPayload        ... because of its arguments
-    ├── JobNotFound               no job has this id
-    └── LeaseLost                 this execution no longer owns its job; its result is not recorded
+PgworkerError
+├── ConfigurationError        something the user wrote is wrong: DSN, option, app (exit 78)
+│   ├── RegistrationError     a task that can't be registered as written
+│   └── SchemaError           the database has no pgworker schema, or one of another version
+├── DatabaseUnavailable       PostgreSQL can't be reached, or refuses us (exit 69)
+├── InvalidJob                a job that must not be enqueued: payload, option, name
+│   └── InvalidPayload        ... because of its arguments
+├── JobNotFound               no job has this id
+└── LeaseLost                 this execution no longer owns its job; its result is not recorded
 
-    JobControl                    not errors: what a handler raises to say how its job goes on
-    ├── Retry                     run it again, after the time named here
-    ├── Discard                   never run it again: a dead letter with this reason
-    ├── Snooze                    run it again at that time; nothing failed, nothing is charged
-    └── Cancelled                 stop, as somebody asked for
+JobControl                    not errors: what a handler raises to say how its job goes on
+├── Retry                     run it again, after the time named here
+├── Discard                   never run it again: a dead letter with this reason
+├── Snooze                    run it again at that time; nothing failed, nothing is charged
+└── Cancelled                 stop, as somebody asked for
 """
 
 from __future__ import annotations

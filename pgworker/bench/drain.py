@@ -15,7 +15,7 @@ from psycopg import Connection, sql
 from psycopg.conninfo import make_conninfo
 
 from pgworker.bench.jobs import noop
-from pgworker.db.connect import conninfo, connect
+from pgworker.db.connect import connect, conninfo
 from pgworker.db.migrate import migrate
 from pgworker.lifecycle.enqueue import enqueue_jobs
 
@@ -56,8 +56,10 @@ def scratch_database(dsn: str) -> Iterator[str]:
 
 
 def measure(dsn: str, jobs: int, start_pool: Callable[[str], int], workers: int) -> Figures:
-    """Enqueue `jobs` no-op jobs while the queue is paused, start a pool with `start_pool(dsn)` (returns its pid), resume
-    the queue once every worker is up, and wait for the last execution."""
+    """Drain `jobs` no-op jobs, enqueued while the queue is paused and resumed once every worker is up.
+
+    `start_pool` starts a pool on this DSN and returns its pid.
+    """
     with connect(dsn, application_name="pgworker bench") as connection:
         connection.execute("insert into pgworker.queues (name, paused) values ('default', true)")
         connection.execute("checkpoint")

@@ -39,9 +39,7 @@ log = logs.logger("start")
 @click.command("start")
 @click.option("--app", "app_path", required=True, metavar="MODULE:APP", help="Where the App is, such as shop.jobs:app.")
 @click.option("-w", "--workers", type=int, default=None, help="Worker processes.  [default: the CPUs we have]")
-@click.option(
-    "-q", "--queue", "queues", multiple=True, help="A queue to serve; repeat it, first ones first.  [default: default]"
-)
+@click.option("-q", "--queue", "queues", multiple=True, help="A queue to serve; repeat it, first ones first.")
 @click.option("--dsn", default=None, help="The database; else PGWORKER_DSN or DATABASE_URL.")
 @click.option(
     "--embedded", "embedded_in", is_flag=False, flag_value=str(embedded.DEFAULT_DIRECTORY), default=None, metavar="[DIR]",

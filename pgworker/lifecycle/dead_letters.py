@@ -40,7 +40,7 @@ def list_dead_letters(
 
 
 def requeue_dead_letters(connection: Connection[Any], job_ids: Sequence[UUID]) -> list[UUID]:
-    """Run these again at once, with failures counted from 0 and execution numbers going on. Returns those that were there."""
+    """Run these again at once: failures count from 0, execution numbers go on. Returns those that were there."""
     rows = connection.execute(query("requeue_dead_letters"), {"job_ids": list(job_ids)}).fetchall()
     return [row[0] for row in rows]
 

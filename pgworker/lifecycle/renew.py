@@ -12,8 +12,9 @@ from pgworker.sql.load import query
 
 
 def renew_leases(connection: Connection[Any], lease_ids: Sequence[UUID], ttl: float) -> dict[UUID, list[int | None]]:
-    """Extend these leases by `ttl` seconds from now. Returns those that still exist, each with the positions of its cancelled
-    jobs (None: one that was released meanwhile).
+    """Extend these leases by `ttl` seconds from now.
+
+    Returns those that still exist, each with the positions of its cancelled jobs (None: released meanwhile).
 
     Committed asynchronously: a renewal that a crash of the server forgets only makes a lease end early, and the fence
     holds without it.

@@ -107,7 +107,7 @@ class Board:
         return True
 
     def take_full_sweep(self, now_ns: int, provisional_ns: int) -> bool:
-        """As `take_sweep`, for the look from the very beginning; `put_off_full_sweep` follows when its cost is known."""
+        """As `take_sweep`, for the look from the very beginning; once its cost is known, `put_off_full_sweep`."""
         if now_ns < self._words[_FULL_SWEEP_DUE_NS]:
             return False
         self._words[_FULL_SWEEP_DUE_NS] = now_ns + provisional_ns

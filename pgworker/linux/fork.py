@@ -23,7 +23,7 @@ from pgworker.errors import EXIT_BUG
 
 _PR_SET_PDEATHSIG = 1
 _PARENTS_OWN = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)
-"""Signals that mean something to a master, and reach its children too when a terminal or `systemctl kill` sends them."""
+"""What means something to a master, and reaches its children too when a terminal or `systemctl kill` sends it."""
 
 _THREAD_EXIT_GRACE = 0.5  # seconds: a thread that was joined is listed by the kernel for a moment longer
 
@@ -38,8 +38,8 @@ def fork_child(
     """Fork a process that does `run()` and exits with what it returns; gives its pid, and never returns in the child.
 
     The child leads its own process group, has no descriptor but 0, 1, 2 and `keep_fds`, default handlers in place of
-    the parent's (what was ignored stays so), and ignores INT, HUP, USR2, TTIN and TTOU, which are the parent's. `death_signal` reaches it when this process dies, also
-    if that happens during the fork. The signals in `blocked` are held back until `run` has installed its handlers and
+    the parent's (what was ignored stays so), and ignores INT, HUP, USR2, TTIN and TTOU, which are the parent's.
+    `death_signal` reaches it when this process dies, also if that happens during the fork. The signals in `blocked` are held back until `run` has installed its handlers and
     unblocks them; every other one is open. It leaves by os._exit: an exception that escapes `run`, SystemExit included,
     is printed to stderr and ends it with 70.
 

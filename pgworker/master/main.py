@@ -32,6 +32,7 @@ from pgworker.model.state import CancelReason, Outcome
 _TICK = 0.1  # seconds
 _MONITOR_STUCK = 30.0  # seconds without a beat on the board after which a monitor is replaced
 _LAST_CALL = 1.0  # seconds after the end of a drain at which whoever is still there is killed
+_REPORT_AGAIN = 2.0  # seconds after which the monitor is told once more of a death that it has not acknowledged
 _RECORDING = 5.0  # seconds for the monitor to record what was killed at the end
 _SECOND_INTERRUPT = 1.0  # seconds: two Ctrl-C within it are one
 _BOOT_FAILURES = 3  # of every worker, none ever ready: the app is broken, not unlucky
@@ -84,6 +85,7 @@ class Master:
         self._timed_out = False
         self._killed: set[int] = set()
         self._service_start_at = 0.0
+        self._report_at = 0.0
         self._was_ready = False
         self._boot_exits: list[int] = []
         self._exit_code: int | None = None
@@ -114,6 +116,9 @@ class Master:
             self._revive_service(self._restart_service, now)
         if not self._monitor.pid and now >= self._monitor.start_at:
             self._forker.fork_monitor(self._monitor)
+            self._report_at = now
+        if now >= self._report_at:  # to a new monitor at once; to a busy one again, should a message not have fitted
+            self._report_at = now + _REPORT_AGAIN
             for death in self._unrecorded.values():
                 self._report(death)
         if self._is_draining:

@@ -1,9 +1,9 @@
 """The states of a job and the outcomes of an execution, as the database spells them.
 
-    enqueue -> pending | scheduled -> running -> succeeded
-                        ^               |-----> cancelled
-                        |               |-----> dead_letter
-                        +---- failed <--+
+enqueue -> pending | scheduled -> running -> succeeded
+                    ^               |-----> cancelled
+                    |               |-----> dead_letter
+                    +---- failed <--+
 """
 
 from __future__ import annotations

@@ -32,13 +32,13 @@ from pgworker.linux.control import ControlChannel, Death, Shared
 from pgworker.linux.pidfd import kill_group
 from pgworker.model.retry import Backoff
 from pgworker.model.state import Outcome
-from pgworker.observe import logs
-from pgworker.observe.events import receive
-from pgworker.observe.metrics import PoolMetrics, WorkerGauge
 from pgworker.monitor.http import Pages
 from pgworker.monitor.reclaims import Reclaims
 from pgworker.monitor.renewals import Renewals, draw_lines
 from pgworker.monitor.wakeups import Wakeups
+from pgworker.observe import logs
+from pgworker.observe.events import receive
+from pgworker.observe.metrics import PoolMetrics, WorkerGauge
 
 _TICK = 0.1  # seconds: how soon an idle worker, a cancel mark or a due renewal is noticed
 _URGENT = 0.5  # seconds between two looks for leases while somebody has just died

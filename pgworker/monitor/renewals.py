@@ -1,4 +1,4 @@
-"""Renewals: the leases that living workers show on the board live on; what is gone is flagged, what is cancelled told."""
+"""Renewals: leases that living workers show on the board live on; what is gone is flagged, what is cancelled told."""
 
 from __future__ import annotations
 

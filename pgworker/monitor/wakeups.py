@@ -69,15 +69,15 @@ class Wakeups:
 
     def wake(self, workers: int) -> None:
         """Wake up to so many idle workers, in turns."""
-        rows = self._board.rows
+        rows, first = self._board.rows, self._next
         for offset in range(len(rows)):
             if workers <= 0:
                 return
-            row = rows[(self._next + offset) % len(rows)]
+            row = rows[(first + offset) % len(rows)]
             if row.pid and row.is_idle:
                 self._poke(row.index)
+                self._next = row.index + 1
                 workers -= 1
-        self._next += 1
 
     def wake_all(self) -> None:
         for row in self._board.rows:

@@ -336,7 +336,7 @@ class Clerk:
     # -- handing back
 
     def _give_back(self) -> None:
-        """Release what must not or need not be run here: refused starts, a drain, jobs behind a long one, a lost claim."""
+        """Release what is not to run here: refused starts, a drain, jobs behind a long one, a claim without answer."""
         if self._lost_claim is not None:
             self._lower_floors(release_jobs(self._require_connection(), self._lost_claim, first=1).lanes)
             self._lost_claim = None
@@ -368,7 +368,7 @@ class Clerk:
                 self._row.erase_line(lease.entry)
 
     def _release(self, lease: HeldLease) -> None:
-        """Give a tail back. Repeatable: what the monitor, or a try without an answer, has released is no longer there."""
+        """Give a tail back. Repeatable: what the monitor or a try without an answer has released is not there."""
         self._row.show_count(lease.entry, lease.count)
         answer = release_jobs(self._require_connection(), lease.lease_id, lease.count + 1)
         if answer.is_busy:

@@ -30,7 +30,7 @@ class HeldLease:
         return not self.is_going_back and self.settled + len(self.ready) >= self.count
 
     def settlements(self) -> list[Settlement]:
-        """What there is to settle now, in stretches of neighbouring positions; the last one ends the lease if all ended."""
+        """What there is to settle now, in stretches of neighbours; the last one ends the lease if all have ended."""
         stretches: list[tuple[int, list[Ended]]] = []
         for position, ended in enumerate(self.ready, start=self.settled + 1):
             if ended is None:

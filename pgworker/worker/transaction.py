@@ -110,7 +110,7 @@ def _settle(connection: Connection[Any], settlement: Settlement) -> None:
         settle_jobs(cursor, settlement, time.monotonic_ns())
         if not is_settled(cursor, settlement):
             raise LeaseLost(
-                f"the lease {settlement.lease_id} is gone: another worker has this job, so its transaction is rolled back"
+                f"the lease {settlement.lease_id} is gone: another worker has this job, its transaction is rolled back"
             )
 
 

@@ -131,23 +131,31 @@ class Monitor:
         return find_reclaimable(self.connection, by_expiry=by_expiry)
 
     def reclaim(
-        self, lease: Reclaimable, outcomes: Sequence[Outcome | None] = (), *, assumed_running: int = 0
+        self,
+        lease: Reclaimable,
+        outcomes: Sequence[Outcome | None] = (),
+        *,
+        assumed_running: int = 0,
+        meanwhile: Callable[[], object] = lambda: None,
     ) -> ReclaimedLease | None:
-        """Reclaim with what is known of the first positions; nothing is of the others: they never started."""
-        return reclaim_lease(self.connection, lease, lambda taken: findings(taken, outcomes, assumed_running), AT_ONCE)
+        """Reclaim with what is known of the first positions; nothing is of the others: they never started.
+
+        `meanwhile` is called with the lease in hand, between the two statements.
+        """
+
+        def look(taken: TakenLease) -> Findings:
+            meanwhile()
+            known = [*outcomes, *[None] * (len(taken.job_ids) - len(outcomes))]
+            started_us = [None if outcome is None else 100 for outcome in known]
+            return Findings(known, started_us, "killed by signal 9", assumed_running)
+
+        return reclaim_lease(self.connection, lease, look, AT_ONCE)
 
     def reclaim_all(self, *, by_expiry: bool = False, assumed_running: int = 0) -> list[ReclaimedLease]:
         taken = (
             self.reclaim(lease, assumed_running=assumed_running) for lease in self.reclaimable(by_expiry=by_expiry)
         )
         return [lease for lease in taken if lease]
-
-
-def findings(taken: TakenLease, outcomes: Sequence[Outcome | None] = (), assumed_running: int = 0) -> Findings:
-    known = [*outcomes, *[None] * (len(taken.job_ids) - len(outcomes))]
-    return Findings(
-        known, [None if outcome is None else 100 for outcome in known], "killed by signal 9", assumed_running
-    )
 
 
 def settle(cursor: Cursor[Any], settlement: Settlement) -> bool:
@@ -167,14 +175,9 @@ def ask(connection: Connection[Any], statement: str, *parameters: Any) -> list[A
 
 def statuses(connection: Connection[Any], ids: Sequence[UUID]) -> list[str | None]:
     """What the function says of each job, after comparing it with what the view says."""
-    said = ask(
-        connection, "select pgworker.job_status(id) from unnest(%s) with ordinality as x(id, n) order by n", [*ids]
-    )
-    seen = ask(
-        connection,
-        "select s.status from unnest(%s) with ordinality as x(id, n) left join pgworker.job_status s using (id) order by n",
-        [*ids],
-    )
+    asked = "from unnest(%s) with ordinality as asked(id, place)"
+    said = ask(connection, f"select pgworker.job_status(id) {asked} order by place", [*ids])
+    seen = ask(connection, f"select status {asked} left join pgworker.job_status using (id) order by place", [*ids])
     assert said == seen
     return said
 

@@ -350,17 +350,349 @@ def test_two_reclaimers_of_one_lease_give_its_jobs_back_once(connect: Connect) -
     worker.claim()
     worker.die()
     [lease], [same] = one.reclaimable(), two.reclaimable()
-    meanwhile = []
-    with impatient(two.connection):
-        # the lease is in the hands of the first while the second asks for it
-        from pgworker.lifecycle.reclaim import reclaim_lease
-        from tests.sql.actors import AT_ONCE, findings
 
-        def look(taken):  # type: ignore[no-untyped-def]
-            meanwhile.append(two.reclaim(same))
-            return findings(taken)
+    def second() -> None:
+        with impatient(two.connection):
+            assert two.reclaim(same) is None
 
-        assert reclaim_lease(one.connection, lease, look, AT_ONCE)
-    assert meanwhile == [None]
+    assert one.reclaim(lease, meanwhile=second)
     assert two.reclaim(same) is None
     assert waiting(one.connection) == [(job, 2, 0) for job in ids]
+
+
+def test_a_reclaim_leaves_a_lease_with_a_settle_under_way_for_later(connect: Connect) -> None:
+    ids = enqueue(connect(), 2)
+    worker, monitor = Worker(connect()), Monitor(connect())
+    held = worker.claim()
+    worker.die()
+    [lease] = monitor.reclaimable()
+    for last in (1, 2):
+        with impatient(monitor.connection), worker.connection.transaction(force_rollback=last == 2):
+            assert worker.settle(held.settlement(1, last))
+            assert monitor.reclaim(lease) is None
+    assert monitor.reclaim(lease)
+    assert statuses(monitor.connection, ids) == ["succeeded", "pending"]
+
+
+def test_a_settle_that_waited_for_the_reclaim_of_its_lease_is_rejected(connect: Connect) -> None:
+    ids = enqueue(connect(), 2)
+    worker, monitor = Worker(connect()), Monitor(connect())
+    held = worker.claim(ttl=0)
+    [lease] = monitor.reclaimable(by_expiry=True)
+    late: list[Blocked[bool]] = []
+    settlement = held.settlement()
+    assert monitor.reclaim(
+        lease, meanwhile=lambda: late.append(Blocked(worker.connection, lambda: worker.settle(settlement)))
+    )
+    assert not late[0].answer()
+    with pytest.raises(LeaseLost, match="2 of 2 results"):
+        check_settled(worker.connection.cursor(), settlement)
+    assert statuses(monitor.connection, ids) == ["pending", "pending"]
+
+
+# -- h: an outage longer than a lease
+
+
+def test_after_an_outage_a_lease_that_nobody_reclaimed_is_renewed_and_settled_as_if_nothing_had_been(
+    connect: Connect,
+) -> None:
+    [job] = enqueue(connect())
+    worker, other = Worker(connect()), Monitor(connect())
+    held = worker.claim(ttl=0)
+    [lease] = other.reclaimable(by_expiry=True)
+    assert list(renew_leases(worker.connection, [held.lease_id], 60)) == [held.lease_id]
+    assert other.reclaim(lease, assumed_running=1) is None
+    assert worker.settle(held.settlement())
+    assert ended(worker.connection, job) == [(1, "succeeded", 0)]
+
+
+def test_a_renewal_under_way_saves_an_expired_lease_from_its_reclaimer(connect: Connect) -> None:
+    enqueue(connect())
+    worker, other, monitor = Worker(connect()), Monitor(connect()), connect()
+    held = worker.claim(ttl=0)
+    [lease] = other.reclaimable(by_expiry=True)
+    with monitor.transaction():
+        renew_leases(monitor, [held.lease_id], 60)
+        with impatient(other.connection):
+            assert other.reclaim(lease, assumed_running=1) is None
+    assert other.reclaim(lease, assumed_running=1) is None
+    assert worker.settle(held.settlement())
+
+
+def test_a_renewal_that_comes_after_the_reclaim_of_a_lease_is_told_that_it_is_lost(connect: Connect) -> None:
+    enqueue(connect())
+    worker, other, monitor = Worker(connect()), Monitor(connect()), connect()
+    held = worker.claim(ttl=0)
+    [lease] = other.reclaimable(by_expiry=True)
+    late: list[Blocked[object]] = []
+    other.reclaim(
+        lease, meanwhile=lambda: late.append(Blocked(monitor, lambda: renew_leases(monitor, [held.lease_id], 60)))
+    )
+    assert late[0].answer() == {}
+    assert is_fenced(worker, held)
+
+
+# -- i: cancel against everything
+
+
+def test_a_cancel_that_waited_for_a_claim_reaches_the_running_job(connect: Connect) -> None:
+    [job] = enqueue(connect())
+    worker, user = Worker(connect()), connect()
+    with worker.connection.transaction():
+        held = worker.claim()
+        cancel = Blocked(user, lambda: cancel_job(user, job))
+    assert cancel.answer() is CancelAnswer.REQUESTED
+    assert renew_leases(user, [held.lease_id], 60) == {held.lease_id: [1]}
+
+
+def test_a_cancel_that_waited_for_a_claim_that_rolled_back_cancels_the_waiting_job(connect: Connect) -> None:
+    [job] = enqueue(connect())
+    worker, user = Worker(connect()), connect()
+    with worker.connection.transaction(force_rollback=True):
+        worker.claim()
+        cancel = Blocked(user, lambda: cancel_job(user, job))
+    assert cancel.answer() is CancelAnswer.CANCELLED
+    assert worker.claim().rows == []
+
+
+def test_a_claim_passes_over_a_job_whose_cancel_is_committing(connect: Connect) -> None:
+    [job, other] = enqueue(connect(), 2)
+    worker, user = Worker(connect()), connect()
+    with user.transaction():
+        user.execute(query("cancel_waiting_jobs"), {"job_ids": [job]})
+        with impatient(worker.connection):
+            assert worker.claim().ids == [other]
+    assert ended(user, job) == [(1, "cancelled", 0)]
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_cancel_that_waited_for_a_failure_to_requeue_its_job_cancels_the_retry(connect: Connect, ends: bool) -> None:
+    ids = enqueue(connect(), 1 if ends else 2)
+    worker, user = Worker(connect()), connect()
+    held = worker.claim()
+    with worker.connection.transaction():
+        assert worker.settle(held.settlement(1, 1, outcome=Outcome.FAILED, then=Next.REQUEUE))
+        cancel = Blocked(user, lambda: cancel_job(user, ids[0]))
+    assert cancel.answer() is CancelAnswer.CANCELLED
+    assert ended(user, ids[0]) == [(1, "failed", 1), (2, "cancelled", 1)]
+    assert waiting(user) == []
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_cancel_that_waited_for_its_job_to_succeed_is_too_late(connect: Connect, ends: bool) -> None:
+    ids = enqueue(connect(), 1 if ends else 2)
+    worker, user = Worker(connect()), connect()
+    held = worker.claim()
+    with worker.connection.transaction():
+        assert worker.settle(held.settlement(1, 1))
+        cancel = Blocked(user, lambda: cancel_job(user, ids[0]))
+    assert cancel.answer() is CancelAnswer.TOO_LATE
+    assert ask(user, "select cancelled from pgworker.job_leases") == ([] if ends else [[]])
+
+
+@pytest.mark.parametrize("outcome", [Outcome.FAILED, Outcome.SNOOZED, Outcome.SUCCEEDED])
+def test_a_settle_that_waited_for_a_cancel_ends_the_job_instead_of_requeueing_it(
+    connect: Connect, outcome: Outcome
+) -> None:
+    [job] = enqueue(connect())
+    worker, user = Worker(connect()), connect()
+    held = worker.claim()
+    then = Next.END if outcome is Outcome.SUCCEEDED else Next.REQUEUE
+    with user.transaction():
+        assert ask(user, "select true from pgworker.job_leases for update") == [True]
+        user.execute("update pgworker.job_leases set cancelled = job_ids")
+        late = Blocked(worker.connection, lambda: worker.settle(held.settlement(outcome=outcome, then=then)))
+    assert late.answer()
+    assert statuses(user, [job]) == ["succeeded" if outcome is Outcome.SUCCEEDED else "cancelled"]
+    assert waiting(user) == []
+
+
+def test_a_cancel_that_waited_for_a_reclaim_cancels_what_went_back(connect: Connect) -> None:
+    ids = enqueue(connect(), 2)
+    worker, monitor, user = Worker(connect()), Monitor(connect()), connect()
+    worker.claim()
+    worker.die()
+    [lease] = monitor.reclaimable()
+    late: list[Blocked[CancelAnswer]] = []
+    monitor.reclaim(
+        lease,
+        [Outcome.CRASHED],
+        meanwhile=lambda: late.append(Blocked(user, lambda: cancel_job(user, ids[0]))),
+    )
+    assert late[0].answer() is CancelAnswer.CANCELLED
+    assert ended(user, ids[0]) == [(1, "crashed", 1), (2, "cancelled", 1)]
+    assert waiting(user) == [(ids[1], 2, 0)]
+
+
+def test_a_reclaim_and_a_release_record_what_was_cancelled_instead_of_giving_it_back(connect: Connect) -> None:
+    ids = enqueue(connect(), 4)
+    worker, monitor = Worker(connect()), Monitor(connect())
+    held = worker.claim()
+    for job in (ids[0], ids[1], ids[3]):
+        assert cancel_job(monitor.connection, job) is CancelAnswer.REQUESTED
+    release_jobs(monitor.connection, held.lease_id, 3)
+    worker.die()
+    [lease] = monitor.reclaimable()
+    assert monitor.reclaim(lease, [Outcome.CRASHED])
+    assert statuses(monitor.connection, ids) == ["cancelled", "cancelled", "pending", "cancelled"]
+    assert waiting(monitor.connection) == [(ids[2], 1, 0)]
+
+
+def test_a_cancel_that_waited_for_a_release_cancels_what_went_back(connect: Connect) -> None:
+    [job] = enqueue(connect())
+    worker, monitor, user = Worker(connect()), connect(), connect()
+    held = worker.claim()
+    with monitor.transaction():
+        release_jobs(monitor, held.lease_id, 1)
+        cancel = Blocked(user, lambda: cancel_job(user, job))
+    assert cancel.answer() is CancelAnswer.CANCELLED
+    assert ended(user, job) == [(1, "cancelled", 0)]
+
+
+def test_a_cancel_of_a_job_that_stands_in_two_leases_marks_the_one_that_runs_it_and_never_deadlocks_with_renewals(
+    connect: Connect,
+) -> None:
+    """A retry runs in another lease while the one of its first execution is still held for its other jobs."""
+    [job, other] = enqueue(connect(), 2)
+    worker, user, monitor, blocker = Worker(connect()), connect(), connect(), connect()
+    high, low = UUID(int=(1 << 128) - 1), UUID(int=1)
+    first = worker.claim(2, lease_id=high)
+    assert worker.settle(first.settlement(1, 1, outcome=Outcome.FAILED, then=Next.REQUEUE))
+    assert worker.claim(1, lease_id=low).ids == [job]
+    with blocker.transaction():
+        blocker.execute("select from pgworker.job_leases where lease_id = %s for update", [low])
+        renewal = Blocked(monitor, lambda: renew_leases(monitor, [low, high], 60))
+        cancel = Blocked(user, lambda: cancel_job(user, job))
+    assert sorted(renewal.answer()) == [low, high]
+    assert cancel.answer() is CancelAnswer.REQUESTED
+    assert renew_leases(monitor, [low, high], 60) == {low: [1], high: []}
+
+
+# -- j: a claim that waited
+
+
+def test_the_time_of_a_lease_counts_from_when_its_claim_got_through_not_from_when_it_was_sent(connect: Connect) -> None:
+    [job] = enqueue(connect())
+    worker, admin = Worker(connect()), connect()
+    with admin.transaction():
+        admin.execute("lock table pgworker.job_leases in exclusive mode")
+        late = Blocked(worker.connection, lambda: worker.claim(ttl=60))
+        let_go = now(admin)
+    held = late.answer()
+    assert held.ids == [job]
+    [(claimed_at, seconds)] = ask(
+        admin, "select claimed_at, extract(epoch from expires_at - claimed_at)::float8 from pgworker.job_leases"
+    )
+    assert claimed_at > let_go
+    assert 60 <= seconds < 61
+
+
+# -- k: isolation
+
+
+@pytest.mark.parametrize("level", ["read committed", "repeatable read", "serializable"])
+def test_a_reclaim_sees_what_was_settled_while_it_waited_whatever_isolation_its_connection_prefers(
+    connect: Connect, level: str
+) -> None:
+    ids = enqueue(connect(), 2)
+    worker, monitor, admin = Worker(connect()), Monitor(connect()), connect()
+    monitor.connection.execute(sql.SQL("set default_transaction_isolation = {}").format(level))
+    held = worker.claim()
+    worker.die()
+    [lease] = monitor.reclaimable()
+    with admin.transaction():
+        admin.execute("lock table pgworker.job_leases in share mode")  # lets a partial settle through, but no reclaim
+        reclaim = Blocked(monitor.connection, lambda: monitor.reclaim(lease, [Outcome.CRASHED, Outcome.CRASHED]))
+        assert worker.settle(held.settlement(1, 1))
+    assert reclaim.answer()
+    assert statuses(admin, ids) == ["succeeded", "failed"]
+
+
+# -- l: a collision
+
+
+def test_a_queue_row_that_collides_with_one_job_of_a_lease_keeps_none_of_the_others_from_going_back(
+    connect: Connect,
+) -> None:
+    ids = enqueue(connect(), 3)
+    worker, monitor = Worker(connect()), Monitor(connect())
+    worker.claim()
+    worker.die()
+    monitor.connection.execute(
+        "insert into pgworker.job_queue select id, run_at, 7, priority, 3, queue, task, org_id from pgworker.jobs "
+        "where id = %s",
+        [ids[1]],
+    )
+    assert len(monitor.reclaim_all()) == 1
+    assert waiting(monitor.connection) == [(ids[0], 2, 0), (ids[1], 7, 3), (ids[2], 2, 0)]
+
+
+def test_a_lease_whose_reclaim_is_stuck_behind_somebody_holds_up_no_other_lease(connect: Connect) -> None:
+    [stuck, free] = enqueue(connect(), 2)
+    worker, one, two, somebody = Worker(connect()), Monitor(connect()), Monitor(connect()), connect()
+    worker.claim(1)
+    worker.claim(1)
+    worker.die()
+    with somebody.transaction(force_rollback=True):
+        somebody.execute(
+            "insert into pgworker.job_queue select id, run_at, 7, priority, 3, queue, task, org_id from pgworker.jobs "
+            "where id = %s",
+            [stuck],
+        )
+        stuck_lease = next(lease for lease in one.reclaimable() if leases(somebody)[lease.lease_id] == [stuck])
+        blocked = Blocked(one.connection, lambda: one.reclaim(stuck_lease))
+        with impatient(two.connection):
+            assert [[job.job_id for job in lease.jobs] for lease in two.reclaim_all()] == [[free]]
+    assert blocked.answer()
+    assert waiting(somebody) == [(stuck, 2, 0), (free, 2, 0)]
+
+
+# -- m: dead letters
+
+
+def bury(worker: Worker, held: Held) -> None:
+    assert worker.settle(held.settlement(outcome=Outcome.FAILED, then=Next.BURY))
+
+
+def test_a_dead_letter_run_again_continues_its_execution_numbers_with_failures_from_zero(connect: Connect) -> None:
+    [job] = enqueue(connect(), max_attempts=2)
+    worker, admin = Worker(connect()), connect()
+    assert worker.settle(worker.claim().settlement(outcome=Outcome.FAILED, then=Next.REQUEUE))
+    bury(worker, worker.claim())
+    assert requeue_dead_letters(admin, [job]) == [job]
+    assert waiting(admin) == [(job, 3, 0)]
+    bury(worker, worker.claim())
+    assert ended(admin, job) == [(1, "failed", 1), (2, "failed", 2), (3, "failed", 1)]
+    assert statuses(admin, [job]) == ["dead_letter"]
+
+
+def test_of_two_who_requeue_or_discard_one_dead_letter_one_wins_and_the_other_is_told(connect: Connect) -> None:
+    ids = enqueue(connect(), 2)
+    worker, one, two = Worker(connect()), connect(), connect()
+    bury(worker, worker.claim())
+    with one.transaction():
+        assert requeue_dead_letters(one, ids[:1]) == ids[:1]
+        assert discard_dead_letters(one, ids[1:]) == ids[1:]
+        late = Blocked(two, lambda: (discard_dead_letters(two, ids[:1]), requeue_dead_letters(two, ids)))
+    assert late.answer() == ([], [])
+    assert statuses(one, ids) == ["pending", "cancelled"]
+    assert waiting(one) == [(ids[0], 2, 0)]
+
+
+# -- o: partitions
+
+
+def test_a_claim_waits_no_longer_for_a_partition_than_its_maker_waits_for_a_reader(connect: Connect) -> None:
+    ids = enqueue(connect(), 1)
+    reader, maker, worker = connect(), connect(), Worker(connect())
+    day = datetime(2020, 1, 1).date()  # noqa: DTZ001
+    with reader.transaction():
+        reader.execute("select from pgworker.jobs limit 1")
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            maker.execute("select pgworker.create_partition(%s)", [day])
+        with maker.transaction():
+            maker.execute("set local lock_timeout = 0")
+            ask(maker, "select pgworker.create_partition(%s)", day) if False else None
+        assert worker.claim().ids == ids
+    assert ask(maker, "select pgworker.create_partition(%s)", day) == [True]
+    assert ask(maker, "select pgworker.create_partition(%s)", day) == [False]
