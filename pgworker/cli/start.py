@@ -42,9 +42,14 @@ log = logs.logger("start")
 @click.option("-q", "--queue", "queues", multiple=True, help="A queue to serve; repeat it, first ones first.")
 @click.option("--dsn", default=None, help="The database; else PGWORKER_DSN or DATABASE_URL.")
 @click.option(
-    "--embedded", "embedded_in", is_flag=False, flag_value=str(embedded.DEFAULT_DIRECTORY), default=None, metavar="[DIR]",
+    "--embedded",
+    "embedded_in",
+    is_flag=False,
+    flag_value=str(embedded.DEFAULT_DIRECTORY),
+    default=None,
+    metavar="[DIR]",
     help="Run a private PostgreSQL in DIR, for development.  [DIR: ./.pgworker]",
-)  # fmt: skip
+)
 @click.option(
     "--metrics-listen", default="127.0.0.1:9464", show_default=True, metavar="HOST:PORT|off", help="Where /metrics is."
 )

@@ -26,7 +26,7 @@ class Next(int, Enum):
 
 
 class Ended(NamedTuple):
-    """One ended execution. Times are nanoseconds of the monotonic clock; a requeued job is due after `delay` seconds."""
+    """One ended execution. Times: nanoseconds of the monotonic clock; `delay`: seconds until a requeued job is due."""
 
     job_id: UUID
     execution: int

@@ -39,9 +39,9 @@ def fork_child(
 
     The child leads its own process group, has no descriptor but 0, 1, 2 and `keep_fds`, default handlers in place of
     the parent's (what was ignored stays so), and ignores INT, HUP, USR2, TTIN and TTOU, which are the parent's.
-    `death_signal` reaches it when this process dies, also if that happens during the fork. The signals in `blocked` are held back until `run` has installed its handlers and
-    unblocks them; every other one is open. It leaves by os._exit: an exception that escapes `run`, SystemExit included,
-    is printed to stderr and ends it with 70.
+    `death_signal` reaches it when this process dies, also if that happens during the fork. The signals in `blocked`
+    are held back until `run` has installed its handlers and unblocks them; every other one is open. It leaves by
+    os._exit: an exception that escapes `run`, SystemExit included, is printed to stderr and ends it with 70.
 
     RuntimeError if this process has a second thread, OSError if it can't fork.
     """

@@ -1,0 +1,567 @@
+"""The commands as people run them: processes of their own, on a real database."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import re
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from pgworker.db import embedded
+from pgworker.lifecycle.heartbeat import LiveWorker, beat_workers
+from pgworker.lifecycle.settle import Next
+from pgworker.model.state import Outcome
+from tests.sql.actors import DEADLINE, POOL, Worker, ask, enqueue
+
+Connect = Callable[[], psycopg.Connection[Any]]
+Finished = subprocess.CompletedProcess[str]
+
+ROOT = Path(__file__).parents[2]
+SECRET = "canary-geheim"
+EVIL = "\x1b]0;owned\x07\x9b2J\u202e\r"
+"""Sets the title, clears the screen, turns the text around and goes back to the first column."""
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "pgworker", *words]
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """Nothing of ours but where programs are: no DSN, no PGPASSWORD, no COLUMNS."""
+    return {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", **variables}
+
+
+def run(*words: str, dsn: str | None = None, given: str | None = None, **variables: str) -> Finished:
+    """Run `pgworker words...` to its end; `dsn` comes in by PGWORKER_DSN, `given` on standard input."""
+    named = {} if dsn is None else {"PGWORKER_DSN": dsn}
+    return subprocess.run(
+        command(*words),
+        cwd=ROOT,
+        env=environment(**named, **variables),
+        input=given,
+        stdin=subprocess.DEVNULL if given is None else None,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def output(finished: Finished) -> str:
+    """What a command that went well printed; it has nothing to say on the side."""
+    assert (finished.returncode, finished.stderr) == (0, "")
+    return finished.stdout
+
+
+def refusal(finished: Finished, code: int) -> str:
+    """The sentence of a command that ended with `code` for a reason that is the user's to mend."""
+    assert finished.returncode == code, finished.stderr
+    assert finished.stderr.startswith("pgworker: ")
+    assert "Traceback" not in finished.stderr
+    assert SECRET not in finished.stderr + finished.stdout
+    return finished.stderr
+
+
+def is_refused(sentence: str, code: int, *words: str, dsn: str | None = None, given: str | None = None) -> None:
+    finished = run(*words, dsn=dsn, given=given)
+    assert finished.stdout == ""
+    assert sentence in refusal(finished, code)
+
+
+def rows(text: str) -> list[list[str]]:
+    """The words of each line of a table, without its titles."""
+    return [line.split() for line in text.splitlines()[1:]]
+
+
+def objects(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+# Starting and finding one's way
+
+
+def test_help_names_every_command_and_imports_neither_psycopg_nor_rich() -> None:
+    finished = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "pgworker", "--help"],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    named = re.findall(r"^  ([a-z][a-z-]+)  ", finished.stdout, re.MULTILINE)
+    assert {"start", "demo", "migrate", "enqueue", "jobs", "dead-letters", "status"} <= set(named)
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in finished.stderr.splitlines()}
+    assert "click" in imported
+    assert imported & {"psycopg", "rich", "msgspec"} == set()
+
+
+def test_every_command_has_its_own_help_and_an_unknown_one_is_refused() -> None:
+    assert "--in SECONDS" in output(run("enqueue", "--help"))
+    is_refused("No such command 'enqeue'", 64, "enqeue")
+    is_refused("Try `pgworker jobs show --help`.", 64, "jobs", "show", "--nonsense")
+
+
+def test_version_is_one_line() -> None:
+    assert re.fullmatch(r"pgworker \S.*\n", output(run("--version")))
+
+
+# What can be wrong with the database
+
+
+def test_without_a_dsn_the_two_ways_out_are_named() -> None:
+    finished = run("status")
+    assert all(word in refusal(finished, 78) for word in ("--dsn", "PGWORKER_DSN", "--embedded", "`pgworker demo`"))
+
+
+@pytest.mark.parametrize(
+    ("dsn", "code", "sentence"),
+    [
+        (f"mysql://me:{SECRET}@host/db", 78, "is not a PostgreSQL DSN"),
+        (f"postgresql://me:{SECRET}@127.0.0.1:1/db", 69, "Connection refused"),
+        (f"postgresql://me:{SECRET}@127.0.0.1:port/db", 78, "The DSN can't be used"),
+        (f"host=/nowhere password={SECRET}", 69, "Start PostgreSQL, or correct host and port in the DSN"),
+        ("embedded:/nowhere", 69, "No server is running in /nowhere"),
+    ],
+)
+def test_a_server_that_can_not_be_reached_is_told_in_a_sentence_without_the_password(
+    dsn: str, code: int, sentence: str
+) -> None:
+    is_refused(sentence, code, "jobs", "list", dsn=dsn)
+
+
+def test_a_missing_database_and_an_unmigrated_one_are_the_users_to_mend(blank_dsn: str) -> None:
+    missing = make_conninfo(blank_dsn, dbname="nobody_made_it", password=SECRET)
+    is_refused("Create it with `createdb`", 78, "enqueue", "t", dsn=missing)
+    is_refused("Run `pgworker migrate`", 78, "enqueue", "t", dsn=blank_dsn)
+
+
+def test_a_newer_schema_is_left_alone(dsn: str) -> None:
+    with psycopg.connect(dsn) as connection:
+        connection.execute("insert into pgworker.schema_migrations values (9999, '9999_of_tomorrow', 'abc')")
+    is_refused("Upgrade pgworker on this host", 78, "enqueue", "t", "--dsn", dsn)
+    is_refused("9999_of_tomorrow", 78, "migrate", "--dsn", dsn)
+
+
+def test_a_wrong_password_is_told_and_not_printed(server: embedded.Server, dsn: str) -> None:
+    database = str(conninfo_to_dict(dsn)["dbname"])
+    wrong = make_conninfo(dsn, user="cli_locked", password=f"{SECRET}-wrong")
+    with locked_role(server, dsn, database, "cli_locked"):
+        is_refused("password authentication failed", 78, "status", dsn=wrong)
+
+
+@contextmanager
+def locked_role(server: embedded.Server, dsn: str, database: str, role: str) -> Iterator[None]:
+    """A role that needs a password to log in, for as long as this lasts."""
+    rules = server.directory / "data" / "pg_hba.conf"
+    before = rules.read_text()
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(f"create role {role} login password '{SECRET}'".encode())
+        try:
+            rules.write_text(f"local {database} {role} scram-sha-256\n{before}")
+            connection.execute("select pg_reload_conf()")
+            deadline = time.monotonic() + DEADLINE
+            with suppress(psycopg.OperationalError):
+                while time.monotonic() < deadline:  # until the server has read the new rules
+                    psycopg.connect(make_conninfo(dsn, user=role, password="wrong")).close()
+            yield
+        finally:
+            rules.write_text(before)
+            connection.execute("select pg_reload_conf()")
+            connection.execute(f"drop role {role}".encode())
+
+
+def test_a_bug_is_said_as_such_with_its_traceback(dsn: str, connect: Connect) -> None:
+    connect().execute("alter table pgworker.jobs rename column task to tusk")
+    finished = run("jobs", "show", str(uuid4()), dsn=dsn)
+    assert finished.returncode == 70
+    assert "bug of pgworker" in finished.stderr.splitlines()[0]
+    assert "Traceback (most recent call last):" in finished.stderr
+
+
+# migrate
+
+
+def test_migrate_says_what_it_applied_and_then_that_nothing_is_left(blank_dsn: str) -> None:
+    assert output(run("migrate", dsn=blank_dsn)) == "applied 0001_spine\n"
+    assert output(run("migrate", dsn=blank_dsn)) == "nothing to do: the schema is at 0001_spine\n"
+
+
+def test_what_migrate_prints_does_the_same_by_itself_and_needs_no_database(blank_dsn: str) -> None:
+    script = output(run("migrate", "--print"))
+    with psycopg.connect(blank_dsn, autocommit=True) as connection:
+        connection.execute(re.sub(r"^\\set.*$", "", script, flags=re.MULTILINE).encode())
+    assert output(run("migrate", dsn=blank_dsn)).startswith("nothing to do")
+
+
+def test_embedded_names_the_private_server_of_a_directory(server: embedded.Server) -> None:
+    named = f"embedded:{server.directory}"
+    output(run("migrate", dsn=named))
+    assert json.loads(output(run("status", "--json", "--dsn", named)))["schema"]["name"] == "0001_spine"
+
+
+# enqueue
+
+
+def test_enqueue_stores_what_its_options_say_and_prints_the_id(dsn: str, connect: Connect) -> None:
+    words = "-q mail --priority 9 --max-attempts 3 --timeout none --org acme --run-at 2030-01-31T08:00:00+01:00"
+    printed = output(run("enqueue", "send", '{"to": "ä", "n": 1e2}', *words.split(), dsn=dsn))
+    columns = "id::text, queue, priority, max_attempts, timeout_ms, org_id, run_at, task, payload"
+    due = datetime(2030, 1, 31, 7, tzinfo=timezone.utc)
+    stored = ask(connect(), f"select {columns} from pgworker.jobs")
+    assert stored == [(printed.strip(), "mail", 9, 3, None, "acme", due, "send", {"to": "ä", "n": 100})]
+
+
+def test_enqueue_reads_a_long_payload_from_standard_input_and_counts_by_the_databases_clock(
+    dsn: str, connect: Connect
+) -> None:
+    output(run("enqueue", "t", "-", "--in", "3600", dsn=dsn, given=json.dumps({"text": "x" * 500_000})))
+    wait, length = ask(
+        connect(), "select run_at - created_at, length(payload->>'text') from pgworker.jobs where timeout_ms = 1800000"
+    )[0]
+    assert timedelta(minutes=59, seconds=50) < wait <= timedelta(hours=1)
+    assert length == 500_000
+
+
+@pytest.mark.parametrize(
+    ("sentence", "words"),
+    [
+        ("the payload is not JSON: Expecting value: line 1 column 7", ["t", '{"a": nonsense}']),
+        ("it has the character U+0000", ["t", '{"a": "\\u0000"}']),
+        ("it has NaN", ["t", '{"a": NaN}']),
+        ("must be a JSON object of named arguments, not an array", ["t", "[1]"]),
+        ("lone surrogate", ["t", '{"a": "\udcff"}']),
+        ("can't name a task", ["t\x1b[2J"]),
+        ("can't name a queue", ["t", "-q", "a b"]),
+        ("priority must be a whole number from 0 to 9", ["t", "--priority", "10"]),
+        ("timeout must be at least a millisecond", ["t", "--timeout", "0"]),
+        ("neither a number of seconds nor none", ["t", "--timeout", "soon"]),
+        ("--in must be between 0 seconds and 100 years", ["t", "--in", "nan"]),
+        ("lacks its offset to UTC", ["t", "--run-at", "2030-01-31T08:00:00"]),
+        ("exclude each other", ["t", "--in", "1", "--run-at", "2030-01-31T08:00:00Z"]),
+    ],
+)
+def test_a_job_that_must_not_be_enqueued_is_refused_before_the_database_is_asked(
+    sentence: str, words: list[str]
+) -> None:
+    is_refused(sentence, 64, "enqueue", *words)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "payload"),
+    [
+        ("nested deeper than 64 levels", '{"a": ' + "[" * 100 + "]" * 100 + "}"),
+        ("nested too deep", '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}"),
+        ("more than the 1048576 bytes that are allowed", json.dumps({"a": "x" * (1 << 20)})),
+        ("more than 16777216 bytes", " " * (17 << 20)),
+        ("the payload is not JSON", ""),
+    ],
+    ids=["deep", "deeper", "large", "larger", "empty"],
+)
+def test_a_payload_too_deep_or_too_large_is_refused(sentence: str, payload: str) -> None:
+    is_refused(sentence, 64, "enqueue", "t", "-", given=payload)
+
+
+# jobs
+
+
+def test_jobs_list_shows_the_newest_first_and_filters_by_queue_task_and_status(dsn: str, connect: Connect) -> None:
+    connection = connect()
+    worker = Worker(connection)
+    enqueue(connection, 2)
+    failing = worker.claim()
+    worker.settle(failing.settlement(1, 1, outcome=Outcome.FAILED, then=Next.REQUEUE, delay=60, ends=False))
+    worker.settle(failing.settlement(2, 2, outcome=Outcome.FAILED, then=Next.BURY))
+    done, running = enqueue(connection, 2)
+    worker.settle(worker.claim(1).settlement())
+    worker.claim(1)
+    pending = enqueue(connection, queue="mail", task="send")
+    scheduled = enqueue(connection, run_at=datetime.now(timezone.utc) + timedelta(hours=1))
+    expected = [
+        (scheduled[0], "scheduled"),
+        (pending[0], "pending"),
+        (running, "running"),
+        (done, "succeeded"),
+        (failing.ids[1], "dead_letter"),
+        (failing.ids[0], "failed"),
+    ]
+
+    def listed(*words: str) -> list[tuple[str, str]]:
+        found = objects(output(run("jobs", "list", "--json", *words, dsn=dsn)))
+        return [(job["id"], job["status"]) for job in found]
+
+    shown = [(str(job_id), status) for job_id, status in expected]
+    assert [(row[0], row[1]) for row in rows(output(run("jobs", "list", dsn=dsn)))] == shown
+    assert listed("--limit", "3") == shown[:3]
+    assert listed("-q", "mail", "--task", "send") == [shown[1]]
+    assert [listed("--status", status) for _, status in shown] == [[job] for job in shown]
+    assert listed("--status", "failed", "--status", "running", "--task", "t") == [shown[2], shown[5]]
+    nothing = run("jobs", "list", "--status", "LOST", dsn=dsn)
+    assert (nothing.returncode, nothing.stdout, nothing.stderr) == (0, "", "no such jobs\n")
+
+
+def test_a_table_fits_80_columns_and_a_pipe_that_is_not_utf_8(dsn: str, connect: Connect) -> None:
+    (job_id,) = enqueue(connect(), task="shop.invoices." + "x" * 200 + ".send", queue="q" * 128)
+    ascii_only = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    titles, line = output(run("jobs", "list", dsn=dsn, **ascii_only)).splitlines()
+    assert titles.split() == ["ID", "STATUS", "QUEUE", "TASK", "AGE"]
+    assert len(line.replace("\\u2026", "…")) <= 80
+    assert line.startswith(str(job_id))
+    assert re.search(r" shop\S*\\u2026\S*send ", line)
+
+
+def test_jobs_show_says_where_a_job_runs_and_how_earlier_executions_ended(dsn: str, connect: Connect) -> None:
+    connection = connect()
+    worker = Worker(connection)
+    (job_id,) = enqueue(connection, payload='{"price": 12345678901234567890.12}', org_id="acme", max_attempts=5)
+    beat_workers(connection, POOL, [LiveWorker(worker.worker_id, 4711, 3, 0)])
+    error = json.dumps({"type": "ValueError", "message": "no such user", "traceback": "  File x\nValueError: no"})
+    worker.settle(worker.claim().settlement(outcome=Outcome.FAILED, then=Next.REQUEUE, error=error))
+    worker.claim()
+
+    page = output(run("jobs", "show", str(job_id), dsn=dsn))
+    assert "status      running\n" in page
+    assert re.search(r"claimed +\S+ ago by worker 3 on host host \(pid 4711\), as execution 2\n", page)
+    assert "failures    1 of 5 attempts\n" in page
+    assert re.search(r"execution 1: failed after 0ms, \S+ ago, worker 3 on host host \(pid 4711\)\n", page)
+    assert "    ValueError: no such user\n" in page
+    assert page.endswith("stack of execution 1:\n      File x\n    ValueError: no\n")
+
+    said = output(run("jobs", "show", str(job_id).upper(), "--json", dsn=dsn))
+    assert '"payload":{"price": 12345678901234567890.12}' in said, "every digit survives"
+    shown = json.loads(said)
+    assert (shown["status"], shown["org_id"], shown["claim"]["pid"]) == ("running", "acme", 4711)
+    assert [ended["error"]["message"] for ended in shown["executions"]] == ["no such user"]
+
+
+def test_jobs_show_explains_a_crash_and_a_worker_that_is_gone(dsn: str, connect: Connect) -> None:
+    connection = connect()
+    worker = Worker(connection)
+    (job_id,) = enqueue(connection)
+    worker.claim()
+    worker.die("killed by signal 9 (SIGKILL)")
+    page = output(run("jobs", "show", str(job_id), dsn=dsn))
+    assert "that worker has ended (killed by signal 9 (SIGKILL)), and the job is about to be reclaimed" in page
+
+
+def test_a_dead_letter_is_shown_though_the_history_of_its_job_is_gone(dsn: str, connect: Connect) -> None:
+    connection = connect()
+    worker = Worker(connection)
+    (job_id,) = enqueue(connection)
+    worker.settle(worker.claim().settlement(outcome=Outcome.FAILED, then=Next.BURY))
+    connection.execute("truncate pgworker.jobs, pgworker.job_executions")
+    assert "status      dead_letter\n" in output(run("jobs", "show", str(job_id), dsn=dsn))
+
+
+def test_jobs_cancel_says_which_of_the_three_answers_it_is(dsn: str, connect: Connect) -> None:
+    connection = connect()
+    enqueue(connection)
+    (running,) = Worker(connection).claim().ids
+    (waiting,) = enqueue(connection)
+    assert output(run("jobs", "cancel", str(waiting), dsn=dsn)).startswith("cancelled: it waited")
+    assert output(run("jobs", "cancel", str(running), dsn=dsn)).startswith("requested: ")
+    late = run("jobs", "cancel", str(waiting), dsn=dsn)
+    assert (late.returncode, late.stdout.partition(":")[0], late.stderr) == (1, "too late", "")
+    assert ask(connection, "select cancelled from pgworker.job_leases") == [[running]]
+
+
+def test_an_id_that_is_none_and_one_that_nobody_has_are_refused(dsn: str) -> None:
+    is_refused("'01a2' is not a job id: give all 36 characters", 64, "jobs", "show", "01a2")
+    is_refused("is not a job id", 64, "jobs", "cancel", "{01a2008e-ecf3-707e-94f7-954dbdb99882}")
+    is_refused("there is no job 01a2008e-", 64, "jobs", "show", "01a2008e-ecf3-707e-94f7-954dbdb99882", dsn=dsn)
+    is_refused("there is no job 01a2008e-", 64, "jobs", "cancel", "01a2008e-ecf3-707e-94f7-954dbdb99882", dsn=dsn)
+
+
+# dead-letters
+
+
+def bury(connection: psycopg.Connection[Any], jobs: int, **options: Any) -> list[str]:
+    enqueue(connection, jobs, **options)
+    worker = Worker(connection)
+    held = worker.claim(jobs, tasks=["t", "u"])
+    error = json.dumps({"type": "KeyError", "message": "'user'"})
+    worker.settle(held.settlement(outcome=Outcome.FAILED, then=Next.BURY, error=error))
+    return [str(job_id) for job_id in held.ids]
+
+
+def test_dead_letters_are_listed_and_requeued_and_the_unknown_ones_named(dsn: str, connect: Connect) -> None:
+    connection = connect()
+    first, second = bury(connection, 2, max_attempts=7)
+    listed = rows(output(run("dead-letters", "list", dsn=dsn)))
+    assert [(row[0], row[1], row[2]) for row in listed] == [(first, "t", "1/7"), (second, "t", "1/7")]
+    assert objects(output(run("dead-letters", "list", "--json", "--limit", "1", dsn=dsn)))[0]["error"] == {
+        "type": "KeyError",
+        "message": "'user'",
+    }
+    nobody = str(uuid4())
+    finished = run("dead-letters", "requeue", first, nobody, dsn=dsn)
+    assert finished.stdout == "requeued 1\n"
+    assert f"not among the dead letters: {nobody}\n" in refusal(finished, 64)
+    assert ask(connection, "select job_id::text, execution, failures from pgworker.job_queue") == [(first, 2, 0)]
+
+
+def test_all_dead_letters_of_a_task_are_requeued_or_discarded_in_batches(dsn: str, connect: Connect) -> None:
+    connection = connect()
+    bury(connection, 1200)
+    (other,) = bury(connection, 1, task="u")
+    assert output(run("dead-letters", "discard", "--all", "--task", "u", dsn=dsn)) == "discarded 1\n"
+    assert ask(connection, "select pgworker.job_status(%s::uuid)", other) == ["cancelled"]
+    assert output(run("dead-letters", "requeue", "--all", "-q", "default", dsn=dsn)) == "requeued 1200\n"
+    assert ask(connection, "select count(*) from pgworker.job_queue") == [1200]
+
+
+def test_which_dead_letters_are_meant_must_be_said() -> None:
+    is_refused("name the ids of dead letters, or give --all", 64, "dead-letters", "discard")
+    is_refused("either ids, or --all", 64, "dead-letters", "discard", "--all", str(uuid4()))
+    is_refused("name the ids of dead letters, or give --all", 64, "dead-letters", "requeue", "-q", "mail")
+
+
+# status
+
+
+def test_status_counts_what_waits_runs_and_lives_and_stops_counting_in_time(dsn: str, connect: Connect) -> None:
+    connection = connect()
+    alive, silent, ended = (Worker(connection) for _ in range(3))
+    beat_workers(connection, POOL, [LiveWorker(worker.worker_id, 1, 0, 0) for worker in (alive, silent, ended)])
+    ended.die()
+    connection.execute(
+        "update pgworker.worker_heartbeats set beat_at = beat_at - interval '1 hour' where worker_id = %s",
+        [silent.worker_id],
+    )
+    bury(connection, 2)
+    enqueue(connection, 3)
+    alive.settle(alive.claim(2).settlement(1, 1, outcome=Outcome.FAILED, then=Next.REQUEUE, delay=60))
+    enqueue(connection, queue="mail", run_at=datetime.now(timezone.utc) + timedelta(hours=1))
+    connection.execute(
+        "insert into pgworker.job_queue (job_id, run_at, execution, priority, failures, queue, task) "
+        "select gen_random_uuid(), clock_timestamp() - interval '3 hours', 1, 5, 0, 'mail', 't' "
+        "from generate_series(1, 10050)"
+    )
+    connection.execute("insert into pgworker.queues (name, paused) values ('mail', true)")
+
+    page = output(run("status", dsn=dsn))
+    queues, hosts, rest = page.split("\n\n")
+    assert [row[:5] for row in rows(queues)] == [["default", "1", "0", "1", "1"], ["mail", "10000+", "1", "0", "0+"]]
+    assert rows(queues)[1][5:] == ["3h", "paused"]
+    assert [row[:3] for row in rows(hosts)] == [["host", "1", "1"]]
+    assert rest == "dead letters: 2\nschema: 0001_spine\n"
+
+    shown = json.loads(output(run("status", "--json", dsn=dsn)))
+    mail = shown["queues"][1]
+    assert (mail["waiting"], mail["more"], mail["paused"]) == (10_000, ["waiting", "failed"], True)
+    assert (shown["dead_letters"], shown["dead_letters_is_more"], shown["hosts"][0]["alive"]) == (2, False, 1)
+
+
+def test_status_of_an_empty_database_says_how_to_go_on(dsn: str) -> None:
+    page = output(run("status", dsn=dsn))
+    assert page.startswith("no jobs wait or run\n\nno workers: `pgworker start` runs some\n")
+
+
+# Terminals and pipes
+
+
+def on_a_terminal(*words: str, dsn: str, columns: int = 80) -> str:
+    """What a command writes to a terminal of this width."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    process = subprocess.Popen(
+        command(*words),
+        cwd=ROOT,
+        env=environment(PGWORKER_DSN=dsn, TERM="xterm-256color"),
+        stdin=subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    read = b""
+    with suppress(OSError):  # EIO: the last one who had it open is gone
+        while part := os.read(ours, 65_536):
+            read += part
+    os.close(ours)
+    assert process.wait(60) == 0
+    return read.decode().replace("\r\n", "\n")
+
+
+def test_no_control_character_of_a_job_reaches_the_terminal(dsn: str, connect: Connect) -> None:
+    connection = connect()
+    worker = Worker(connection)
+    enqueue(connection, payload=json.dumps({"a": EVIL}), org_id=EVIL)
+    error = json.dumps({"type": "Error", "message": EVIL, "traceback": f"line\n{EVIL}"})
+    (job_id,) = (held := worker.claim()).ids
+    worker.settle(held.settlement(outcome=Outcome.FAILED, then=Next.BURY, error=error, result=json.dumps(EVIL)))
+    connection.execute("update pgworker.job_executions set cause = %s", [EVIL])
+    pages = [
+        on_a_terminal("jobs", "show", str(job_id), dsn=dsn),
+        on_a_terminal("jobs", "show", "--json", str(job_id), dsn=dsn),
+        on_a_terminal("dead-letters", "list", "--json", dsn=dsn),
+        re.sub(r"\x1b\[[0-9;]*m", "", on_a_terminal("dead-letters", "list", dsn=dsn)),  # but for rich's own colours
+    ]
+    assert all(page.replace("\n", "").isprintable() for page in pages)
+    assert "\\x1b]0;owned\\x07" in pages[0]
+    assert json.loads(pages[1])["payload"] == {"a": EVIL}
+
+
+def test_a_table_on_a_terminal_is_styled_and_as_wide_as_the_terminal(dsn: str, connect: Connect) -> None:
+    (job_id,) = enqueue(connect(), task="t" * 256)
+    narrow = on_a_terminal("jobs", "list", dsn=dsn)
+    assert "\x1b[" in narrow
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", narrow)
+    assert max(len(line.rstrip()) for line in plain.splitlines()) == 80
+    assert str(job_id) in plain
+    wide = re.sub(r"\x1b\[[0-9;]*m", "", on_a_terminal("jobs", "list", dsn=dsn, columns=160))
+    assert max(len(line.rstrip()) for line in wide.splitlines()) == 160
+
+
+@pytest.mark.parametrize("limit", ["1", "1000"], ids=["at the end", "in the middle"])
+def test_a_reader_that_goes_away_is_no_news(dsn: str, connect: Connect, limit: str) -> None:
+    enqueue(connect(), 300)
+    process = subprocess.Popen(
+        command("jobs", "list", "--json", "--limit", limit),
+        cwd=ROOT,
+        env=environment(PGWORKER_DSN=dsn),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.communicate(timeout=60)[1] == b""
+    assert process.returncode == 1
+
+
+def test_ctrl_c_ends_a_command_that_waits_without_a_traceback(dsn: str, connect: Connect) -> None:
+    connection = connect()
+    (job_id,) = enqueue(connection)
+    with connection.transaction():
+        connection.execute("select from pgworker.job_queue for update")
+        process = subprocess.Popen(
+            command("jobs", "cancel", str(job_id)),
+            cwd=ROOT,
+            env=environment(PGWORKER_DSN=dsn),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        deadline = time.monotonic() + DEADLINE
+        while not ask(connection, "select pid from pg_locks where not granted"):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60) == (b"", b"")
+    assert process.returncode == 130
