@@ -1,29 +1,37 @@
-"""A job runner for Python on PostgreSQL: nothing lost, nothing finished twice, every death explained."""
+"""A job runner for Python on PostgreSQL: nothing lost, nothing finished twice, every death explained.
+
+The public names are imported when they are first used: whoever wants a part of the package, as a command's help does,
+need not load the database driver.
+"""
 
 from __future__ import annotations
 
-from pgworker.app.app import App
-from pgworker.app.context import Context
-from pgworker.app.task import Enqueuer, Task
-from pgworker.errors import (
-    Cancelled,
-    ConfigurationError,
-    DatabaseUnavailable,
-    Discard,
-    InvalidJob,
-    InvalidPayload,
-    JobControl,
-    JobNotFound,
-    LeaseLost,
-    PgworkerError,
-    RegistrationError,
-    Retry,
-    SchemaError,
-    Snooze,
-)
-from pgworker.model.job import Job, JobRequest
-from pgworker.model.retry import Backoff
-from pgworker.model.state import CancelReason
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pgworker.app.app import App
+    from pgworker.app.context import Context
+    from pgworker.app.task import Enqueuer, Task
+    from pgworker.errors import (
+        Cancelled,
+        ConfigurationError,
+        DatabaseUnavailable,
+        Discard,
+        InvalidJob,
+        InvalidPayload,
+        JobControl,
+        JobNotFound,
+        LeaseLost,
+        PgworkerError,
+        RegistrationError,
+        Retry,
+        SchemaError,
+        Snooze,
+    )
+    from pgworker.model.job import Job, JobRequest
+    from pgworker.model.retry import Backoff
+    from pgworker.model.state import CancelReason
 
 __all__ = [
     "App",
@@ -49,3 +57,30 @@ __all__ = [
     "Snooze",
     "Task",
 ]
+
+_HOMES = {
+    "App": "app.app",
+    "Backoff": "model.retry",
+    "CancelReason": "model.state",
+    "Context": "app.context",
+    "Enqueuer": "app.task",
+    "Job": "model.job",
+    "JobRequest": "model.job",
+    "Task": "app.task",
+}
+"""The modules of the names that are no errors."""
+
+
+if not TYPE_CHECKING:  # a type checker that saw it would take every misspelt name for an object
+
+    def __getattr__(name: str) -> object:
+        """PEP 562: asked once per name."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value: object = getattr(_import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -67,9 +67,7 @@ def refuse_coroutine(function: Callable[..., Any], name: str) -> None:
     """RegistrationError for `async def`: nobody would await it."""
     called = getattr(type(function), "__call__", None)  # noqa: B004  an object may be callable by an async method
     if any(inspect.iscoroutinefunction(code) or inspect.isasyncgenfunction(code) for code in (function, called)):
-        raise RegistrationError(
-            f"task {name}: async functions can't be tasks yet; write `def`, and asyncio.run() in it"
-        )
+        raise RegistrationError(f"task {name}: an async function can't be a task; write `def`, and asyncio.run() in it")
 
 
 def _refuse_generators(function: Callable[..., Any], name: str) -> None:

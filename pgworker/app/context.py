@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from pgworker.db.connect import Connection
@@ -14,6 +14,11 @@ from pgworker.errors import Cancelled
 from pgworker.model.job import Job
 from pgworker.model.state import CancelReason
 from pgworker.observe import logs
+
+if TYPE_CHECKING:
+    _Adapter = logging.LoggerAdapter[logging.Logger]
+else:
+    _Adapter = logging.LoggerAdapter  # takes no parameter before Python 3.11
 
 _POLL: Final = 0.05
 """Seconds between two looks at the cancel flag, which is a word in shared memory that nothing can wait for."""
@@ -143,7 +148,7 @@ class Context:
             yield connection
 
 
-class _JobLogger(logging.LoggerAdapter[logging.Logger]):
+class _JobLogger(_Adapter):
     """The standard adapter replaces the `extra` of a call; this one adds to it."""
 
     def __init__(self, logger: logging.Logger, fields: Mapping[str, object]) -> None:

@@ -71,16 +71,16 @@ def _kind(value: object) -> str:
 
 def _told(error: BaseException) -> str:
     """The error, and where it comes from in the user's own code."""
-    where = _own_line(error)
-    return f"{type(error).__qualname__}: {error}{f' ({where})' if where else ''}"
+    return f"{type(error).__qualname__}: {error} ({_own_line(error)})"
 
 
 def _own_line(error: BaseException) -> str:
-    """`file:line` of the innermost frame that is the user's: no library's, not ours."""
+    """`file:line` of the innermost frame in the user's own files, or in an app that is installed like a library."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
-    frames = [frame for frame in _frames(error.__traceback__) if _is_own(frame)]
-    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    frames = [frame for frame in _frames(error.__traceback__) if Path(frame.filename).is_absolute()]
+    frame = ([frame for frame in frames if _is_own(frame)] or frames)[-1]
+    return f"{frame.filename}:{frame.lineno}"
 
 
 def _frames(trace: TracebackType | None) -> traceback.StackSummary:
@@ -90,4 +90,4 @@ def _frames(trace: TracebackType | None) -> traceback.StackSummary:
 def _is_own(frame: traceback.FrameSummary) -> bool:
     path = Path(frame.filename)
     libraries = [str(_PACKAGE), *(sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib"))]
-    return path.is_absolute() and not any(path.is_relative_to(library) for library in libraries)
+    return not any(path.is_relative_to(library) for library in libraries)

@@ -1,9 +1,11 @@
 """A registered handler: callable as before, enqueueable, and what a worker runs.
 
-charge(ctx, 42)                                    calls the plain function
-charge.enqueue(42)                                 stores a job, on a connection of the App's
-charge.using(conn).enqueue(42)                     ... in the transaction of conn
-charge.options(priority=9, org_id="acme").job(42)  an unsent job, for app.enqueue_many
+    charge(ctx, 42)                                    calls the plain function
+    charge.enqueue(42)                                 stores a job, on a connection of the App's
+    charge.using(conn).enqueue(42)                     ... in the transaction of conn
+    charge.options(priority=9, org_id="acme").job(42)  an unsent job, for app.enqueue_many
+
+`using` and `options` go together, in any order.
 """
 
 from __future__ import annotations

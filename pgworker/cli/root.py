@@ -5,6 +5,7 @@ Nothing heavy is imported before a command is chosen, so that `--help` and compl
 
 from __future__ import annotations
 
+import errno
 import importlib
 import io
 import os
@@ -81,7 +82,7 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (`sys.argv` without its first word if None) and return its exit code."""
-    _accept_any_text()
+    _prepare_output()
     try:
         result: Any = cli.main(arguments, prog_name="pgworker", standalone_mode=False)
         sys.stdout.flush()
@@ -91,15 +92,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except PgworkerError as error:
         return _explained(error)
-    except BrokenPipeError:
-        return _unwritten()
+    except OSError as error:
+        return _unwritten(error)
     except Exception as error:  # noqa: BLE001  the last resort: a bug, said as such
         return _bug(error)
     return result if isinstance(result, int) else 0
 
 
-def _accept_any_text() -> None:
-    """A terminal or pipe that isn't UTF-8 gets escapes for what it can't show, rather than an error."""
+def _prepare_output() -> None:
+    """A terminal or pipe that isn't UTF-8 gets escapes for what it can't show, and a closed output is none."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  for the life of the process
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -129,9 +132,13 @@ def _bug(error: Exception) -> int:
     return EXIT_BUG
 
 
-def _unwritten() -> int:
-    """Whoever read our output has gone, which is no news to anybody. The flush at exit must not try again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _unwritten(error: OSError) -> int:
+    """What was printed can't be written: the reader has gone, which is no news to anybody, or the disk is full."""
+    if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+        return _bug(error)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit must not try again
+    if error.errno != errno.EPIPE:
+        _say(f"can't write: {error.strerror}")
     return EXIT_NOT_WRITTEN
 
 

@@ -15,6 +15,7 @@ from uuid import UUID
 from psycopg import Connection
 
 from pgworker.lifecycle.plan import by_index
+from pgworker.lifecycle.transaction import read_committed
 from pgworker.model.retry import Backoff
 from pgworker.model.state import Outcome
 from pgworker.sql.load import query
@@ -98,24 +99,16 @@ def reclaim_lease(
     `look` is asked, with the lease in hand, what is known of its positions. Always at READ COMMITTED: at a higher level
     the second statement would not see what the lease had settled, and run finished jobs again.
     """
-    with connection.cursor() as cursor:
-        cursor.execute("begin isolation level read committed")
-        try:
-            row = cursor.execute(
-                query("take_lease"), {"lease_id": lease.lease_id, "only_expired": lease.only_expired}
-            ).fetchone()
-            if row is None:
-                cursor.execute("rollback")
-                return None
-            taken = TakenLease(*row)
-            findings = look(taken)
-            with by_index(connection):
-                jobs = _send_on(cursor, lease.lease_id, taken, findings, backoff)
-            cursor.execute("commit")
-        except BaseException:
-            if not connection.broken:
-                connection.rollback()
-            raise
+    with read_committed(connection) as cursor:
+        row = cursor.execute(
+            query("take_lease"), {"lease_id": lease.lease_id, "only_expired": lease.only_expired}
+        ).fetchone()
+        if row is None:
+            return None
+        taken = TakenLease(*row)
+        findings = look(taken)
+        with by_index(connection):
+            jobs = _send_on(cursor, lease.lease_id, taken, findings, backoff)
     return ReclaimedLease(lease.lease_id, taken.worker_id, findings.cause, jobs)
 
 

@@ -24,8 +24,8 @@ LEASES = 4  # how many a worker may hold: running, next, claimed ahead, and one 
 _HALF = (1 << 64) - 1
 
 # words of the pool
-_MONITOR_BEAT_NS, _SWEEP_DUE_NS, _FULL_SWEEP_DUE_NS, _CONNECTED = range(4)
-_POOL_WORDS = 4
+_MONITOR_BEAT_NS, _SWEEP_DUE_NS, _FULL_SWEEP_DUE_NS, _CONNECTED, _OUTAGE_LINE_DUE_NS = range(5)
+_POOL_WORDS = 5
 
 # words of a lane
 _FLOOR_US, _FLOOR_ID = range(2)
@@ -95,6 +95,13 @@ class Board:
     @is_connected.setter
     def is_connected(self, connected: bool) -> None:
         self._words[_CONNECTED] = int(connected)
+
+    def take_outage_line(self, now_ns: int) -> bool:
+        """Whether the caller is to log that the database is away: one line a second for the whole pool."""
+        if now_ns < self._words[_OUTAGE_LINE_DUE_NS]:
+            return False
+        self._words[_OUTAGE_LINE_DUE_NS] = now_ns + 1_000_000_000
+        return True
 
     def take_sweep(self, now_ns: int, interval_ns: int) -> bool:
         """Whether the caller is to look behind the floors now; the next one is due `interval_ns` later.

@@ -79,7 +79,6 @@ class Monitor:
         self._renewals = Renewals(self._board, settings, self._metrics)
         self._reclaims = Reclaims(self._board, self._pool, settings.lease_ttl, Backoff(), self._metrics)
         self._wakeups = Wakeups(dsn, settings.queues, self._board, [write for _, write in shared.wakes])
-        self._throttle = logs.Throttle()
         self._connection: Connection[Any] | None = None
         self._next_connect = 0.0
         self._was_away = False
@@ -242,9 +241,9 @@ class Monitor:
         self._board.is_connected = False
         self._was_away = True
         self._last_beat = None
-        if (more := self._throttle.admit("database")) is not None:
+        if self._board.take_outage_line(time.monotonic_ns()):
             said = error if isinstance(error, PgworkerError) else explain(error, self._dsn)
-            log.warning("%s; running jobs go on while their leases last; trying again%s", said, more)
+            log.warning("%s Running jobs go on while their leases last.", said)
 
     # -- the end
 

@@ -28,7 +28,7 @@ from pgworker.lifecycle.release import Returned, release_jobs
 from pgworker.lifecycle.settle import Settlement, check_settled, is_settled, settle_jobs
 from pgworker.linux.board import LEASES, Board, Row
 from pgworker.observe.events import Reporter
-from pgworker.observe.logs import Throttle, fields, logger
+from pgworker.observe.logs import fields, logger
 from pgworker.worker.lease import ClaimedJob, HeldLease
 from pgworker.worker.prefetch import Prefetch
 from pgworker.worker.runner import FinishedJob, Runner
@@ -91,7 +91,6 @@ class Clerk:
         self._wake_read = wake_read
         self._wake_write = wake_write
         self._prefetch = Prefetch(settings.prefetch_seconds, settings.max_batch)
-        self._throttle = Throttle()
         self._connection: Connection[Any] | None = None
         self._failed_connects = 0
         self._leases: list[HeldLease] = []
@@ -149,7 +148,8 @@ class Clerk:
         except SchemaError:
             raise
         except (psycopg.Error, OSError, PgworkerError) as error:
-            return self._after_error(error)
+            self._after_error(error)
+            return 0.0
         return self._pause()
 
     def _collect(self) -> None:
@@ -199,11 +199,12 @@ class Clerk:
         return self._dry_until - time.monotonic()
 
     def _sleep(self, seconds: float, depth: int) -> None:
-        """Until somebody writes to the wake-up pipe. While `_GROUPING`, a finished job alone wakes nobody."""
+        """Until somebody writes to the wake-up pipe: the runner does so after every job while the clerk is `_ASLEEP`,
+        after its last one while `_GROUPING`, and never while `_AWAKE`."""
         self._asleep = depth
-        if seconds <= 0 or self._runner.refused or (depth == _ASLEEP and self._runner.finished):
+        if depth == _ASLEEP and (self._runner.finished or self._runner.refused):
             seconds = 0.0
-        if self._poll.poll(seconds * 1000):
+        if self._poll.poll(max(0.0, seconds) * 1000):
             woken = os.read(self._wake_read, 4096)
             if woken.strip(WOKEN_BY_RUNNER):  # not only by the runner: somebody tells of new jobs, or of a drain
                 self._dry_until = 0.0
@@ -418,8 +419,6 @@ class Clerk:
         except BaseException:
             connection.close()
             raise
-        if self._failed_connects:
-            log.info("the database is back after %d tries", self._failed_connects)
         self._failed_connects = 0
         self._connection = connection
 
@@ -427,15 +426,16 @@ class Clerk:
         assert self._connection is not None, "_connect comes first in every round"
         return self._connection
 
-    def _after_error(self, error: psycopg.Error | OSError | PgworkerError) -> float:
-        """Keep what is finished, drop the connection, say it once a second; returns how long to wait."""
+    def _after_error(self, error: psycopg.Error | OSError | PgworkerError) -> None:
+        """Keep what is finished, drop the connection, say it once a second, wait a little."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
         self._failed_connects += 1
-        if (more := self._throttle.admit("database")) is not None:
+        if self._board.take_outage_line(time.monotonic_ns()):
             waiting = sum(len(lease.ready) for lease in self._leases)
             level = log.warning if is_outage(error) else log.error
             said = error if isinstance(error, PgworkerError) else explain(error, self._dsn)
-            level("%s; trying again%s", said, more, extra=fields(results_waiting=waiting))
-        return min(_RECONNECT_CAP, 0.1 * 2.0 ** min(self._failed_connects, 10)) * random.uniform(0.5, 1.0)
+            level("%s Trying again.", said, extra=fields(results_waiting=waiting))
+        pause = min(_RECONNECT_CAP, 0.1 * 2.0 ** min(self._failed_connects, 10)) * random.uniform(0.5, 1.0)
+        self._sleep(pause, _AWAKE)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from datetime import datetime
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date
 from uuid import UUID, uuid4
 
 import psycopg
 import pytest
-from psycopg import sql
 
 from pgworker.errors import LeaseLost
 from pgworker.lifecycle.cancel import CancelAnswer, cancel_job
@@ -16,10 +16,10 @@ from pgworker.lifecycle.dead_letters import discard_dead_letters, requeue_dead_l
 from pgworker.lifecycle.release import release_jobs
 from pgworker.lifecycle.renew import renew_leases
 from pgworker.lifecycle.settle import Next, check_settled, is_settled, settle_jobs
-from pgworker.model.job import JobRequest
 from pgworker.model.state import Outcome
 from pgworker.sql.load import query
 from tests.sql.actors import (
+    DEADLINE,
     Blocked,
     Connect,
     Held,
@@ -139,7 +139,7 @@ def test_a_renewal_that_waited_for_the_end_of_a_lease_still_renews_the_others(co
 
 @pytest.mark.parametrize("ends", [False, True])
 def test_a_settle_that_waited_for_the_release_of_its_job_is_rejected(connect: Connect, ends: bool) -> None:
-    [kept, job] = enqueue(connect(), 2)
+    [_, job] = enqueue(connect(), 2)
     old, monitor, new = Worker(connect()), connect(), Worker(connect())
     stale = old.claim()
     settlement = stale.settlement(2, ends=ends)
@@ -159,7 +159,7 @@ def test_a_settle_that_waited_for_the_release_of_its_job_is_rejected(connect: Co
 def test_the_old_holder_of_a_job_that_was_released_and_claimed_anew_is_rejected_and_its_true_holder_unharmed(
     connect: Connect,
 ) -> None:
-    [kept, job] = enqueue(connect(), 2)
+    [_, job] = enqueue(connect(), 2)
     old, new = Worker(connect()), Worker(connect())
     stale = old.claim()
     release_jobs(connect(), stale.lease_id, 2)
@@ -225,7 +225,7 @@ def test_a_lease_whose_last_position_was_settled_by_a_transaction_ends_by_a_sett
 def test_a_settle_sent_again_after_its_retry_runs_elsewhere_makes_no_second_copy_and_is_no_lost_lease(
     connect: Connect,
 ) -> None:
-    [failing, other, fresh] = enqueue(connect(), 3)
+    [failing, _, fresh] = enqueue(connect(), 3)
     worker, elsewhere = Worker(connect()), Worker(connect())
     held = worker.claim(2)
     settlement = held.settlement(1, 1, outcome=Outcome.FAILED, then=Next.REQUEUE)
@@ -267,7 +267,7 @@ def test_the_end_of_a_lease_sent_again_is_no_lost_lease(connect: Connect, outcom
 def test_a_settle_sent_again_while_the_first_is_still_committing_waits_and_then_records_nothing(
     connect: Connect,
 ) -> None:
-    [job, other] = enqueue(connect(), 2)
+    [job, _] = enqueue(connect(), 2)
     worker, again = Worker(connect()), Worker(connect())
     held = worker.claim()
     settlement = held.settlement(1, 1, outcome=Outcome.FAILED, then=Next.REQUEUE)
@@ -366,9 +366,9 @@ def test_a_reclaim_leaves_a_lease_with_a_settle_under_way_for_later(connect: Con
     held = worker.claim()
     worker.die()
     [lease] = monitor.reclaimable()
-    for last in (1, 2):
-        with impatient(monitor.connection), worker.connection.transaction(force_rollback=last == 2):
-            assert worker.settle(held.settlement(1, last))
+    for position in (1, 2):
+        with impatient(monitor.connection), worker.connection.transaction(force_rollback=position == 2):
+            assert worker.settle(held.settlement(position, position))
             assert monitor.reclaim(lease) is None
     assert monitor.reclaim(lease)
     assert statuses(monitor.connection, ids) == ["succeeded", "pending"]
@@ -553,7 +553,7 @@ def test_a_cancel_of_a_job_that_stands_in_two_leases_marks_the_one_that_runs_it_
     connect: Connect,
 ) -> None:
     """A retry runs in another lease while the one of its first execution is still held for its other jobs."""
-    [job, other] = enqueue(connect(), 2)
+    [job, _] = enqueue(connect(), 2)
     worker, user, monitor, blocker = Worker(connect()), connect(), connect(), connect()
     high, low = UUID(int=(1 << 128) - 1), UUID(int=1)
     first = worker.claim(2, lease_id=high)
@@ -591,21 +591,25 @@ def test_the_time_of_a_lease_counts_from_when_its_claim_got_through_not_from_whe
 
 
 @pytest.mark.parametrize("level", ["read committed", "repeatable read", "serializable"])
-def test_a_reclaim_sees_what_was_settled_while_it_waited_whatever_isolation_its_connection_prefers(
+def test_a_reclaim_leaves_alone_what_was_settled_before_it_whatever_isolation_its_connection_prefers(
     connect: Connect, level: str
 ) -> None:
     ids = enqueue(connect(), 2)
-    worker, monitor, admin = Worker(connect()), Monitor(connect()), connect()
-    monitor.connection.execute(sql.SQL("set default_transaction_isolation = {}").format(level))
+    worker, monitor, settler = Worker(connect()), Monitor(connect()), connect()
+    monitor.connection.execute(f"set default_transaction_isolation = '{level}'".encode())
     held = worker.claim()
     worker.die()
     [lease] = monitor.reclaimable()
-    with admin.transaction():
-        admin.execute("lock table pgworker.job_leases in share mode")  # lets a partial settle through, but no reclaim
-        reclaim = Blocked(monitor.connection, lambda: monitor.reclaim(lease, [Outcome.CRASHED, Outcome.CRASHED]))
-        assert worker.settle(held.settlement(1, 1))
-    assert reclaim.answer()
-    assert statuses(admin, ids) == ["succeeded", "failed"]
+
+    def settled() -> None:
+        settler.execute(
+            "insert into pgworker.job_executions (job_id, lease_id, finished_at, execution, outcome, failures) "
+            "values (%s, %s, now(), 1, 'succeeded', 0)",
+            [ids[0], held.lease_id],
+        )
+
+    assert monitor.reclaim(lease, [Outcome.CRASHED, Outcome.CRASHED], meanwhile=settled)
+    assert statuses(settler, ids) == ["succeeded", "failed"]
 
 
 # -- l: a collision
@@ -682,17 +686,51 @@ def test_of_two_who_requeue_or_discard_one_dead_letter_one_wins_and_the_other_is
 # -- o: partitions
 
 
-def test_a_claim_waits_no_longer_for_a_partition_than_its_maker_waits_for_a_reader(connect: Connect) -> None:
-    ids = enqueue(connect(), 1)
+def test_while_a_reader_keeps_a_partition_from_being_made_claims_go_on(connect: Connect) -> None:
+    ids = enqueue(connect(), 8)
     reader, maker, worker = connect(), connect(), Worker(connect())
-    day = datetime(2020, 1, 1).date()  # noqa: DTZ001
-    with reader.transaction():
+    make, day = "select pgworker.create_partition(%s)", date(2020, 1, 1)
+    with reader.transaction(), ThreadPoolExecutor(1) as thread:
         reader.execute("select from pgworker.jobs limit 1")
-        with pytest.raises(psycopg.errors.LockNotAvailable):
-            maker.execute("select pgworker.create_partition(%s)", [day])
-        with maker.transaction():
-            maker.execute("set local lock_timeout = 0")
-            ask(maker, "select pgworker.create_partition(%s)", day) if False else None
-        assert worker.claim().ids == ids
-    assert ask(maker, "select pgworker.create_partition(%s)", day) == [True]
-    assert ask(maker, "select pgworker.create_partition(%s)", day) == [False]
+        for job in ids:
+            making = thread.submit(maker.execute, make, [day])
+            started = time.monotonic()
+            assert worker.claim(1).ids == [job]
+            assert time.monotonic() - started < 1
+            assert isinstance(making.exception(DEADLINE), psycopg.errors.LockNotAvailable)
+    assert ask(maker, make, day) == [True]
+    assert ask(maker, make, day) == [False]
+
+
+# -- p: the monitor releases what the runner is about to start
+
+
+def test_a_job_that_the_monitor_released_under_a_runner_that_had_already_started_it_is_settled_by_its_new_holder_only(
+    connect: Connect,
+) -> None:
+    ids = enqueue(connect(), 3)
+    runner, monitor, other = Worker(connect()), connect(), Worker(connect())
+    held = runner.claim()
+    assert release_jobs(monitor, held.lease_id, 2).lanes[0].jobs == 2
+    true = other.claim(2)
+    assert is_fenced(runner, held, 2, 2)
+    assert other.settle(true.settlement())
+    assert is_fenced(runner, held, 2, 2)
+    assert leases(monitor) == {held.lease_id: ids[:1]}
+    assert runner.settle(held.settlement(1, 1, ends=True))
+    assert [ended(monitor, job) for job in ids] == [[(1, "succeeded", 0)]] * 3
+
+
+def test_a_settlement_that_reaches_into_the_released_tail_records_its_own_part_and_is_told_how_much_is_missing(
+    connect: Connect,
+) -> None:
+    ids = enqueue(connect(), 3)
+    runner, monitor = Worker(connect()), connect()
+    held = runner.claim()
+    release_jobs(monitor, held.lease_id, 3)
+    settlement = held.settlement()
+    assert not runner.settle(settlement)
+    with pytest.raises(LeaseLost, match="1 of 3 results"):
+        check_settled(runner.connection.cursor(), settlement)
+    assert statuses(monitor, ids) == ["succeeded", "succeeded", "pending"]
+    assert leases(monitor) == {}

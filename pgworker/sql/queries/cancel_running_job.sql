@@ -1,15 +1,11 @@
--- Ask the holder of a running job to stop: a mark in its lease, and a word to its monitor.
--- FOR UPDATE: a settle or release under way comes first, and a job that left the lease meanwhile is not marked.
-with lease as materialized (
-    select lease_id from pgworker.job_leases where %(job_id)s::uuid = any (job_ids) for update
-), marked as (
+-- The second half: a mark in the lease that still runs the job, and a word to its monitor.
+with marked as (
     update pgworker.job_leases
     set cancelled = array_append(array_remove(cancelled, %(job_id)s::uuid), %(job_id)s::uuid)
-    from lease
-    where job_leases.lease_id = lease.lease_id
+    where lease_id = any (%(lease_ids)s::uuid[])
       and not exists (select from pgworker.job_executions e
                       where e.job_id = %(job_id)s::uuid
                         and e.execution = job_leases.executions[array_position(job_leases.job_ids, %(job_id)s::uuid)])
-    returning job_leases.lease_id
+    returning lease_id
 )
 select pg_notify('pgworker', '!cancel ' || lease_id), lease_id from marked

@@ -1,0 +1,23 @@
+"""Transactions of more than one statement, in which each sees what was committed before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from psycopg import Connection, Cursor
+
+
+@contextmanager
+def read_committed(connection: Connection[Any]) -> Iterator[Cursor[Any]]:
+    """One transaction on a connection in autocommit mode, at READ COMMITTED whatever its role or database prefers."""
+    with connection.cursor() as cursor:
+        cursor.execute("begin isolation level read committed")
+        try:
+            yield cursor
+            cursor.execute("commit")
+        except BaseException:
+            if not connection.broken:
+                connection.rollback()
+            raise

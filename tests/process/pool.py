@@ -1,0 +1,145 @@
+"""A pool under test: `pgworker start` in a session of its own, what it logs, and the processes it consists of."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+ROOT = Path(__file__).parents[2]
+APP = "tests.process.jobs:app"
+DEADLINE = 30.0
+"""Seconds that anything may take; a test that waits so long has failed."""
+
+Seen = TypeVar("Seen")
+
+_FLAGS = {"workers", "lease_ttl", "drain_timeout"}
+_WITH_ALL_SETTINGS = """
+import json, sys
+from pgworker.cli.start import start_pool
+from pgworker.config.settings import PoolSettings
+dsn, app, settings = sys.argv[1:]
+sys.exit(start_pool(dsn, app, PoolSettings(**json.loads(settings)), starts_server=False))
+"""
+_SESSION = 3  # of /proc/PID/stat, counted from behind the name; the state is the first
+
+
+def eventually(look: Callable[[], Seen], what: str, within: float = DEADLINE) -> Seen:
+    """What `look` returns once that is true; fails when it isn't within so many seconds."""
+    ends = time.monotonic() + within
+    while not (seen := look()):
+        assert time.monotonic() < ends, f"not within {within:g} s: {what}"
+        time.sleep(0.01)
+    return seen
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The processes of one `pgworker start`, and its log."""
+
+    process: subprocess.Popen[bytes]
+    log_file: Path
+
+    @property
+    def master(self) -> int:
+        return self.process.pid
+
+    @property
+    def monitor(self) -> int:
+        """The pid of the monitor, as soon as there is one."""
+        return eventually(lambda: self._titled("pgworker: monitor"), "a monitor")[0]
+
+    @property
+    def workers(self) -> list[int]:
+        return self._titled("pgworker: worker")
+
+    def processes(self) -> dict[int, str]:
+        """Title by pid of everything alive in the session of the pool, whatever its parent is by now."""
+        found = {}
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            with suppress(FileNotFoundError, ProcessLookupError):
+                fields = entry.joinpath("stat").read_text(errors="replace").rpartition(") ")[2].split()
+                if fields[_SESSION] == str(self.master) and fields[0] not in "ZX":
+                    title = entry.joinpath("cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ")
+                    found[int(entry.name)] = title.decode(errors="replace")
+        return found
+
+    def send(self, number: int) -> None:
+        """Send a signal to the master."""
+        self.process.send_signal(number)
+
+    def signal_all(self, number: int) -> None:
+        """Send a signal to the whole pool: the master first, so that it replaces nobody."""
+        for pid in sorted(self.processes(), key=lambda pid: pid != self.master):
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def wait(self, within: float = DEADLINE) -> int:
+        """Its exit code, once it has ended and left no process behind."""
+        code = self.process.wait(within)
+        eventually(lambda: not self.processes(), f"nothing left of the pool, not {self.processes()}", 5)
+        return code
+
+    def log(self) -> str:
+        return self.log_file.read_text(errors="replace")
+
+    def wait_for_log(self, pattern: str, within: float = DEADLINE) -> str:
+        """The line of the log, once there is one in which the pattern is found."""
+
+        def look() -> str | None:
+            found = re.search(f"^.*(?:{pattern}).*$", self.log(), re.MULTILINE)
+            return found[0] if found else None
+
+        line = eventually(look, f"{pattern!r} in the log", within)
+        assert line is not None
+        return line
+
+    def kill(self) -> None:
+        """End whatever is left, the stopped ones too."""
+        while self.processes():
+            self.signal_all(signal.SIGKILL)
+        self.process.wait()
+
+    def _titled(self, title: str) -> list[int]:
+        return sorted(pid for pid, found in self.processes().items() if found.startswith(title))
+
+
+@contextmanager
+def start(dsn: str, log_file: Path, *, app: str = APP, cwd: Path = ROOT, **settings: object) -> Iterator[Pool]:
+    """Start a pool, with `pgworker start` if its flags suffice for these settings; kill what is left of it at the end."""
+    with log_file.open("wb") as log:
+        process = subprocess.Popen(
+            _command(dsn, app, {"workers": 2, **settings}),
+            cwd=cwd,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    pool = Pool(process, log_file)
+    try:
+        yield pool
+    finally:
+        pool.kill()
+        print(pool.log())  # noqa: T201 - pytest shows it when the test fails
+
+
+def _command(dsn: str, app: str, settings: dict[str, object]) -> list[str]:
+    if settings.keys() <= _FLAGS:
+        flags = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+        pgworker = [sys.executable, "-m", "pgworker", "start", "--metrics-listen", "off"]
+        return [*pgworker, "--dsn", dsn, "--app", app, *flags]
+    given = json.dumps({"metrics_listen": None, **settings})
+    return [sys.executable, "-c", _WITH_ALL_SETTINGS, dsn, app, given]

@@ -1,0 +1,537 @@
+"""A whole pool against real faults: every process killed or stopped, every way for a job to go wrong, the server gone."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+from psycopg import Connection
+from psycopg.types.json import Jsonb
+
+from pgworker.app.task import Enqueuer
+from pgworker.db import embedded
+from pgworker.db.migrate import migrate
+from pgworker.lifecycle.cancel import CancelAnswer, cancel_job
+from pgworker.model.job import JobRequest
+from tests.process import jobs
+from tests.process.pool import Pool, eventually, start
+
+TTL = 3.0
+"""Seconds: a lease short enough to wait for its end, and long enough to be renewed on a busy machine."""
+
+StartPool = Callable[..., Pool]
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """A line of the ledger: what a handler said of itself."""
+
+    event: str
+    name: str
+    execution: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """A row of pgworker.job_executions, and with it the message and the stack of its error."""
+
+    execution: int
+    outcome: str
+    failures: int
+    cause: str
+    message: str
+    stack: str
+
+
+class Scene:
+    """One test's database, and the directory of its ledger and gates."""
+
+    def __init__(self, connection: Connection[Any], directory: Path) -> None:
+        self.connection = connection
+        self.directory = directory
+
+    def enqueue(self, task: Enqueuer[Any], *arguments: Any) -> UUID:
+        return task.using(self.connection).enqueue(str(self.directory), *arguments)
+
+    def enqueue_together(self, *requests: JobRequest) -> list[UUID]:
+        """Make all of them claimable at the same moment, in this order."""
+        return jobs.app.enqueue_many(requests, self.connection)
+
+    def quick(self, *names: str) -> list[JobRequest]:
+        return [jobs.quick.job(str(self.directory), name) for name in names]
+
+    def open_gate(self, name: str) -> None:
+        (self.directory / name).touch()
+
+    def ledger(self) -> list[Noted]:
+        try:
+            lines = (self.directory / "ledger").read_text().splitlines()
+        except FileNotFoundError:
+            return []
+        return [Noted(event, name, int(execution), int(pid)) for event, name, execution, pid in map(str.split, lines)]
+
+    def noted(self, event: str, *names: str) -> list[Noted]:
+        return [line for line in self.ledger() if line.event == event and line.name in names]
+
+    def wait_for(self, event: str, name: str, execution: int = 1, within: float = 30.0) -> Noted:
+        """The line in which this execution says so."""
+        return eventually(
+            lambda: [line for line in self.noted(event, name) if line.execution == execution],
+            f"{event} {name} {execution} in {self.ledger()}",
+            within,
+        )[0]
+
+    def scalar(self, statement: str, *parameters: Any) -> Any:
+        row = self.connection.execute(statement.encode(), parameters).fetchone()
+        assert row is not None
+        return row[0]
+
+    def status(self, job_id: UUID) -> str:
+        return str(self.scalar("select pgworker.job_status(%s)", job_id))
+
+    def wait_for_status(self, status: str, *job_ids: UUID) -> None:
+        eventually(
+            lambda: all(self.status(job_id) == status for job_id in job_ids),
+            f"{status}, not {[self.executions(job_id) for job_id in job_ids]}",
+        )
+
+    def executions(self, job_id: UUID) -> list[Execution]:
+        rows = self.connection.execute(
+            """select execution, outcome::text, failures, coalesce(cause, ''), coalesce(error->>'message', ''),
+                      coalesce(error->>'traceback', '')
+               from pgworker.job_executions where job_id = %s order by execution""",
+            [job_id],
+        )
+        return [Execution(*row) for row in rows]
+
+    def outcomes(self, job_id: UUID) -> list[tuple[int, str, int]]:
+        """Of each execution: its number, how it ended, the failures charged by then."""
+        return [(run.execution, run.outcome, run.failures) for run in self.executions(job_id)]
+
+    def leases(self) -> int:
+        return int(self.scalar("select count(*) from pgworker.job_leases"))
+
+    def effects(self) -> list[tuple[UUID, int]]:
+        return self.connection.execute("select job_id, execution from effect").fetchall()
+
+    def warm_up(self, times: int = 20) -> None:
+        """Have the workers learn that jobs are short, so that they claim many at once."""
+        names = [f"warm{number}" for number in range(times)]
+        self.wait_for_status("succeeded", *self.enqueue_together(*self.quick(*names)))
+
+
+@pytest.fixture
+def scene(connect: Callable[[], Connection[Any]], tmp_path: Path) -> Scene:
+    return Scene(with_effects(connect()), tmp_path)
+
+
+@pytest.fixture
+def start_pool(dsn: str, tmp_path: Path) -> Iterator[StartPool]:
+    """Starts pools on the test's database, and returns each when it is ready."""
+    with ExitStack() as pools:
+
+        def start_one(**settings: object) -> Pool:
+            log = tmp_path / f"pool{len(list(tmp_path.glob('pool*.log')))}.log"
+            pool = pools.enter_context(start(str(settings.pop("dsn", dsn)), log, **settings))  # type: ignore[arg-type]
+            pool.wait_for_log("the pool is ready")
+            return pool
+
+        yield start_one
+
+
+def with_effects(connection: Connection[Any]) -> Connection[Any]:
+    """With the table that handlers write to; without a unique constraint, so that what is twice shows."""
+    connection.execute("create table effect (job_id uuid, execution integer)")
+    return connection
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
+# -- processes that are killed
+
+
+def test_a_job_whose_worker_is_killed_runs_again_and_is_charged_once(scene: Scene, start_pool: StartPool) -> None:
+    start_pool()
+    job = scene.enqueue(jobs.hold, "job")
+    kill(scene.wait_for("start", "job").pid)
+    scene.wait_for("start", "job", execution=2)
+    scene.open_gate("job")
+    scene.wait_for_status("succeeded", job)
+    assert scene.outcomes(job) == [(1, "crashed", 1), (2, "succeeded", 1)]
+    assert "killed by SIGKILL, not by pgworker" in scene.executions(job)[0].cause
+
+
+def test_jobs_claimed_behind_one_that_kills_its_worker_are_not_charged(scene: Scene, start_pool: StartPool) -> None:
+    start_pool(workers=1)
+    scene.warm_up()
+    poison = jobs.die.job(str(scene.directory), "poison", "kill")
+    first, *behind = scene.enqueue_together(poison, *scene.quick("b", "c", "d"))
+    scene.wait_for_status("succeeded", first, *behind)
+    assert scene.outcomes(first) == [(1, "crashed", 1), (2, "succeeded", 1)]
+    # Number 2: they had been claimed with the first one, and went back without a row.
+    assert [scene.outcomes(job) for job in behind] == [[(2, "succeeded", 0)]] * 3
+    assert Counter(line.name for line in scene.noted("start", "b", "c", "d")) == {"b": 1, "c": 1, "d": 1}
+
+
+def test_a_killed_monitor_is_replaced_and_leases_are_renewed_all_the_same(scene: Scene, start_pool: StartPool) -> None:
+    pool = start_pool(lease_ttl=TTL)
+    job = scene.enqueue(jobs.hold, "long")
+    scene.wait_for("start", "long")
+    first = pool.monitor
+    kill(first)
+    eventually(lambda: pool.monitor != first, "a new monitor")
+    claimed_until = "select max(expires_at) >= min(claimed_at) + 3 * %s * interval '1 second' from pgworker.job_leases"
+    eventually(lambda: scene.scalar(claimed_until, TTL), "a lease that was renewed beyond twice its life")
+    other = scene.enqueue(jobs.quick, "other")
+    scene.wait_for_status("succeeded", other)
+    scene.open_gate("long")
+    scene.wait_for_status("succeeded", job)
+    assert scene.outcomes(job) == [(1, "succeeded", 0)]
+
+
+def test_when_the_master_is_killed_its_workers_die_and_the_monitor_puts_everything_back(
+    scene: Scene, start_pool: StartPool
+) -> None:
+    pool = start_pool(workers=2)
+    running = [scene.enqueue(jobs.hold, name) for name in ("a", "b")]
+    for name in ("a", "b"):
+        scene.wait_for("start", name)
+    kill(pool.master)
+    eventually(lambda: not pool.workers, "no worker", within=1)
+    eventually(lambda: not pool.processes(), "no monitor", within=5)
+    assert scene.leases() == 0
+    assert [scene.outcomes(job) for job in running] == [[(1, "lost", 0)]] * 2
+    assert [scene.status(job) for job in running] == ["pending"] * 2
+
+
+def test_what_a_pool_held_that_was_killed_at_once_is_reclaimed_by_another_when_its_leases_expire(
+    scene: Scene, start_pool: StartPool
+) -> None:
+    killed = start_pool(workers=1, lease_ttl=TTL)
+    job = scene.enqueue(jobs.hold, "job")
+    scene.wait_for("start", "job")
+    other = start_pool(workers=1, lease_ttl=TTL, heartbeat_interval=0.3)
+    killed.signal_all(signal.SIGSTOP)  # so that nobody sees the others die
+    killed.signal_all(signal.SIGKILL)
+    expires_at = scene.scalar("select max(expires_at) from pgworker.job_leases")
+    assert scene.wait_for("start", "job", execution=2).pid in other.workers
+    reclaimed_at = scene.scalar("select finished_at from pgworker.job_executions where job_id = %s", job)
+    assert reclaimed_at > expires_at
+    scene.open_gate("job")
+    scene.wait_for_status("succeeded", job)
+    assert scene.outcomes(job) == [(1, "crashed", 1), (2, "succeeded", 1)]
+    assert "its lease expired" in scene.executions(job)[0].cause
+
+
+# -- the end
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_term_drains_and_a_second_one_changes_nothing(times: int, scene: Scene, start_pool: StartPool) -> None:
+    pool = start_pool(workers=1)
+    scene.warm_up()
+    running, *behind = scene.enqueue_together(
+        jobs.hold.job(str(scene.directory), "running"), *scene.quick("behind", "waiting")
+    )
+    scene.wait_for("start", "running")
+    for _ in range(times):
+        pool.send(signal.SIGTERM)
+        pool.wait_for_log("TERM: draining")
+    eventually(lambda: scene.scalar("select count(*) from pgworker.job_queue") == 2, "what had not started is back")
+    assert scene.status(running) == "running"
+    scene.open_gate("running")
+    assert pool.wait() == 0
+    assert pool.log().count("draining") == 1
+    assert scene.leases() == 0
+    assert scene.outcomes(running) == [(1, "succeeded", 0)]
+    assert [(scene.status(job), scene.outcomes(job)) for job in behind] == [("pending", [])] * 2
+
+
+def test_a_job_longer_than_the_drain_is_stopped_and_goes_back_uncharged(scene: Scene, start_pool: StartPool) -> None:
+    pool = start_pool(drain_timeout=3)
+    job = scene.enqueue(jobs.hold, "deaf")
+    scene.wait_for("start", "deaf")
+    pool.send(signal.SIGTERM)
+    assert pool.wait() == 75
+    assert scene.leases() == 0
+    assert scene.outcomes(job) == [(1, "released", 0)]
+    assert "the pool was stopped" in scene.executions(job)[0].cause
+    assert scene.status(job) == "pending"
+
+
+def test_ctrl_c_drains_and_a_later_second_one_stops_quickly(scene: Scene, start_pool: StartPool) -> None:
+    pool = start_pool()
+    deaf, kind = scene.enqueue(jobs.hold, "deaf"), scene.enqueue(jobs.cooperate, "kind")
+    for name in ("deaf", "kind"):
+        scene.wait_for("start", name)
+    pool.send(signal.SIGINT)
+    pool.send(signal.SIGINT)  # the same key stroke, as far as anybody can tell
+    pool.wait_for_log("INT .*: draining")
+    second = time.monotonic() + 1.2
+    eventually(lambda: time.monotonic() > second, "more than a second later")
+    assert pool.process.poll() is None
+    pool.send(signal.SIGINT)
+    assert pool.wait(within=10) == 75
+    assert scene.leases() == 0
+    assert [scene.outcomes(job) for job in (deaf, kind)] == [[(1, "released", 0)]] * 2
+    assert [scene.status(job) for job in (deaf, kind)] == ["pending"] * 2
+
+
+# -- handlers that hang
+
+
+def test_a_handler_past_its_timeout_is_killed_and_its_stack_is_kept(scene: Scene, start_pool: StartPool) -> None:
+    start_pool(workers=1, cancel_grace=1, term_grace=0.5)
+    job = scene.enqueue(jobs.hold.options(timeout=0.5, max_attempts=1), "hung")
+    scene.wait_for_status("dead_letter", job)
+    assert scene.outcomes(job) == [(1, "timed_out", 1)]
+    (run,) = scene.executions(job)
+    assert "its time was up" in run.cause
+    assert "in wait_for_gate" in run.stack
+    assert "in hold" in run.stack
+    assert not scene.leases()
+
+
+def test_a_handler_that_holds_the_gil_for_three_leases_runs_once(scene: Scene, start_pool: StartPool) -> None:
+    pool = start_pool(workers=1, lease_ttl=TTL)
+    job = scene.enqueue(jobs.hold_the_gil, "gil", 3 * TTL)
+    scene.wait_for_status("succeeded", job)
+    assert [line.event for line in scene.ledger()] == ["start", "end"]
+    assert scene.outcomes(job) == [(1, "succeeded", 0)]
+    assert not re.search("WARN|ERROR", pool.log())
+
+
+def test_jobs_behind_a_held_gil_are_run_by_another_worker_meanwhile_and_nothing_runs_twice(
+    scene: Scene, start_pool: StartPool
+) -> None:
+    pool = start_pool(workers=2, lease_ttl=TTL)
+    other = scene.enqueue(jobs.hold, "other")
+    busy = scene.wait_for("start", "other").pid
+    scene.warm_up()
+    holder = jobs.hold_the_gil.job(str(scene.directory), "gil", 2 * TTL)
+    first, *behind = scene.enqueue_together(holder, *scene.quick("b", "c", "d"))
+    holding = scene.wait_for("start", "gil")
+    assert holding.pid != busy
+    scene.open_gate("other")
+    scene.wait_for_status("succeeded", other, *behind)
+    assert {line.pid for line in scene.noted("start", "b", "c", "d")} == {busy}
+    assert not scene.noted("end", "gil")
+    scene.wait_for_status("succeeded", first)
+    again = scene.enqueue(jobs.quick, "again")
+    scene.wait_for_status("succeeded", again)
+    assert Counter(line.name for line in scene.noted("start", "gil", "b", "c", "d")) == dict.fromkeys("bcd", 1) | {
+        "gil": 1
+    }
+    assert [scene.outcomes(job) for job in (first, *behind)] == [[(1, "succeeded", 0)]] * 4
+    assert not re.search("WARN|ERROR", pool.log())
+    assert not scene.leases()
+
+
+# -- handlers that take their worker with them
+
+
+@pytest.mark.parametrize(("how", "words"), [("segfault", "SIGSEGV"), ("exit", "exit code 3"), ("kill", "SIGKILL")])
+def test_how_a_worker_died_is_on_the_execution(how: str, words: str, scene: Scene, start_pool: StartPool) -> None:
+    start_pool(workers=1)
+    job = scene.enqueue(jobs.die, "job", how)
+    scene.wait_for_status("succeeded", job)
+    assert scene.outcomes(job) == [(1, "crashed", 1), (2, "succeeded", 1)]
+    crashed = scene.executions(job)[0]
+    assert words in crashed.cause
+    assert words in crashed.message
+    if how == "segfault":
+        assert "Segmentation fault" in crashed.stack
+        assert "in die" in crashed.stack
+
+
+def test_a_job_that_always_kills_its_worker_ends_as_a_dead_letter_and_the_pool_lives(
+    scene: Scene, start_pool: StartPool
+) -> None:
+    pool = start_pool(workers=2)
+    poison = scene.enqueue(jobs.die.options(max_attempts=3), "poison", "exit", 100)
+    others = scene.enqueue_together(*scene.quick(*(f"other{number}" for number in range(10))))
+    scene.wait_for_status("dead_letter", poison)
+    scene.wait_for_status("succeeded", *others)
+    assert scene.outcomes(poison) == [(1, "crashed", 1), (2, "crashed", 2), (3, "crashed", 3)]
+    assert all(failures == 0 for job in others for _, _, failures in scene.outcomes(job))
+    last = scene.enqueue(jobs.quick, "last")
+    scene.wait_for_status("succeeded", last)
+    pool.send(signal.SIGTERM)
+    assert pool.wait() == 0
+
+
+def test_an_app_that_kills_every_worker_ends_the_pool_with_71(dsn: str, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(
+        "import os, setproctitle\n"
+        "from pgworker import App\n"
+        "app = App()\n"
+        "if 'worker' in setproctitle.getproctitle(): os._exit(3)\n"
+    )
+    with start(dsn, tmp_path / "log", app="broken:app", cwd=tmp_path, workers=1) as pool:
+        assert pool.wait() == 71
+        pool.wait_for_log("no worker could start")
+
+
+def test_an_app_that_raises_ends_the_start_with_78_and_one_line(dsn: str, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("import pgworker\nraise ValueError('no such colour: grue')\n")
+    with start(dsn, tmp_path / "log", app="broken:app", cwd=tmp_path) as pool:
+        assert pool.wait() == 78
+        (line,) = pool.log().splitlines()
+    assert "can't import broken: ValueError: no such colour: grue" in line
+    assert "broken.py:2" in line
+
+
+# -- processes that are stopped
+
+
+def test_a_pool_stopped_past_its_leases_can_settle_nothing_when_it_goes_on(scene: Scene, start_pool: StartPool) -> None:
+    stopped = start_pool(workers=2, lease_ttl=TTL)
+    plain = scene.enqueue(jobs.hold, "plain")
+    effect = scene.enqueue(jobs.effect, "effect", "wait")
+    for name in ("plain", "effect"):
+        scene.wait_for("start", name)
+    stopped.signal_all(signal.SIGSTOP)
+    start_pool(workers=2, lease_ttl=TTL, heartbeat_interval=0.3)
+    for name in ("plain", "effect"):
+        scene.wait_for("start", name, execution=2)
+    scene.wait_for_status("succeeded", effect)  # only its first execution waits at the gate
+    scene.open_gate("plain")
+    scene.open_gate("effect")
+    stopped.signal_all(signal.SIGCONT)
+    scene.wait_for_status("succeeded", plain)
+    for job in (plain, effect):
+        stopped.wait_for_log(f"is gone.*{job}")
+        assert scene.outcomes(job) == [(1, "crashed", 1), (2, "succeeded", 1)]
+    assert scene.effects() == [(effect, 2)]
+    stopped.send(signal.SIGTERM)
+    assert stopped.wait() == 0
+    assert not scene.leases()
+
+
+def test_a_worker_stopped_alone_is_killed_and_its_job_runs_again_uncharged(scene: Scene, start_pool: StartPool) -> None:
+    pool = start_pool(workers=2, lease_ttl=TTL)
+    job = scene.enqueue(jobs.hold, "job")
+    stopped = scene.wait_for("start", "job").pid
+    os.kill(stopped, signal.SIGSTOP)
+    scene.wait_for("start", "job", execution=2)
+    scene.open_gate("job")
+    scene.wait_for_status("succeeded", job)
+    assert scene.outcomes(job) == [(1, "lost", 0), (2, "succeeded", 0)]
+    assert "its lease could not be renewed" in scene.executions(job)[0].cause
+    assert stopped not in pool.workers
+
+
+# -- PostgreSQL goes away
+
+
+def test_a_restart_of_postgresql_loses_nothing_and_charges_nobody(
+    directory: Path, binaries: Path | None, tmp_path: Path, start_pool: StartPool
+) -> None:
+    server = embedded.start(directory, options={"fsync": "off"}, binaries=binaries)
+    try:
+        migrate(server.dsn)
+        with psycopg.connect(server.dsn, autocommit=True) as connection:
+            scene = Scene(connection, tmp_path)
+            pool = start_pool(dsn=server.dsn, workers=2, lease_ttl=20)
+            naps = [jobs.quick.job(str(tmp_path), f"nap{number}", 0.02) for number in range(100)]
+            held, *rest = scene.enqueue_together(jobs.hold.job(str(tmp_path), "held"), *naps)
+            scene.wait_for("start", "held")
+            scene.wait_for("start", "nap5")
+            server.stop()
+        pool.wait_for_log("master|monitor .*trying again")
+        pool.wait_for_log("worker . .*trying again")
+        scene.open_gate("held")
+        scene.wait_for("end", "held")
+        gone_until = time.monotonic() + 3  # seconds of outage in which the log could overflow
+        eventually(lambda: time.monotonic() > gone_until, "an outage of some seconds")
+        server = embedded.start(directory, options={"fsync": "off"}, binaries=binaries)
+        with psycopg.connect(server.dsn, autocommit=True) as connection:
+            scene = Scene(connection, tmp_path)
+            scene.wait_for_status("succeeded", held, *rest)
+            assert all(scene.outcomes(job) == [(1, "succeeded", 0)] for job in (held, *rest))
+            assert set(Counter(line.name for line in scene.noted("start", *(f"nap{n}" for n in range(100)))).values()) == {1}
+            eventually(lambda: not scene.leases(), "no lease")
+            pool.send(signal.SIGTERM)
+            assert pool.wait() == 0
+        assert max(lines_per_second(pool).values()) <= 3
+    finally:
+        server.stop()
+
+
+def lines_per_second(pool: Pool) -> Counter[tuple[str, str]]:
+    """Warnings and errors in the log, by second and process."""
+    found = re.findall(r"^(\S+)\.\d+Z (?:WARNING|ERROR) +(monitor|master|worker \d+) ", pool.log(), re.MULTILINE)
+    return Counter(found)
+
+
+# -- jobs that are cancelled
+
+
+def test_a_cancelled_job_ends_when_its_handler_does(scene: Scene, start_pool: StartPool) -> None:
+    start_pool()
+    job = scene.enqueue(jobs.cooperate, "job")
+    scene.wait_for("start", "job")
+    assert cancel_job(scene.connection, job) is CancelAnswer.REQUESTED
+    scene.wait_for_status("cancelled", job)
+    assert scene.outcomes(job) == [(1, "cancelled", 0)]
+    assert len(scene.noted("stop", "job")) == 1
+
+
+def test_a_cancelled_job_whose_handler_is_deaf_is_killed_alone(scene: Scene, start_pool: StartPool) -> None:
+    start_pool(workers=1, cancel_grace=1, term_grace=0.5)
+    scene.warm_up()
+    deaf, *behind = scene.enqueue_together(jobs.hold.job(str(scene.directory), "deaf"), *scene.quick("b", "c"))
+    scene.wait_for("start", "deaf")
+    assert cancel_job(scene.connection, deaf) is CancelAnswer.REQUESTED
+    scene.wait_for_status("cancelled", deaf)
+    scene.wait_for_status("succeeded", *behind)
+    assert scene.outcomes(deaf) == [(1, "cancelled", 0)]
+    assert "it was cancelled" in scene.executions(deaf)[0].cause
+    assert [[run[1:] for run in scene.outcomes(job)] for job in behind] == [[("succeeded", 0)]] * 2
+    assert not scene.leases()
+
+
+# -- the handler's own transaction
+
+
+def test_what_a_handler_writes_in_its_transaction_is_there_exactly_if_it_succeeded(
+    scene: Scene, start_pool: StartPool
+) -> None:
+    pool = start_pool(workers=1)
+    faults = ("", "raise", "raise after", "kill")
+    fine, raised, after, killed = (scene.enqueue(jobs.effect, f"job{fault}".replace(" ", ""), fault) for fault in faults)
+    scene.wait_for_status("succeeded", fine, raised, after, killed)
+    assert sorted(scene.effects()) == sorted([(fine, 1), (raised, 2), (after, 1), (killed, 2)])
+    assert scene.outcomes(fine) == [(1, "succeeded", 0)]
+    assert scene.outcomes(raised) == [(1, "failed", 1), (2, "succeeded", 1)]
+    assert scene.outcomes(after) == [(1, "succeeded", 0)]
+    assert [outcome for _, outcome, _ in scene.outcomes(killed)] == ["crashed", "succeeded"]
+    pool.wait_for_log(f"the job has succeeded all the same.*{after}")
+
+
+# -- an idle pool
+
+
+def test_an_idle_pool_runs_a_job_enqueued_in_sql_without_polling(scene: Scene, start_pool: StartPool) -> None:
+    start_pool(workers=2, poll_interval=30)
+    sleeps = "select count(*) > 0 from pg_locks where locktype = 'advisory' and classid = %s and database = %s::oid"
+    database = scene.scalar("select oid from pg_database where datname = current_database()")
+    for name in ("first", "second"):
+        eventually(lambda: scene.scalar(sleeps, 0x70677771, database), "an idle pool")
+        payload = Jsonb({"directory": str(scene.directory), "name": name})
+        scene.scalar("select pgworker.enqueue('tests.process.jobs.quick', %s)", payload)
+        scene.wait_for("start", name, within=5)
