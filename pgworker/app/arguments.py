@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, Final, get_type_hints
+from typing import Any, Final, get_origin, get_type_hints
 
 import msgspec
 from msgspec.structs import asdict
@@ -176,7 +176,8 @@ def _default(parameter: inspect.Parameter) -> Any:
 
 
 def _shown(hint: Any) -> str:
-    return repr(hint) if isinstance(hint, str) or not isinstance(hint, type) else hint.__qualname__
+    is_class = isinstance(hint, type) and get_origin(hint) is None  # before Python 3.11 list[int] is a type too
+    return hint.__qualname__ if is_class else repr(hint)
 
 
 _JSON_TYPES: Final = (dict, list, str, int, float, bool, type(None))

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 
 import click
 import msgspec
 
 from pgworker.bench.drain import measure, scratch_database
+from pgworker.cli.database import require_dsn
 from pgworker.config.settings import PoolSettings
-from pgworker.config.sources import resolve_dsn
-from pgworker.errors import ConfigurationError
 from pgworker.linux.fork import fork_child
 
 
@@ -31,9 +29,7 @@ def drain(jobs: int, workers: int, dsn: str | None, as_json: bool) -> None:
     """Enqueue no-op jobs of about 100 bytes in bulk, then let a pool drain them."""
     from pgworker.cli.start import start_pool
 
-    where = resolve_dsn(dsn, os.environ)
-    if where is None:
-        raise ConfigurationError("no database given: set PGWORKER_DSN, or pass --dsn")
+    where = require_dsn(dsn)
     settings = PoolSettings(workers=workers, metrics_listen=None)
 
     def start(own: str) -> int:

@@ -17,8 +17,9 @@ import click
 import setproctitle
 
 from pgworker.app.registry import load_app
+from pgworker.cli.database import require_dsn
 from pgworker.config.settings import PoolSettings, default_workers, parse_listen
-from pgworker.config.sources import embedded_directory, resolve_dsn
+from pgworker.config.sources import embedded_directory
 from pgworker.db import embedded
 from pgworker.db.connect import check_schema, connect
 from pgworker.db.migrate import migrate
@@ -78,12 +79,7 @@ def start(
         metrics_listen=None if metrics_listen == "off" else metrics_listen,
         log_format="json" if log_format == "json" else "text",
     )
-    where = resolve_dsn(dsn, os.environ) if embedded_in is None else f"embedded:{embedded_in}"
-    if where is None:
-        raise ConfigurationError(
-            "no database given: set PGWORKER_DSN or pass --dsn, run a private PostgreSQL with --embedded,"
-            " or see `pgworker demo` at work"
-        )
+    where = require_dsn(dsn) if embedded_in is None else f"embedded:{embedded_in}"
     raise SystemExit(start_pool(where, app_path, settings, starts_server=embedded_in is not None))
 
 

@@ -6,19 +6,16 @@ import psycopg
 
 from pgworker.db.connect import connect, explain
 
-CHANNEL = "pgworker"
-
 # "pgwq" in ASCII: the first key of the advisory locks that say "somebody sleeps on this queue"; the second is the
 # hash of the queue's name. Enqueuers notify only while such a lock is held.
 SLEEP_LOCK_CLASS = 0x70677771
 
-_KEYS = "(%s::integer, pg_catalog.hashtext(%s::text))"
-_SLEEP = f"select pg_catalog.pg_try_advisory_lock_shared{_KEYS}"
-_WAKE = f"select pg_catalog.pg_advisory_unlock_shared{_KEYS}"
+_SLEEP = "select pg_catalog.pg_try_advisory_lock_shared(%s::integer, pg_catalog.hashtext(%s::text))"
+_WAKE = "select pg_catalog.pg_advisory_unlock_shared(%s::integer, pg_catalog.hashtext(%s::text))"
 
 
 class Listener:
-    """LISTENs on the channel of pgworker. Needs a session of its own: a pooler in transaction mode can't give it.
+    """LISTENs on the channel `pgworker`. Needs a session of its own: a pooler in transaction mode can't give it.
 
     Once connected every method may raise psycopg.OperationalError: the connection is lost. Close it, open another,
     and look for jobs at once, since notifications were missed meanwhile.
@@ -31,7 +28,7 @@ class Listener:
         self._asleep: set[str] = set()
         self._connection.add_notify_handler(self._keep)
         try:
-            self._connection.execute(f"listen {CHANNEL}")
+            self._connection.execute("listen pgworker")
         except psycopg.Error as error:
             self._connection.close()
             raise explain(error, dsn) from error

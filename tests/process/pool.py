@@ -80,8 +80,8 @@ class Pool:
         self.process.send_signal(number)
 
     def signal_all(self, number: int) -> None:
-        """Send a signal to the whole pool: the master first, so that it replaces nobody."""
-        for pid in sorted(self.processes(), key=lambda pid: pid != self.master):
+        """Send a signal to every process: to the master first if it stops them, else last, so that it replaces nobody."""
+        for pid in sorted(self.processes(), key=lambda pid: (pid == self.master) == (number != signal.SIGSTOP)):
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 
@@ -108,6 +108,7 @@ class Pool:
     def kill(self) -> None:
         """End whatever is left, the stopped ones too."""
         while self.processes():
+            self.signal_all(signal.SIGSTOP)
             self.signal_all(signal.SIGKILL)
         self.process.wait()
 

@@ -379,7 +379,7 @@ def test_an_app_that_kills_every_worker_ends_the_pool_with_71(dsn: str, tmp_path
         "import os, setproctitle\n"
         "from pgworker import App\n"
         "app = App()\n"
-        "if 'worker' in setproctitle.getproctitle(): os._exit(3)\n"
+        "if 'pgworker: worker' in setproctitle.getproctitle(): os._exit(3)\n"
     )
     with start(dsn, tmp_path / "log", app="broken:app", cwd=tmp_path, workers=1) as pool:
         assert pool.wait() == 71

@@ -277,7 +277,8 @@ select j.id, j.queue, j.task, j.org_id, j.priority, j.max_attempts, j.created_at
             when e.outcome = 'cancelled' then 'cancelled'
             else 'LOST' end as status,
        coalesce(d.execution, q.execution - 1, l.execution, e.execution, 0) as execution,
-       coalesce(d.failures, q.failures, e.failures, l.failures, 0) as failures,
+       coalesce(d.failures, q.failures, case when l.execution > coalesce(e.execution, 0) then l.failures end, e.failures, 0)
+           as failures,
        l.lease_id, l.worker_id, e.outcome as last_outcome, e.finished_at, e.error, e.result, e.cause
 from pgworker.jobs j
 left join pgworker.job_queue q on q.job_id = j.id
