@@ -17,7 +17,7 @@ def enqueue_jobs(target: Connection[Any] | Cursor[Any], requests: Sequence[JobRe
     if not requests:
         return []
     connection = target if isinstance(target, Connection) else target.connection
-    with connection.cursor(row_factory=_first) as cursor:
+    with Cursor(connection, row_factory=_first) as cursor:  # whatever cursor class the user's connection makes
         ids: list[UUID] = cursor.execute(query("enqueue_jobs"), _columns(requests)).fetchall()[0]
         return ids
 
@@ -29,7 +29,7 @@ async def enqueue_jobs_async(
     if not requests:
         return []
     connection = target if isinstance(target, AsyncConnection) else target.connection
-    async with connection.cursor(row_factory=_first) as cursor:
+    async with AsyncCursor(connection, row_factory=_first) as cursor:
         await cursor.execute(query("enqueue_jobs"), _columns(requests))
         ids: list[UUID] = (await cursor.fetchall())[0]
         return ids

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
+import psutil
 import psycopg
 import setproctitle
 from psycopg import Connection
@@ -28,6 +29,7 @@ from pgworker.lifecycle.partitions import make_partitions
 from pgworker.lifecycle.reclaim import Reclaimed
 from pgworker.lifecycle.release import release_jobs
 from pgworker.linux import process
+from pgworker.linux.board import Row
 from pgworker.linux.control import ControlChannel, Death, Shared
 from pgworker.linux.pidfd import kill_group
 from pgworker.model.retry import Backoff
@@ -274,11 +276,7 @@ class Monitor:
     # -- what the pages say
 
     def _gauges(self) -> list[WorkerGauge]:
-        return [
-            WorkerGauge(row.index, is_ready=row.is_ready, is_running=row.run() is not None)
-            for row in self._board.rows
-            if row.pid
-        ]
+        return [gauge for row in self._board.rows if (gauge := _gauge(row)) is not None]
 
     def _is_healthy(self) -> bool:
         return time.monotonic_ns() - self._board.monitor_beat_ns < _STUCK * 1e9
@@ -287,3 +285,21 @@ class Monitor:
         return self._board.is_connected and any(
             row.pid and row.is_ready and not row.is_draining for row in self._board.rows
         )
+
+
+def _gauge(row: Row) -> WorkerGauge | None:
+    """None: no process is in this place."""
+    try:
+        worker = psutil.Process(row.pid) if row.pid else None
+        if worker is None:
+            return None
+        times = worker.cpu_times()
+        return WorkerGauge(
+            row.index,
+            is_ready=row.is_ready,
+            is_running=row.run() is not None,
+            uss_bytes=worker.memory_full_info().uss,
+            cpu_seconds=times.user + times.system,
+        )
+    except psutil.Error:  # it ended meanwhile
+        return None

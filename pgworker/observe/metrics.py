@@ -16,11 +16,13 @@ from pgworker.observe.events import BUCKETS, Report
 
 @dataclass(frozen=True, slots=True)
 class WorkerGauge:
-    """What the board says of one worker at scrape time."""
+    """What the board and the kernel say of one worker at scrape time."""
 
     worker: int
     is_ready: bool
     is_running: bool
+    uss_bytes: int
+    cpu_seconds: float
 
 
 @dataclass(slots=True)
@@ -91,6 +93,17 @@ class PoolMetrics(Collector):
         yield GaugeMetricFamily(
             "pgworker_jobs_running", "Jobs that run now.", sum(gauge.is_running for gauge in gauges)
         )
+        memory = GaugeMetricFamily(
+            "pgworker_worker_uss_bytes", "Memory of a worker that no other shares.", labels=["worker"]
+        )
+        cpu = CounterMetricFamily(
+            "pgworker_worker_cpu_seconds", "CPU time of the process in this place.", labels=["worker"]
+        )
+        for gauge in gauges:
+            memory.add_metric([str(gauge.worker)], gauge.uss_bytes)
+            cpu.add_metric([str(gauge.worker)], gauge.cpu_seconds)
+        yield memory
+        yield cpu
         yield _counter("pgworker_leases_lost", "Leases that were gone when they were to be renewed.", self._leases_lost)
         yield GaugeMetricFamily(
             "pgworker_lease_last_renewal_timestamp_seconds", "When leases were last looked after.", self._last_renewal
