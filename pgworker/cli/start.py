@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import socket
 from collections.abc import Callable
 from functools import partial
@@ -23,11 +24,12 @@ from pgworker.config.sources import embedded_directory
 from pgworker.db import embedded
 from pgworker.db.connect import check_schema, connect
 from pgworker.db.migrate import migrate
-from pgworker.errors import ConfigurationError, PgworkerError
+from pgworker.errors import EXIT_BUG, EXIT_CONFIGURATION, EXIT_UNAVAILABLE, ConfigurationError, PgworkerError
 from pgworker.lifecycle.claim import PRIORITIES
 from pgworker.linux.board import Board
 from pgworker.linux.control import ControlChannel, Shared
 from pgworker.linux.fork import fork_child
+from pgworker.linux.pidfd import Exit
 from pgworker.linux.stacks import StackFile
 from pgworker.master.main import PoolParts, run_pool
 from pgworker.monitor.main import run_monitor
@@ -147,6 +149,7 @@ def _share(settings: PoolSettings, listening: socket.socket | None) -> Shared:
 
 def _check(dsn: str, app_path: str, *, migrates: bool) -> int:
     """What would be wrong for every worker is said once, here."""
+    setproctitle.setproctitle("pgworker: start")
     try:
         if migrates:
             migrate(dsn)
@@ -160,6 +163,14 @@ def _check(dsn: str, app_path: str, *, migrates: bool) -> int:
 
 
 def _in_child(run: Callable[[], int]) -> int:
-    pid = fork_child(run, keep_fds=(), death_signal=None, blocked=())
+    """Its exit code. ConfigurationError for one that no check ends with: importing the app has ended the process."""
+    pid = fork_child(run, keep_fds=(), death_signal=signal.SIGKILL, blocked=())
     _, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status) & 0xFF
+    code = os.waitstatus_to_exitcode(status)
+    if code in (0, EXIT_UNAVAILABLE, EXIT_BUG, EXIT_CONFIGURATION):
+        return code
+    exit_ = Exit(pid, code if code >= 0 else None, -code if code < 0 else None, os.WCOREDUMP(status))
+    raise ConfigurationError(
+        f"the process that tried to import the app ended with it ({exit_.describe()}):"
+        " an app must not exit or crash while it is imported"
+    )

@@ -44,11 +44,6 @@ class Execution:
         """Whether it ended for reasons that were not its own."""
         return self.outcome in (Outcome.LOST, Outcome.RELEASED)
 
-    @property
-    def explanation(self) -> str | None:
-        """Why it did not succeed."""
-        return self.cause or (self.error or {}).get("message")
-
 
 @dataclass(frozen=True, slots=True)
 class Row:

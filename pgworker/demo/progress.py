@@ -76,30 +76,39 @@ class _Line:
 class _Bar:
     def __init__(self, bar: RichProgress) -> None:
         self._bar = bar
-        self._task = bar.add_task("", total=None)
+        self._task = bar.add_task("", total=None, count="")
+        self._total = 0
 
     def stage(self, title: str, total: int = 0) -> None:
-        self._bar.reset(self._task, description=title, total=total or None)
+        self._total = total
+        self._bar.reset(self._task, description=title, total=total or None, count="")
         self._bar.refresh()
 
     def advance(self, done: int) -> None:
-        self._bar.update(self._task, completed=done, refresh=True)
+        self._bar.update(self._task, completed=done, count=f"{done}/{self._total}", refresh=True)
 
     def tell(self, line: str) -> None:
-        self._bar.console.print(line, style="dim", markup=False, highlight=False)
+        from rich.text import Text
+
+        self._bar.console.print(Text(line, style="yellow"))
 
 
 @contextmanager
 def _rich_bar() -> Iterator[_Bar]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns = (
+    counted = TextColumn("{task.fields[count]}")
+    with Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        counted,
         TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False) as bar:
+        console=Console(stderr=True),
+        transient=True,
+        auto_refresh=False,
+        redirect_stdout=False,  # or what the pool logs would go through rich
+        redirect_stderr=False,
+    ) as bar:
         yield _Bar(bar)

@@ -12,7 +12,7 @@ import signal
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from pgworker.linux import stacks
+from pgworker.linux import process, stacks
 from pgworker.linux.board import Row, Run
 from pgworker.linux.pidfd import kill_group
 from pgworker.linux.stacks import StackFile
@@ -70,6 +70,12 @@ def find_overdue(row: Row, run: Run, now_ns: int, lease_ttl: float) -> CancelRea
     if now_ns - row.renewed_ns(run.lease) >= int((lease_ttl - margin) * 1e9):
         return CancelReason.LEASE_LOST
     return CancelReason.NONE
+
+
+def is_stopped_past_lease(row: Row, pid: int, now_ns: int, lease_ttl: float) -> bool:
+    """Whether a worker was stopped (SIGSTOP) between two jobs, with a lease in hand that has run out meanwhile."""
+    oldest_ns = min((entry.renewed_ns for entry in row.leases()), default=now_ns)
+    return now_ns - oldest_ns >= int(lease_ttl * 1e9) and process.state(pid) in ("T", "t")
 
 
 def climb(ladder: Ladder, pid: int, stack: StackFile, graces: Graces, now_ns: int) -> Ladder:

@@ -26,7 +26,7 @@ from pgworker.linux.sd_notify import notify
 from pgworker.linux.signals import SignalQueue
 from pgworker.master.causes import explain_exit
 from pgworker.master.children import Forker, MonitorChild, RunMonitor, RunWorker, WorkerChild
-from pgworker.master.deadlines import SHUTDOWN_GRACE, Graces, Ladder, climb, find_overdue
+from pgworker.master.deadlines import SHUTDOWN_GRACE, Graces, Ladder, climb, find_overdue, is_stopped_past_lease
 from pgworker.model.state import CancelReason, Outcome
 
 _TICK = 0.1  # seconds
@@ -37,6 +37,7 @@ _RECORDING = 5.0  # seconds for the monitor to record what was killed at the end
 _SECOND_INTERRUPT = 1.0  # seconds: two Ctrl-C within it are one
 _BOOT_FAILURES = 3  # of every worker, none ever ready: the app is broken, not unlucky
 _SERVICE_RETRY = 5.0  # seconds between two tries to start the private PostgreSQL again
+_MONITOR_PAUSE = 1 / 6  # of the life of a lease, renewed at a third: the longest wait for the next monitor
 _HEALTHY_AFTER = 10.0  # seconds a monitor must live for its next start to be at once
 
 log = logging.getLogger("pgworker.master")
@@ -83,7 +84,7 @@ class Master:
         self._interrupted_at: float | None = None
         self._quick = False
         self._timed_out = False
-        self._killed: set[int] = set()
+        self._killed: dict[int, CancelReason] = {}
         self._service_start_at = 0.0
         self._report_at = 0.0
         self._was_ready = False
@@ -177,11 +178,15 @@ class Master:
                 continue
             run = child.row.run()
             ladder = self._ladders.get(child.pid)
-            if ladder is not None and (run is None or run.sequence != ladder.run.sequence) and not ladder.term_ns:
-                del self._ladders[child.pid]  # it stopped in time
+            if ladder is not None and (run is None or run.sequence != ladder.run.sequence) and not ladder.killed_ns:
+                del self._ladders[child.pid]  # it stopped in time; after SIGTERM the worker drains
+                self._shared.stacks[child.row.index].clear()  # no evidence of how a later job ends
                 ladder = None
             if ladder is None and run is not None:
                 ladder = self._find_reason(child, run, now_ns)
+            elif run is None and is_stopped_past_lease(child.row, child.pid, now_ns, self._settings.lease_ttl):
+                self._killed[child.pid] = CancelReason.LEASE_LOST
+                kill_group(child.pid, signal.SIGKILL)
             if ladder is not None:
                 self._ladders[child.pid] = climb(
                     ladder, child.pid, self._shared.stacks[child.row.index], self._graces, now_ns
@@ -211,11 +216,13 @@ class Master:
                 child.row.ask_cancel(run.sequence, CancelReason.SHUTDOWN)
             if left <= -_LAST_CALL:  # no handler, so no ladder, or one that is too long
                 self._timed_out = True
-                self._killed.add(child.pid)
+                self._killed[child.pid] = CancelReason.SHUTDOWN
                 kill_group(child.pid, signal.SIGKILL)
 
     def _announce_ready(self) -> None:
-        if not self._was_ready and any(child.pid and child.row.is_ready for child in self._workers):
+        if self._was_ready or self._is_draining:
+            return
+        if any(child.pid and child.row.is_ready for child in self._workers):
             self._was_ready = True
             queues = ", ".join(self._settings.queues)
             log.info("the pool is ready: %d workers on %s", len(self._workers), queues)
@@ -264,11 +271,9 @@ class Master:
 
     def _bury_worker(self, child: WorkerChild, exit_: Exit) -> None:
         ladder = self._ladders.pop(exit_.pid, None)
-        killed_for = CancelReason.NONE
-        if ladder is not None and ladder.term_ns:
+        killed_for = self._killed.pop(exit_.pid, CancelReason.NONE)
+        if ladder is not None and (ladder.killed_ns or (ladder.term_ns and exit_.signal == signal.SIGTERM)):
             killed_for = ladder.reason
-        elif exit_.pid in self._killed:
-            killed_for = CancelReason.SHUTDOWN
         how, verdict = explain_exit(exit_, child.row.index, killed_for, self._saw_oom(exit_))
         clean = exit_.code == 0 and child.row.run() is None
         stack = self._shared.stacks[child.row.index].read()
@@ -310,7 +315,8 @@ class Master:
         self._monitor.pid = 0
         self._monitor.failures = 0 if lived > _HEALTHY_AFTER else self._monitor.failures + 1
         delay = self._settings.restart_backoff.delay(self._monitor.failures, 0.0) if self._monitor.failures > 1 else 0.0
-        self._monitor.start_at = time.monotonic() + delay
+        longest = self._settings.lease_ttl * _MONITOR_PAUSE  # leases must outlast it
+        self._monitor.start_at = time.monotonic() + min(delay, longest)
         log.warning("the monitor (pid %d): %s; a new one starts", exit_.pid, exit_.describe())
 
     def _saw_oom(self, exit_: Exit) -> bool:
@@ -358,8 +364,9 @@ class Master:
             )
         if self._exit_code is not None:
             return self._exit_code
-        if self._timed_out or self._unrecorded:
+        if self._timed_out:
             log.warning("drained, but not in time: what still ran was stopped and went back to the queue, uncharged")
+        if self._timed_out or self._unrecorded:
             return EXIT_DRAIN_TIMED_OUT
         log.info("drained")
         return 0

@@ -48,6 +48,7 @@ _STUCK = 15.0  # seconds without a tick after which /healthz says so
 _HELD_UP_NS = 1_000_000_000  # a clerk hands back after a quarter of it; what is still there then, its clerk can't
 _PARTITIONS_EVERY = 3600.0
 _PARTITIONS_RETRY = 60.0
+_LAST_CLAIMS = 1.5  # seconds during which a claim of a worker that was just killed may still commit
 _ORPHAN_PATIENCE = 4.0  # seconds to see the workers of a dead master end and to reclaim what they held
 
 log = logs.logger("monitor")
@@ -254,8 +255,9 @@ class Monitor:
             return True
         if self._orphaned_at is None:
             return False
+        alone_for = time.monotonic() - self._orphaned_at
         nothing_left = not any(row.pid for row in self._board.rows) and not self._reclaims.is_waiting
-        return nothing_left or time.monotonic() - self._orphaned_at > _ORPHAN_PATIENCE
+        return (nothing_left and alone_for > _LAST_CLAIMS) or alone_for > _ORPHAN_PATIENCE
 
     def _see_orphans_end(self) -> None:
         """The master is dead, and the kernel kills its workers: record each as soon as it is gone."""

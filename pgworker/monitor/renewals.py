@@ -61,7 +61,14 @@ class Renewals:
             del self._cancelled[gone]
 
     def _held(self) -> list[tuple[Row, LeaseEntry]]:
-        return [(row, entry) for row in self._board.rows if row.pid for entry in row.leases() if not entry.is_lost]
+        """What is shown and ours: neither lost, nor given back whole behind a job that holds its worker's GIL."""
+        return [
+            (row, entry)
+            for row in self._board.rows
+            if row.pid
+            for entry in row.leases()
+            if not entry.is_lost and row.line(entry.index) != 0
+        ]
 
     def _deserves(self, held: tuple[Row, LeaseEntry], now_ns: int) -> bool:
         """Whether its worker lives, and its running job is not long past the time by which it must have been killed."""

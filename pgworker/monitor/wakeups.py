@@ -10,6 +10,7 @@ from uuid import UUID
 
 import psycopg
 
+from pgworker.db.connect import explain
 from pgworker.db.listen import Listener
 from pgworker.errors import PgworkerError
 from pgworker.linux.board import Board
@@ -104,10 +105,11 @@ class Wakeups:
             for queue in self._queues:
                 listener.sleep_unlock(queue)
 
-    def _lose(self, error: Exception) -> None:
+    def _lose(self, error: psycopg.Error | OSError | PgworkerError) -> None:
         self.close()
         if (more := self._throttle.admit("listen")) is not None:
-            log.warning("not listening for new jobs, workers poll every second instead: %s%s", error, more)
+            said = error if isinstance(error, PgworkerError) else explain(error, self._dsn)
+            log.warning("%s Not listening for new jobs, workers poll every second instead.%s", said, more)
 
 
 def _enqueued(payload: str) -> list[tuple[str, str]]:

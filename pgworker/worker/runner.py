@@ -327,7 +327,10 @@ class _Execution:
         )
 
     def _transaction(self) -> AbstractContextManager[Connection[Any]]:
-        return self._transactions.open(self._claimed, self._row.run(), self._settled)
+        return self._transactions.open(self._claimed, self._row.run(), self._must_end, self._settled)
+
+    def _must_end(self) -> bool:
+        return self.reason is not CancelReason.NONE
 
     def _settled(self) -> None:
         self.is_settled = True

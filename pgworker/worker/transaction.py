@@ -6,10 +6,11 @@ lease: if the lease is gone nothing commits; once it has committed, nothing can 
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import Connection, IsolationLevel
@@ -17,11 +18,13 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
 from pgworker.db.connect import connect
-from pgworker.errors import LeaseLost
+from pgworker.errors import Cancelled, DatabaseUnavailable, LeaseLost
 from pgworker.lifecycle.settle import Ended, Settlement, check_settled, is_settled, settle_jobs
 from pgworker.linux.board import Run
 from pgworker.observe.logs import fields, logger
 from pgworker.worker.lease import ClaimedJob
+
+Answer = TypeVar("Answer")
 
 log = logger("worker.transaction")
 
@@ -38,30 +41,32 @@ class JobTransactions:
         self._is_used = False
 
     @contextmanager
-    def open(self, claimed: ClaimedJob, run: Run | None, on_settled: Callable[[], None]) -> Iterator[Connection[Any]]:
+    def open(
+        self, claimed: ClaimedJob, run: Run | None, must_end: Callable[[], bool], on_settled: Callable[[], None]
+    ) -> Iterator[Connection[Any]]:
         """A transaction at READ COMMITTED that ends by settling `claimed` as succeeded.
 
-        Raises LeaseLost, with nothing committed, if another worker has the job by now.
+        Waits while the database is away; raises Cancelled once the execution must end. Raises LeaseLost, with nothing
+        committed, if another worker has the job by now.
         """
-        connection = self._connected()
-        self._is_used = True
+        connection, transaction = self._begin(run, must_end)
         started_ns = time.monotonic_ns() if run is None else run.since_ns
+        has_settled = False
         try:
-            with connection.transaction():
-                connection.execute(
-                    "select set_config('idle_in_transaction_session_timeout', %s, true)", [_idle_limit_ms(run)]
-                )
+            with transaction:
                 yield connection
-                settlement = _settlement(claimed, started_ns)
-                _settle(connection, settlement)
+                _settle(connection, _settlement(claimed, started_ns))
+                has_settled = True
         except psycopg.OperationalError as error:
-            if not (connection.closed and self._has_committed(claimed, started_ns)):
+            if not (connection.closed and self._has_committed(claimed, started_ns, must_end)):
                 raise
             log.info(
                 "the reply to a commit was lost; the commit was found",
                 extra=fields(job=claimed.row.job_id, error=error),
             )
-        on_settled()
+            has_settled = True
+        if has_settled:  # psycopg.Rollback leaves the transaction without an error, and without a settle
+            on_settled()
 
     def reset(self) -> None:
         """Make the connection as new, or drop it: nothing that a handler did to it reaches the next job."""
@@ -83,6 +88,38 @@ class JobTransactions:
             self._connection.close()
             self._connection = None
 
+    def _begin(self, run: Run | None, must_end: Callable[[], bool]) -> tuple[Connection[Any], ExitStack]:
+        """The connection, and the transaction begun on it."""
+
+        def begin() -> tuple[Connection[Any], ExitStack]:
+            connection = self._connected()
+            self._is_used = True
+            with ExitStack() as begun:
+                begun.enter_context(connection.transaction())
+                connection.execute(
+                    "select set_config('idle_in_transaction_session_timeout', %s, true)", [_idle_limit_ms(run)]
+                )
+                return connection, begun.pop_all()
+
+        return self._patiently(begin, must_end)
+
+    def _patiently(self, ask: Callable[[], Answer], must_end: Callable[[], bool]) -> Answer:
+        """What `ask` gives, on a new connection if the old one has died: that an outage comes is no job's failure."""
+        while (answer := self._attempt(ask, must_end)) is None:
+            time.sleep(random.uniform(0.1, 0.3))
+        return answer
+
+    def _attempt(self, ask: Callable[[], Answer], must_end: Callable[[], bool]) -> Answer | None:
+        """None: there is no connection."""
+        try:
+            return ask()
+        except (DatabaseUnavailable, psycopg.OperationalError) as error:
+            if self._connection is not None and not self._connection.closed:
+                raise
+            if must_end():
+                raise Cancelled("the execution had to end before the database was back") from error
+            return None
+
     def _connected(self) -> Connection[Any]:
         if self._connection is None or self._connection.closed:
             # Nothing is prepared on it: DISCARD ALL would take the statements and leave the driver's list of them.
@@ -90,14 +127,18 @@ class JobTransactions:
             self._connection.isolation_level = IsolationLevel.READ_COMMITTED
         return self._connection
 
-    def _has_committed(self, claimed: ClaimedJob, started_ns: int) -> bool:
-        """After a connection died at COMMIT: whether it took effect."""
-        try:
+    def _has_committed(self, claimed: ClaimedJob, started_ns: int, must_end: Callable[[], bool]) -> bool:
+        """After a connection died, perhaps at COMMIT: whether that took effect."""
+
+        def look() -> bool:
             with self._connected().cursor() as cursor:
                 check_settled(cursor, _settlement(claimed, started_ns))
-        except (LeaseLost, psycopg.Error):
+            return True
+
+        try:
+            return self._patiently(look, must_end)
+        except LeaseLost:
             return False
-        return True
 
 
 def _settlement(claimed: ClaimedJob, started_ns: int) -> Settlement:

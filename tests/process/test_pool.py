@@ -452,8 +452,7 @@ def test_a_restart_of_postgresql_loses_nothing_and_charges_nobody(
             scene.wait_for("start", "held")
             scene.wait_for("start", "nap5")
             server.stop()
-        pool.wait_for_log("master|monitor .*trying again")
-        pool.wait_for_log("worker . .*trying again")
+        pool.wait_for_log("PostgreSQL at ")
         scene.open_gate("held")
         scene.wait_for("end", "held")
         gone_until = time.monotonic() + 3  # seconds of outage in which the log could overflow

@@ -145,7 +145,7 @@ class Monitor:
 
         def look(taken: TakenLease) -> Findings:
             meanwhile()
-            known = [*outcomes, *[None] * (len(taken.job_ids) - len(outcomes))]
+            known = [*outcomes, *[None] * len(taken.job_ids)][: len(taken.job_ids)]
             started_us = [None if outcome is None else 100 for outcome in known]
             return Findings(known, started_us, "killed by signal 9", assumed_running)
 

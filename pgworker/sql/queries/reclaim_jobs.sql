@@ -1,6 +1,7 @@
 -- The second half of a reclaim, in a new snapshot, so that whatever the lease had settled is seen and left alone.
 -- outcomes: one per position; null means never started. Where nobody could tell (assumed_running > 0), the first
 -- unfinished positions count as running. Never started: back with a new number, no row, no charge.
+-- OFFSET 0 keeps the look-ups of executions and jobs one index scan each, where a join might read a week's history.
 with held as (
     select * from unnest(%(job_ids)s::uuid[], %(executions)s::integer[], %(failures)s::smallint[], %(outcomes)s::text[],
                          %(started_us)s::bigint[])
@@ -12,7 +13,7 @@ with held as (
                 else held.outcome end as outcome
     from held
     where not exists (select from pgworker.job_executions e
-                      where e.job_id = held.job_id and e.execution = held.execution)
+                      where e.job_id = held.job_id and e.execution = held.execution offset 0)
 ), verdict as materialized (
     select unsettled.*, job.*,
            unsettled.failures_before

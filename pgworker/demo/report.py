@@ -1,0 +1,139 @@
+"""The summary that is printed at the end: what was done, what went wrong on the way, and whether it all came right."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from pgworker.demo import jobs
+from pgworker.demo.checks import Check, Story, total
+from pgworker.demo.evidence import Execution
+from pgworker.model.state import Outcome
+
+_WIDTH = 79
+
+_START = ("start", "--app", "pgworker.demo.jobs:app")
+_ENQUEUE = ("enqueue", "demo.examine", """'{"path": "/etc/passwd"}'""")
+
+_TALES = (
+    (jobs.stumble.name, "failed, and succeeded when they ran again"),
+    (jobs.record.name, "lost its worker to kill -9 before its commit: ran again, is written once"),
+    (jobs.crash.name, "crashed its worker with SIGSEGV, twice: a dead letter"),
+    (jobs.hang.name, f"hung: was ended after {jobs.HANG_TIMEOUT:g} s, its stack is kept: a dead letter"),
+    (jobs.obey.name, "was cancelled while it ran"),
+    (jobs.refuse.name, "raised Discard, not to be run again: a dead letter"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """All that there is to say about one run of the demo.
+
+    `seconds` are the pool's; no `kept`: nothing is left of it; `program` is how to call pgworker here.
+    """
+
+    story: Story
+    checks: Sequence[Check]
+    workers: int
+    seconds: float
+    kept: Path | None
+    log: Path
+    program: str
+
+    @property
+    def holds(self) -> bool:
+        """Whether every check does."""
+        return all(check.holds for check in self.checks)
+
+
+def print_report(result: Result) -> None:
+    """The whole summary, to stdout, in 80 columns."""
+    story, deaths = result.story, list(_deaths(result.story))
+    who = f"{result.workers} worker{'s' if result.workers > 1 else ''}, with {len(deaths)} deaths on the way"
+    click.secho(f"{len(story.jobs):,} jobs in {result.seconds:.1f} s, by {who}", bold=True)
+    click.echo(f"  {total(story.facts.values())}")
+    _print_tales(story)
+    _print_deaths(deaths)
+    _print_checks(result)
+    _print_next(result)
+
+
+def _print_tales(story: Story) -> None:
+    click.echo("\nWhat was made to go wrong")
+    for task, tale in _TALES:
+        planned = [
+            job_id for job_id, job in story.jobs.items() if job.task == task and job.outcomes != (Outcome.SUCCEEDED,)
+        ]
+        done = sum(map(story.went_as_planned, planned))
+        click.echo(f"  {done if done == len(planned) else f'{done} of {len(planned)}':>3}  {tale}")
+
+
+def _print_deaths(deaths: Sequence[tuple[str, Execution]]) -> None:
+    click.echo("\nDeaths of workers, as recorded")
+    for task, run in deaths:
+        line = f"  {task}, {run.outcome}: {run.cause}"
+        click.echo(textwrap.fill(line, _WIDTH, subsequent_indent=" " * 4))
+
+
+def _deaths(story: Story) -> Iterator[tuple[str, Execution]]:
+    for job_id, job in story.jobs.items():
+        for run in story.evidence.executions.get(job_id, []):
+            if run.outcome in (Outcome.CRASHED, Outcome.TIMED_OUT):
+                yield job.task, run
+
+
+def _print_checks(result: Result) -> None:
+    click.echo("\nChecked in the database, and against a plain loop over the same files")
+    for check in result.checks:
+        if check.holds:
+            click.echo(f"  {click.style('ok', fg='green')}  {check.promise}")
+        else:
+            hint = f" ({check.hint})" if check.hint else ""
+            line = f"{check.promise}: expected {check.expected}; found {check.found}{hint}"
+            click.echo(f"  {click.style('NO', fg='red', bold=True)}  {line}")
+    click.echo()
+    if result.holds:
+        click.secho("Nothing lost, nothing twice, every death explained.", fg="green", bold=True)
+    else:
+        failed = sum(not check.holds for check in result.checks)
+        click.secho(f"{failed} of {len(result.checks)} checks failed.", fg="red", bold=True)
+        click.echo(f"The pool's log: {result.log}")
+
+
+def _print_next(result: Result) -> None:
+    if result.kept is None:
+        heading, commands = "Try next", _elsewhere()
+    else:
+        heading, commands = f"All of it is in {result.kept}; try next", _in_kept(result, result.kept)
+    click.echo(f"\n{heading}")
+    for what, *words in commands:
+        click.echo(f"  # {what}")
+        click.echo(f"  {_command([result.program, *words])}")
+
+
+def _command(words: Sequence[str]) -> str:
+    """As typed, over two lines if need be."""
+    line = " ".join(words)
+    return line if len(line) <= _WIDTH - 2 else f"{' '.join(words[:-1])} \\\n    {words[-1]}"
+
+
+def _elsewhere() -> list[tuple[str, ...]]:
+    return [
+        ("the same, and keep the database to look into", "demo", "--keep"),
+        ("a pool of these tasks, on a private PostgreSQL in ./.pgworker", *_START, "--embedded"),
+        ("from another terminal: a job for it", *_ENQUEUE, "--dsn embedded:.pgworker"),
+    ]
+
+
+def _in_kept(result: Result, directory: Path) -> list[tuple[str, ...]]:
+    hung = next(job_id for job_id, job in result.story.jobs.items() if job.task == jobs.hang.name)
+    dsn = f"--dsn embedded:{directory}"
+    return [
+        ("the private PostgreSQL and a pool, until Ctrl-C", *_START, f"--embedded={directory}"),
+        ("from another terminal: what was given up, and why", "dead-letters", "list", dsn),
+        ("where the job that hung was stuck", "jobs", "show", str(hung), dsn),
+    ]

@@ -1,0 +1,371 @@
+"""`pgworker start` as people run it: refused in a sentence, scraped, stopped, and without its database for a while."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from datetime import datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+
+import psycopg
+import pytest
+from prometheus_client import Metric
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+from psycopg.conninfo import make_conninfo
+
+from pgworker.db import embedded
+from pgworker.db.migrate import migrate
+from tests.acceptance import tasks
+from tests.process.pool import Pool, eventually
+
+Connect = Callable[[], psycopg.Connection[Any]]
+Query = Callable[..., list[tuple[Any, ...]]]
+
+ROOT = Path(__file__).parents[2]
+APP = "tests.acceptance.tasks:app"
+SECRET = "canary-geheim"
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "pgworker", "start", *words]
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """Nothing of ours but where programs and modules are."""
+    return {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "PYTHONPATH": str(ROOT), **variables}
+
+
+def refusal(code: int, *words: str, app: str = APP, cwd: Path = ROOT, **variables: str) -> str:
+    """The one sentence with which a start ends at once, with `code` and no traceback."""
+    ended = subprocess.run(
+        command("--app", app, "--metrics-listen", "off", "-w", "1", *words),
+        cwd=cwd,
+        env=environment(**variables),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (code, ""), ended.stderr
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("pgworker: ")
+    assert SECRET not in line
+    return line
+
+
+def free_port() -> int:
+    with closing(socket.create_server(("127.0.0.1", 0))) as listening:
+        return int(listening.getsockname()[1])
+
+
+def fetch(port: int, path: str, accept: str = "") -> tuple[int, str]:
+    """Status and text of a page of the pool's."""
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers={"Accept": accept})
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+@pytest.fixture
+def start_pool(tmp_path: Path) -> Iterator[Callable[..., Pool]]:
+    """Starts pools as a shell would, each in a session of its own, and kills what is left of them."""
+    with ExitStack() as pools:
+
+        def start_one(*words: str, cwd: Path = ROOT) -> Pool:
+            log_file = tmp_path / f"pool{len(list(tmp_path.glob('pool*.log')))}.log"
+            with log_file.open("wb") as log:
+                process = subprocess.Popen(
+                    command("--app", APP, *words),
+                    cwd=cwd,
+                    env=environment(PGWORKER_PG_BINDIR=os.environ.get("PGWORKER_TEST_PG_BINDIR", "")),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+            pool = Pool(process, log_file)
+            pools.callback(lambda: print(pool.log()))  # noqa: T201  pytest shows it when the test fails
+            pools.callback(pool.kill)
+            return pool
+
+        yield start_one
+
+
+def asks(connection: psycopg.Connection[Any]) -> Query:
+    return lambda statement, *parameters: connection.execute(statement, parameters).fetchall()
+
+
+# Refused before anything runs
+
+
+def test_without_a_database_the_ways_to_one_are_named() -> None:
+    told = refusal(78)
+    assert "no database is named" in told
+    assert "PGWORKER_DSN" in told
+    assert "`pgworker start --embedded`" in told
+    assert "`pgworker demo`" in told
+
+
+@pytest.mark.parametrize(
+    ("code", "dsn", "sentence"),
+    [
+        (69, f"host=127.0.0.1 port=1 password={SECRET}", "Start PostgreSQL, or correct host and port in the DSN."),
+        (78, f"mysql://app:{SECRET}@db/app", "PGWORKER_DSN is not a PostgreSQL DSN; use postgresql://"),
+    ],
+)
+def test_a_wrong_dsn_is_told_without_its_password(code: int, dsn: str, sentence: str) -> None:
+    assert sentence in refusal(code, PGWORKER_DSN=dsn)
+
+
+def test_a_database_that_is_missing_unmigrated_or_newer_is_told_with_what_to_do(
+    server: embedded.Server, blank_dsn: str
+) -> None:
+    assert "`createdb`" in refusal(78, PGWORKER_DSN=make_conninfo(server.dsn, dbname="nowhere"))
+    assert "Run `pgworker migrate`." in refusal(78, PGWORKER_DSN=blank_dsn)
+    migrate(blank_dsn)
+    with psycopg.connect(blank_dsn, autocommit=True) as connection:
+        connection.execute("insert into pgworker.schema_migrations values (999, '0999_to_come', 'checksum')")
+    assert "Upgrade pgworker on this host." in refusal(78, PGWORKER_DSN=blank_dsn)
+
+
+@pytest.mark.parametrize(
+    ("app", "source", "sentence"),
+    [
+        ("nowhere:app", "", "there is no module nowhere here (in "),
+        ("shop:app", "1 / 0", "can't import shop: ZeroDivisionError: division by zero ("),
+        ("shop:application", "", "module shop has no application; did you mean shop:app?"),
+        ("shop:number", "number = 1", "shop:number is an int, not an App; did you mean shop:app?"),
+        ("shop:app", "app.task(name='a')(lambda: 1); app.task(name='a')(lambda: 1)", "a task named a is registered"),
+        ("shop:app", "import os; os._exit(3)", "ended with it (exit code 3): an app must not exit or crash"),
+        ("shop:app", "import os; os.kill(os.getpid(), 11)", "ended with it (killed by SIGSEGV"),
+    ],
+)
+def test_an_app_that_can_not_be_used_is_told_before_a_worker_starts(
+    app: str, source: str, sentence: str, dsn: str, tmp_path: Path
+) -> None:
+    (tmp_path / "shop.py").write_text(f"from pgworker import App\napp = App()\n{source}\n")
+    told = refusal(78, app=app, cwd=tmp_path, PGWORKER_DSN=dsn)
+    assert sentence in told
+    assert ("Error" in told) == ("shop.py:3" in told), "an error of the app's own comes with its line"
+
+
+def test_a_port_in_use_is_told_with_the_option_to_change(dsn: str) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        told = refusal(78, "--metrics-listen", address, PGWORKER_DSN=dsn)
+    assert f"can't listen on {address} for /metrics: Address already in use" in told
+    assert "Give this one another --metrics-listen HOST:PORT, or off" in told
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["-w", "0"], "workers must be a whole number from 1 to 1024"),
+        (["-q", "default", "-q", "my queue"], "'my queue' can't name a queue: use 1 to 128 ASCII letters, digits and"),
+    ],
+)
+def test_an_option_that_can_not_work_is_told_before_the_database_is_asked(words: list[str], sentence: str) -> None:
+    assert sentence in refusal(78, *words, PGWORKER_DSN="host=127.0.0.1 port=1")
+
+
+# What ran, and how it stops
+
+Counts = dict[tuple[str, str, str], float]
+
+
+def counts(families: dict[str, Metric], family: str, sample: str) -> Counts:
+    """The values of `sample` by queue, task and outcome."""
+    found = [one for one in families[family].samples if one.name == sample]
+    return {(one.labels["queue"], one.labels["task"], one.labels["outcome"]): one.value for one in found}
+
+
+def value(families: dict[str, Metric], name: str) -> float:
+    (only,) = families[name].samples
+    return only.value
+
+
+def scrape(port: int) -> dict[str, Metric]:
+    status, text = fetch(port, "/metrics")
+    assert status == 200
+    return {family.name: family for family in parse_text(text)}
+
+
+def test_a_scrape_agrees_with_what_ran_by_queue_task_and_outcome(
+    dsn: str, connect: Connect, start_pool: Callable[..., Pool]
+) -> None:
+    query, port = asks(connect()), free_port()
+    queues = ["-q", "default", "-q", "mail"]
+    pool = start_pool("--dsn", dsn, "-w", "2", *queues, "--metrics-listen", f"127.0.0.1:{port}")
+    with psycopg.connect(dsn) as connection:
+        requests = [
+            *(tasks.add.job(number, 1) for number in range(5)),
+            *(tasks.add.options(queue="mail").job(number, 1) for number in range(3)),
+            tasks.fail.job("no such colour: grue"),
+            tasks.give_up.job(),
+            tasks.come_back.job(),
+        ]
+        tasks.app.enqueue_many(requests, connection)
+    ran = {
+        ("default", "add", "succeeded"): 5,
+        ("mail", "add", "succeeded"): 3,
+        ("default", "fail", "failed"): 2,
+        ("default", "give_up", "failed"): 1,
+        ("default", "come_back", "snoozed"): 1,
+        ("default", "come_back", "succeeded"): 1,
+    }
+    pool.wait_for_log("the pool is ready")
+    eventually(lambda: counts(scrape(port), "pgworker_jobs_finished", "pgworker_jobs_finished_total") == ran, "all ran")
+    recorded = query(
+        """select job.queue, job.task, ended.outcome::text, count(*)
+           from pgworker.job_executions as ended join pgworker.jobs as job on job.id = ended.job_id group by 1, 2, 3"""
+    )
+    assert {(queue, task, outcome): number for queue, task, outcome, number in recorded} == ran
+    families = scrape(port)
+    duration = "pgworker_job_duration_seconds"
+    assert counts(families, duration, f"{duration}_count") == ran
+    assert value(families, "pgworker_workers") == 2
+    assert value(families, "pgworker_events_dropped") == 0
+    assert value(families, "pgworker_leases_lost") == 0
+    assert [family.name for family in families.values() if family.type == "unknown" or not family.documentation] == []
+    openmetrics = fetch(port, "/metrics", "application/openmetrics-text")[1]
+    assert {family.name for family in parse_openmetrics(openmetrics)} == set(families)  # type: ignore[no-untyped-call]
+
+
+def test_term_lets_the_running_job_end_and_leaves_nothing_leased(
+    dsn: str, connect: Connect, start_pool: Callable[..., Pool], tmp_path: Path
+) -> None:
+    query, port, gate = asks(connect()), free_port(), tmp_path / "gate"
+    pool = start_pool("--dsn", dsn, "-w", "2", "--metrics-listen", f"127.0.0.1:{port}")
+    with psycopg.connect(dsn) as connection:
+        running = tasks.wait.using(connection).enqueue(str(gate))
+    pool.wait_for_log("the pool is ready")
+    eventually(lambda: value(scrape(port), "pgworker_jobs_running") == 1, "the job runs")
+    eventually(lambda: fetch(port, "/readyz")[0] == 200, "a pool that is ready")
+    assert [fetch(port, page)[0] for page in ("/healthz", "/nothing")] == [200, 404]
+
+    pool.send(signal.SIGTERM)
+    eventually(lambda: fetch(port, "/readyz")[0] == 503, "a pool that wants no more work")
+    assert query("select pgworker.job_status(%s)", running) == [("running",)]
+    gate.touch()
+    assert pool.wait() == 0
+    assert query("select pgworker.job_status(%s)", running) == [("succeeded",)]
+    assert query("select count(*) from pgworker.job_leases") == [(0,)]
+    assert query("select count(*), count(ended_at) from pgworker.worker_heartbeats") == [(2, 2)]
+
+
+def test_results_and_errors_that_can_not_be_stored_cost_a_job_nothing_else(
+    dsn: str, connect: Connect, start_pool: Callable[..., Pool]
+) -> None:
+    query = asks(connect())
+    pool = start_pool("--dsn", dsn, "-w", "1", "--metrics-listen", "off")
+    with psycopg.connect(dsn) as connection:
+        answers = [tasks.answer.job(kind) for kind in tasks.UNSTORABLE]
+        failing = [tasks.fail_silently.job(), tasks.fail.options(max_attempts=1).job("half \\ud800, \\0")]
+        tasks.app.enqueue_many([*answers, *failing], connection)
+    ended = "select count(*) from pgworker.job_executions"
+    eventually(lambda: query(ended) == [(len(answers) + len(failing),)], "all ran")
+    unstored = "task = 'answer' and outcome = 'succeeded' and result is null and error is null"
+    rows = f"select count(*) from pgworker.job_executions as ended join pgworker.jobs on id = job_id where {unstored}"
+    assert query(rows) == [(len(answers),)]
+    assert query("select task, error->>'type', error->>'message' from pgworker.dead_letter_jobs order by task") == [
+        ("fail", "ValueError", "half \\ud800, \\0"),
+        ("fail_silently", "tests.acceptance.tasks.Unspeakable", "(no message: its __str__ raised RuntimeError)"),
+    ]
+    pool.send(signal.SIGTERM)
+    assert pool.wait() == 0
+    assert len(re.findall(r"WARNING .* the result of type \w+ was not stored: .* task=answer", pool.log())) == len(
+        answers
+    )
+    assert "Traceback" not in pool.log()
+
+
+# PostgreSQL goes away
+
+
+def test_readyz_follows_the_database_and_each_process_logs_once_a_second_while_it_is_away(
+    directory: Path, binaries: Path | None, start_pool: Callable[..., Pool]
+) -> None:
+    server, port = embedded.start(directory, options={"fsync": "off"}, binaries=binaries), free_port()
+    try:
+        migrate(server.dsn)
+        pool = start_pool("--dsn", server.dsn, "-w", "3", "--metrics-listen", f"127.0.0.1:{port}")
+        pool.wait_for_log("the pool is ready")
+        eventually(lambda: fetch(port, "/readyz")[0] == 200, "a pool that is ready")
+        with psycopg.connect(server.dsn) as connection:
+            soon = tasks.add.options(run_at=datetime.now().astimezone() + timedelta(seconds=1)).using(connection)
+            due_meanwhile = soon.enqueue(1, 1)
+        server.stop()
+        eventually(lambda: fetch(port, "/readyz")[0] == 503, "a pool that is not ready")
+        eventually(lambda: len(complaints(pool)) >= 5, "complaints")
+        assert fetch(port, "/healthz")[0] == 200, "nothing is wrong with the pool"
+        server = embedded.start(directory, options={"fsync": "off"}, binaries=binaries)
+        eventually(lambda: fetch(port, "/readyz")[0] == 200, "a pool that is ready again")
+        with psycopg.connect(server.dsn, autocommit=True) as connection:
+            enqueued_after = tasks.add.using(connection).enqueue(2, 2)
+            query = asks(connection)
+            for job in (due_meanwhile, enqueued_after):
+                eventually(lambda job=job: query("select pgworker.job_status(%s)", job) == [("succeeded",)], "both ran")  # type: ignore[misc]
+            assert query("select count(*), max(failures) from pgworker.job_executions") == [(2, 0)]
+            pool.send(signal.SIGTERM)
+            assert pool.wait() == 0
+    finally:
+        server.stop()
+    told = complaints(pool)
+    for process in {process for _, process in told}:
+        times = [moment for moment, who in told if who == process]
+        assert min((later - sooner for sooner, later in pairwise(times)), default=1) > 0.9, process
+    assert len(told) <= 1.5 * (told[-1][0] - told[0][0]) + 3, "workers leave the talking to the monitor"
+
+
+def complaints(pool: Pool) -> list[tuple[float, str]]:
+    """When which process warned, in seconds."""
+    found = re.findall(r"^(\S+)Z (?:WARNING|ERROR) +(master|monitor|worker \d+) ", pool.log(), re.MULTILINE)
+    return [(datetime.fromisoformat(f"{moment}+00:00").timestamp(), process) for moment, process in found]
+
+
+def test_a_private_postgresql_that_is_killed_starts_again_and_ends_with_its_pool(
+    directory: Path, start_pool: Callable[..., Pool]
+) -> None:
+    private = ["--embedded", "--metrics-listen", "off", "-w", "1"]
+    pool = start_pool(*private, cwd=directory)
+    pool.wait_for_log("the pool is ready")
+    postgres = serving(directory / ".pgworker")
+    dsn = embedded.dsn(directory / ".pgworker")
+    with psycopg.connect(dsn) as connection:
+        soon = tasks.add.options(run_at=datetime.now().astimezone() + timedelta(seconds=1))
+        job = soon.using(connection).enqueue(1, 1)
+    second = start_pool(*private, cwd=directory)
+    assert second.wait() == 78
+    assert f"a server is already running in {directory / '.pgworker'}" in second.log()
+
+    os.kill(postgres, signal.SIGKILL)
+    pool.wait_for_log(rf"the private PostgreSQL \(pid {postgres}\): killed by SIGKILL; it is started again")
+    eventually(lambda: serving(directory / ".pgworker") not in (0, postgres), "another server")
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        query = asks(connection)
+        eventually(lambda: query("select pgworker.job_status(%s)", job) == [("succeeded",)], "the job ran")
+    pool.send(signal.SIGTERM)
+    assert pool.wait() == 0
+    assert not serving(directory / ".pgworker")
+
+
+def serving(directory: Path) -> int:
+    """The pid of the private server that accepts connections; 0 for none."""
+    lock = directory / "data" / "postmaster.pid"
+    lines = lock.read_text().splitlines() if lock.exists() else []
+    return int(lines[0]) if len(lines) == 8 and lines[7].strip() == "ready" else 0
