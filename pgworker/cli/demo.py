@@ -40,7 +40,9 @@ def demo(directory: Path | None, keep: bool, workers: int | None) -> int:
 
 
 def _program() -> str:
-    """How to call this command again: by its name where that is found, else as it was called."""
-    if Path(sys.argv[0]).name != "pgworker":
+    """How to call this command again: by its name if that finds it, else as it was called."""
+    called = sys.argv[0]
+    if Path(called).name != "pgworker":
         return f"{sys.executable} -m pgworker"
-    return "pgworker" if shutil.which("pgworker") else sys.argv[0]
+    found = shutil.which("pgworker")
+    return "pgworker" if found is not None and Path(found).samefile(called) else called

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -131,9 +132,10 @@ def _elsewhere() -> list[tuple[str, ...]]:
 
 def _in_kept(result: Result, directory: Path) -> list[tuple[str, ...]]:
     hung = next(job_id for job_id, job in result.story.jobs.items() if job.task == jobs.hang.name)
-    dsn = f"--dsn embedded:{directory}"
+    quoted = shlex.quote(str(directory))
+    dsn = f"--dsn embedded:{quoted}"
     return [
-        ("the private PostgreSQL and a pool, until Ctrl-C", *_START, f"--embedded={directory}"),
+        ("the private PostgreSQL and a pool, until Ctrl-C", *_START, f"--embedded={quoted}"),
         ("from another terminal: what was given up, and why", "dead-letters", "list", dsn),
         ("where the job that hung was stuck", "jobs", "show", str(hung), dsn),
     ]

@@ -75,9 +75,10 @@ def watch(event, arguments):
     if event.startswith(ACTS) and (module := culprit()) is not None:
         done.append(f"{module}: {event} {arguments}")
 
+LANGUAGE = ("LANGUAGE", "LC_ALL", "LC_MESSAGES", "LANG")  # click translates an option where it is written
 read = type(os.environ).__getitem__
 def noted(self, name):
-    if (module := culprit()) is not None:
+    if name not in LANGUAGE and (module := culprit()) is not None:
         done.append(f"{module}: reads {name} in the environment")
     if name.startswith("PGWORKER_") or name == "DATABASE_URL":
         done.append(f"somebody reads {name} in the environment")

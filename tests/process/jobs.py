@@ -11,6 +11,8 @@ import signal
 import time
 from pathlib import Path
 
+import psycopg
+
 from pgworker import App, Backoff, Context
 
 app = App()
@@ -66,6 +68,22 @@ def hold_the_gil(ctx: Context, directory: str, name: str, seconds: float) -> Non
 
 
 @app.task(backoff=_SOON)
+def lock_up_the_gil(ctx: Context, directory: str, name: str) -> None:
+    """Wait in C, for ever and with the GIL, for a mutex of one's own; no signal ends that."""
+    note(ctx, directory, "start", name)
+    mutex = ctypes.create_string_buffer(64)
+    for _ in range(2):
+        ctypes.PyDLL(None).pthread_mutex_lock(mutex)
+
+
+@app.task(backoff=_SOON)
+def leave_a_child(ctx: Context, directory: str, name: str) -> None:
+    """Start a process that nobody waits for."""
+    note(ctx, directory, "start", name)
+    os.posix_spawnp("sleep", ["sleep", "1000"], os.environ)
+
+
+@app.task(backoff=_SOON)
 def die(ctx: Context, directory: str, name: str, how: str, executions: int = 1) -> None:
     """End the process in the first so many executions."""
     note(ctx, directory, "start", name)
@@ -90,6 +108,8 @@ def effect(ctx: Context, directory: str, name: str, then: str = "") -> None:
         connection.execute("insert into effect values (%s, %s)", [ctx.job.id, ctx.job.execution])
         if goes_wrong and then == "raise":
             raise ValueError("before the commit")
+        if goes_wrong and then == "roll back":
+            raise psycopg.Rollback
         if goes_wrong and then == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
     if goes_wrong and then == "raise after":

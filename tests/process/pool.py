@@ -33,11 +33,11 @@ sys.exit(start_pool(dsn, app, PoolSettings(**json.loads(settings)), starts_serve
 _SESSION = 3  # of /proc/PID/stat, counted from behind the name; the state is the first
 
 
-def eventually(look: Callable[[], Seen], what: str, within: float = DEADLINE) -> Seen:
+def eventually(look: Callable[[], Seen], what: str | Callable[[], str], within: float = DEADLINE) -> Seen:
     """What `look` returns once that is true; fails when it isn't within so many seconds."""
     ends = time.monotonic() + within
     while not (seen := look()):
-        assert time.monotonic() < ends, f"not within {within:g} s: {what}"
+        assert time.monotonic() < ends, f"not within {within:g} s: {what if isinstance(what, str) else what()}"
         time.sleep(0.01)
     return seen
 
@@ -80,7 +80,7 @@ class Pool:
         self.process.send_signal(number)
 
     def signal_all(self, number: int) -> None:
-        """Send a signal to every process: to the master first if it stops them, else last, so that it replaces nobody."""
+        """Send a signal to every process: if it stops them to the master first, else last, so that it replaces none."""
         for pid in sorted(self.processes(), key=lambda pid: (pid == self.master) == (number != signal.SIGSTOP)):
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
@@ -88,7 +88,7 @@ class Pool:
     def wait(self, within: float = DEADLINE) -> int:
         """Its exit code, once it has ended and left no process behind."""
         code = self.process.wait(within)
-        eventually(lambda: not self.processes(), f"nothing left of the pool, not {self.processes()}", 5)
+        eventually(lambda: not self.processes(), lambda: f"nothing left of the pool, not {self.processes()}", 5)
         return code
 
     def log(self) -> str:
@@ -118,7 +118,7 @@ class Pool:
 
 @contextmanager
 def start(dsn: str, log_file: Path, *, app: str = APP, cwd: Path = ROOT, **settings: object) -> Iterator[Pool]:
-    """Start a pool, with `pgworker start` if its flags suffice for these settings; kill what is left of it at the end."""
+    """Start a pool, by `pgworker start` if its flags suffice for these settings; kill what is left at the end."""
     with log_file.open("wb") as log:
         process = subprocess.Popen(
             _command(dsn, app, {"workers": 2, **settings}),

@@ -1,4 +1,4 @@
-"""A whole pool against real faults: every process killed or stopped, every way for a job to go wrong, the server gone."""
+"""A whole pool against real faults: processes killed and stopped, jobs that go wrong in every way, the server gone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import pytest
 from psycopg import Connection
 from psycopg.types.json import Jsonb
 
-from pgworker.app.task import Enqueuer
+from pgworker.app.task import Enqueuer, Task
 from pgworker.db import embedded
 from pgworker.db.migrate import migrate
 from pgworker.lifecycle.cancel import CancelAnswer, cancel_job
@@ -89,7 +89,7 @@ class Scene:
         """The line in which this execution says so."""
         return eventually(
             lambda: [line for line in self.noted(event, name) if line.execution == execution],
-            f"{event} {name} {execution} in {self.ledger()}",
+            lambda: f"{event} {name} {execution} in {self.ledger()}",
             within,
         )[0]
 
@@ -104,7 +104,7 @@ class Scene:
     def wait_for_status(self, status: str, *job_ids: UUID) -> None:
         eventually(
             lambda: all(self.status(job_id) == status for job_id in job_ids),
-            f"{status}, not {[self.executions(job_id) for job_id in job_ids]}",
+            lambda: f"{status}, not {[(self.status(job_id), self.executions(job_id)) for job_id in job_ids]}",
         )
 
     def executions(self, job_id: UUID) -> list[Execution]:
@@ -237,6 +237,23 @@ def test_what_a_pool_held_that_was_killed_at_once_is_reclaimed_by_another_when_i
     assert "its lease expired" in scene.executions(job)[0].cause
 
 
+def test_a_claim_that_commits_after_its_worker_and_its_master_were_killed_is_put_back(
+    scene: Scene, start_pool: StartPool, connect: Callable[[], Connection[Any]]
+) -> None:
+    pool = start_pool(workers=1)
+    with connect().transaction() as blocking:
+        blocking.connection.execute("lock table pgworker.job_leases in share mode")
+        job = scene.enqueue(jobs.quick, "job")
+        blocked = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and application_name = %s"
+        eventually(lambda: scene.scalar(blocked, "pgworker worker 0"), "a claim that waits")
+        kill(pool.master)
+        ended = "select count(*) from pgworker.worker_heartbeats where ended_at is not null"
+        eventually(lambda: scene.scalar(ended), "a worker that is known to be dead")
+    eventually(lambda: not pool.processes(), "no monitor", within=5)
+    assert scene.leases() == 0
+    assert (scene.status(job), scene.outcomes(job)) == ("pending", [])
+
+
 # -- the end
 
 
@@ -291,18 +308,43 @@ def test_ctrl_c_drains_and_a_later_second_one_stops_quickly(scene: Scene, start_
     assert [scene.status(job) for job in (deaf, kind)] == ["pending"] * 2
 
 
+def test_term_to_one_worker_drains_it_alone(scene: Scene, start_pool: StartPool) -> None:
+    pool = start_pool(workers=1)
+    running = scene.enqueue(jobs.hold, "running")
+    worker = scene.wait_for("start", "running").pid
+    os.kill(worker, signal.SIGTERM)
+    waiting = scene.enqueue(jobs.quick, "waiting")
+    scene.open_gate("running")
+    assert scene.wait_for("start", "waiting").pid != worker
+    scene.wait_for_status("succeeded", running, waiting)
+    assert [scene.outcomes(job) for job in (running, waiting)] == [[(1, "succeeded", 0)]] * 2
+    assert worker not in pool.workers
+
+
+def test_what_a_handler_has_started_ends_with_the_pool(scene: Scene, start_pool: StartPool) -> None:
+    pool = start_pool(workers=1)
+    scene.wait_for_status("succeeded", scene.enqueue(jobs.leave_a_child, "job"))
+    assert "sleep 1000" in pool.processes().values()
+    pool.send(signal.SIGTERM)
+    assert pool.wait() == 0
+
+
 # -- handlers that hang
 
 
-def test_a_handler_past_its_timeout_is_killed_and_its_stack_is_kept(scene: Scene, start_pool: StartPool) -> None:
+@pytest.mark.parametrize(
+    ("task", "function"), [(jobs.hold, "wait_for_gate"), (jobs.lock_up_the_gil, "lock_up_the_gil")], ids=["python", "c"]
+)
+def test_a_handler_past_its_timeout_is_killed_and_its_stack_is_kept(
+    task: Task[[str, str], None], function: str, scene: Scene, start_pool: StartPool
+) -> None:
     start_pool(workers=1, cancel_grace=1, term_grace=0.5)
-    job = scene.enqueue(jobs.hold.options(timeout=0.5, max_attempts=1), "hung")
+    job = scene.enqueue(task.options(timeout=0.5, max_attempts=1), "hung")
     scene.wait_for_status("dead_letter", job)
     assert scene.outcomes(job) == [(1, "timed_out", 1)]
     (run,) = scene.executions(job)
     assert "its time was up" in run.cause
-    assert "in wait_for_gate" in run.stack
-    assert "in hold" in run.stack
+    assert f"in {function}" in run.stack
     assert not scene.leases()
 
 
@@ -318,19 +360,24 @@ def test_a_handler_that_holds_the_gil_for_three_leases_runs_once(scene: Scene, s
 def test_jobs_behind_a_held_gil_are_run_by_another_worker_meanwhile_and_nothing_runs_twice(
     scene: Scene, start_pool: StartPool
 ) -> None:
-    pool = start_pool(workers=2, lease_ttl=TTL)
+    pool = start_pool(workers=2, lease_ttl=TTL, prefetch_seconds=1, poll_interval=0.05)
     other = scene.enqueue(jobs.hold, "other")
     busy = scene.wait_for("start", "other").pid
     scene.warm_up()
+    naps = scene.enqueue_together(*(jobs.quick.job(str(scene.directory), f"nap{n}", 0.1) for n in range(12)))
+    scene.wait_for("start", "nap0")
     holder = jobs.hold_the_gil.job(str(scene.directory), "gil", 2 * TTL)
-    first, *behind = scene.enqueue_together(holder, *scene.quick("b", "c", "d"))
+    first, *behind = scene.enqueue_together(holder, *scene.quick("b"))
+    scene.wait_for_status("running", first)
+    behind += scene.enqueue_together(*scene.quick("c", "d"))  # these two in a lease of their own
+    scene.wait_for_status("running", first, *behind)
     holding = scene.wait_for("start", "gil")
     assert holding.pid != busy
     scene.open_gate("other")
     scene.wait_for_status("succeeded", other, *behind)
     assert {line.pid for line in scene.noted("start", "b", "c", "d")} == {busy}
     assert not scene.noted("end", "gil")
-    scene.wait_for_status("succeeded", first)
+    scene.wait_for_status("succeeded", first, *naps)
     again = scene.enqueue(jobs.quick, "again")
     scene.wait_for_status("succeeded", again)
     assert Counter(line.name for line in scene.noted("start", "gil", "b", "c", "d")) == dict.fromkeys("bcd", 1) | {
@@ -386,13 +433,22 @@ def test_an_app_that_kills_every_worker_ends_the_pool_with_71(dsn: str, tmp_path
         pool.wait_for_log("no worker could start")
 
 
-def test_an_app_that_raises_ends_the_start_with_78_and_one_line(dsn: str, tmp_path: Path) -> None:
-    (tmp_path / "broken.py").write_text("import pgworker\nraise ValueError('no such colour: grue')\n")
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("raise ValueError('no such colour: grue')", r"broken: ValueError: no such colour: grue \(.*broken.py:2\)"),
+        ("import os; os._exit(3)", r"\(exit code 3\).* must not exit"),
+    ],
+    ids=["raises", "exits"],
+)
+def test_an_app_that_cannot_be_imported_ends_the_start_with_78_and_one_line(
+    code: str, words: str, dsn: str, tmp_path: Path
+) -> None:
+    (tmp_path / "broken.py").write_text(f"import pgworker\n{code}\n")
     with start(dsn, tmp_path / "log", app="broken:app", cwd=tmp_path) as pool:
         assert pool.wait() == 78
         (line,) = pool.log().splitlines()
-    assert "can't import broken: ValueError: no such colour: grue" in line
-    assert "broken.py:2" in line
+    assert re.search(words, line)
 
 
 # -- processes that are stopped
@@ -435,40 +491,123 @@ def test_a_worker_stopped_alone_is_killed_and_its_job_runs_again_uncharged(scene
     assert stopped not in pool.workers
 
 
+def test_a_worker_stopped_between_two_jobs_is_killed_too(
+    scene: Scene, start_pool: StartPool, connect: Callable[[], Connection[Any]]
+) -> None:
+    pool = start_pool(workers=1, lease_ttl=TTL)
+    (stopped,) = pool.workers
+    with connect().transaction() as blocking:
+        blocking.connection.execute("lock table pgworker.job_executions in share mode")
+        job = scene.enqueue(jobs.quick, "job")
+        scene.wait_for("start", "job")
+        settling = "from pg_stat_activity where wait_event_type = 'Lock' and application_name = 'pgworker worker 0'"
+        eventually(lambda: scene.scalar(f"select count(*) {settling}"), "a settle that waits")
+        os.kill(stopped, signal.SIGSTOP)
+        scene.scalar(f"select pg_terminate_backend(pid) {settling}")  # it will never be recorded
+    scene.wait_for_status("succeeded", job)
+    assert scene.outcomes(job) == [(1, "lost", 0), (2, "succeeded", 0)]
+    assert stopped not in pool.workers
+
+
 # -- PostgreSQL goes away
 
 
-def test_a_restart_of_postgresql_loses_nothing_and_charges_nobody(
-    directory: Path, binaries: Path | None, tmp_path: Path, start_pool: StartPool
-) -> None:
-    server = embedded.start(directory, options={"fsync": "off"}, binaries=binaries)
+@pytest.fixture
+def outage(directory: Path, binaries: Path | None) -> Iterator[Outage]:
+    """A server of the test's own."""
+    found = Outage(directory, binaries)
     try:
-        migrate(server.dsn)
-        with psycopg.connect(server.dsn, autocommit=True) as connection:
-            scene = Scene(connection, tmp_path)
-            pool = start_pool(dsn=server.dsn, workers=2, lease_ttl=20)
-            naps = [jobs.quick.job(str(tmp_path), f"nap{number}", 0.02) for number in range(100)]
-            held, *rest = scene.enqueue_together(jobs.hold.job(str(tmp_path), "held"), *naps)
-            scene.wait_for("start", "held")
-            scene.wait_for("start", "nap5")
-            server.stop()
-        pool.wait_for_log("PostgreSQL at ")
-        scene.open_gate("held")
-        scene.wait_for("end", "held")
-        gone_until = time.monotonic() + 3  # seconds of outage in which the log could overflow
-        eventually(lambda: time.monotonic() > gone_until, "an outage of some seconds")
-        server = embedded.start(directory, options={"fsync": "off"}, binaries=binaries)
-        with psycopg.connect(server.dsn, autocommit=True) as connection:
-            scene = Scene(connection, tmp_path)
-            scene.wait_for_status("succeeded", held, *rest)
-            assert all(scene.outcomes(job) == [(1, "succeeded", 0)] for job in (held, *rest))
-            assert set(Counter(line.name for line in scene.noted("start", *(f"nap{n}" for n in range(100)))).values()) == {1}
-            eventually(lambda: not scene.leases(), "no lease")
-            pool.send(signal.SIGTERM)
-            assert pool.wait() == 0
-        assert max(lines_per_second(pool).values()) <= 3
+        yield found
     finally:
-        server.stop()
+        found.server.stop()
+
+
+class Outage:
+    """A migrated server that can be stopped and started."""
+
+    def __init__(self, directory: Path, binaries: Path | None) -> None:
+        self._directory = directory
+        self._binaries = binaries
+        self.server = self._start()
+        migrate(self.server.dsn)
+
+    def lasts(self, seconds: float) -> None:
+        """Keep the stopped server away for so long, and start it again."""
+        ends = time.monotonic() + seconds
+        eventually(lambda: time.monotonic() > ends, "the end of the outage")
+        self.server = self._start()
+
+    @contextmanager
+    def scene(self, ledger: Path) -> Iterator[Scene]:
+        with psycopg.connect(self.server.dsn, autocommit=True) as connection:
+            yield Scene(connection, ledger)
+
+    def _start(self) -> embedded.Server:
+        return embedded.start(self._directory, options={"fsync": "off"}, binaries=self._binaries)
+
+
+def test_a_restart_of_postgresql_loses_nothing_and_charges_nobody(
+    outage: Outage, tmp_path: Path, start_pool: StartPool
+) -> None:
+    workers = 3
+    pool = start_pool(dsn=outage.server.dsn, workers=workers, lease_ttl=20)
+    with outage.scene(tmp_path) as scene:
+        with_effects(scene.connection)
+        warm = [scene.enqueue(jobs.effect, f"warm{number}", "wait") for number in range(workers)]
+        for number in range(workers):  # all at once, so that each worker has a connection for transactions
+            scene.wait_for("start", f"warm{number}")
+        for number in range(workers):
+            scene.open_gate(f"warm{number}")
+        held, effect = scene.enqueue(jobs.hold, "held"), scene.enqueue(jobs.effect, "effect", "wait")
+        naps = scene.enqueue_together(*(jobs.quick.job(str(tmp_path), f"nap{n}", 0.02) for n in range(100)))
+        for name in ("held", "effect", "nap5"):
+            scene.wait_for("start", name)
+        outage.server.stop()
+    pool.wait_for_log("PostgreSQL at ")
+    for name in ("held", "effect"):
+        scene.open_gate(name)
+    scene.wait_for("end", "held")
+    outage.lasts(seconds=3)
+    with outage.scene(tmp_path) as scene:
+        later = [scene.enqueue(jobs.effect, f"later{number}") for number in range(2 * workers)]
+        everything = [*warm, held, effect, *naps, *later]
+        scene.wait_for_status("succeeded", *everything)
+        assert {job: scene.outcomes(job) for job in everything} == {job: [(1, "succeeded", 0)] for job in everything}
+        assert sorted(scene.effects()) == sorted((job, 1) for job in (*warm, effect, *later))
+        assert set(Counter((line.event, line.name) for line in scene.ledger()).values()) == {1}
+        eventually(lambda: not scene.leases(), "no lease")
+    pool.send(signal.SIGTERM)
+    assert pool.wait() == 0
+    assert max(lines_per_second(pool).values()) <= 3
+
+
+def test_an_outage_longer_than_the_leases_ends_what_runs_uncharged_and_keeps_what_had_finished(
+    outage: Outage, tmp_path: Path, start_pool: StartPool
+) -> None:
+    start_pool(dsn=outage.server.dsn, workers=4, lease_ttl=TTL)
+    names = ("deaf", "kind", "effect", "finished")
+    with outage.scene(tmp_path) as scene:
+        with_effects(scene.connection)
+        deaf = scene.enqueue(jobs.hold, "deaf")
+        kind = scene.enqueue(jobs.cooperate, "kind")
+        effect = scene.enqueue(jobs.effect, "effect", "wait")
+        finished = scene.enqueue(jobs.hold, "finished")
+        for name in names:
+            scene.wait_for("start", name)
+        outage.server.stop()
+    scene.open_gate("finished")
+    scene.open_gate("effect")
+    scene.wait_for("stop", "kind")
+    outage.lasts(seconds=TTL)
+    with outage.scene(tmp_path) as scene:
+        for name in ("deaf", "kind"):
+            scene.wait_for("start", name, execution=2)
+        scene.open_gate("deaf")
+        scene.wait_for_status("succeeded", deaf, effect, finished)
+        assert scene.outcomes(deaf) == scene.outcomes(effect) == [(1, "lost", 0), (2, "succeeded", 0)]
+        assert scene.outcomes(kind) == [(1, "lost", 0)]
+        assert scene.outcomes(finished) == [(1, "succeeded", 0)]
+        assert scene.effects() == [(effect, 2)]
 
 
 def lines_per_second(pool: Pool) -> Counter[tuple[str, str]]:
@@ -507,15 +646,18 @@ def test_a_cancelled_job_whose_handler_is_deaf_is_killed_alone(scene: Scene, sta
 # -- the handler's own transaction
 
 
-def test_what_a_handler_writes_in_its_transaction_is_there_exactly_if_it_succeeded(
+def test_what_a_handler_writes_in_its_transaction_is_there_exactly_if_that_committed(
     scene: Scene, start_pool: StartPool
 ) -> None:
     pool = start_pool(workers=1)
-    faults = ("", "raise", "raise after", "kill")
-    fine, raised, after, killed = (scene.enqueue(jobs.effect, f"job{fault}".replace(" ", ""), fault) for fault in faults)
-    scene.wait_for_status("succeeded", fine, raised, after, killed)
+    faults = ("", "raise", "roll back", "raise after", "kill")
+    fine, raised, rolled_back, after, killed = (
+        scene.enqueue(jobs.effect, f"job{number}", fault) for number, fault in enumerate(faults)
+    )
+    scene.wait_for_status("succeeded", fine, raised, rolled_back, after, killed)
     assert sorted(scene.effects()) == sorted([(fine, 1), (raised, 2), (after, 1), (killed, 2)])
     assert scene.outcomes(fine) == [(1, "succeeded", 0)]
+    assert scene.outcomes(rolled_back) == [(1, "succeeded", 0)]
     assert scene.outcomes(raised) == [(1, "failed", 1), (2, "succeeded", 1)]
     assert scene.outcomes(after) == [(1, "succeeded", 0)]
     assert [outcome for _, outcome, _ in scene.outcomes(killed)] == ["crashed", "succeeded"]
