@@ -23,14 +23,16 @@ class PoolIdentity:
 
 
 @dataclass(frozen=True, slots=True)
-class LiveWorker:
+class WorkerProcess:
+    """A worker process: the place (`slot`) it has in its pool, and how long it has lived."""
+
     worker_id: UUID
     pid: int
     slot: int
     age_us: int
 
 
-def beat_workers(connection: Connection[Any], pool: PoolIdentity, workers: Sequence[LiveWorker]) -> None:
+def beat_workers(connection: Connection[Any], pool: PoolIdentity, workers: Sequence[WorkerProcess]) -> None:
     """Say that these workers live, in one statement."""
     connection.execute(
         query("beat_workers"),
@@ -47,7 +49,7 @@ def beat_workers(connection: Connection[Any], pool: PoolIdentity, workers: Seque
     )
 
 
-def end_worker(connection: Connection[Any], pool: PoolIdentity, worker_id: UUID, pid: int, slot: int, how: str) -> None:
+def end_worker(connection: Connection[Any], pool: PoolIdentity, worker: WorkerProcess, how: str) -> None:
     """Record that a worker process has ended and how; its leases are free to reclaim from now on."""
     connection.execute(
         query("end_worker"),
@@ -56,9 +58,10 @@ def end_worker(connection: Connection[Any], pool: PoolIdentity, worker_id: UUID,
             "host": pool.host,
             "boot_id": pool.boot_id,
             "queues": list(pool.queues),
-            "worker_id": worker_id,
-            "pid": pid,
-            "slot": slot,
+            "worker_id": worker.worker_id,
+            "pid": worker.pid,
+            "slot": worker.slot,
+            "age_us": worker.age_us,
             "how": how,
         },
     )

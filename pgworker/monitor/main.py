@@ -24,7 +24,7 @@ from pgworker.config.settings import PoolSettings
 from pgworker.db.connect import check_schema, connect, explain
 from pgworker.errors import PgworkerError
 from pgworker.lifecycle.claim import Lanes, floor_of
-from pgworker.lifecycle.heartbeat import LiveWorker, PoolIdentity, beat_workers, forget_workers
+from pgworker.lifecycle.heartbeat import PoolIdentity, WorkerProcess, beat_workers, forget_workers
 from pgworker.lifecycle.partitions import make_partitions
 from pgworker.lifecycle.reclaim import Reclaimed
 from pgworker.lifecycle.release import release_jobs
@@ -86,6 +86,7 @@ class Monitor:
         self._next_connect = 0.0
         self._was_away = False
         self._next_beat = 0.0
+        self._beaten: set[UUID] = set()
         self._last_look = 0.0
         self._next_partitions = 0.0
         self._last_beat: float | None = None
@@ -143,7 +144,7 @@ class Monitor:
                 self._renewals.renew_due(connection, time.monotonic_ns(), set(cancelled))
             self._renewals.renew_due(connection, time.monotonic_ns())
             self._record_deaths(connection)
-            if now >= self._next_beat:
+            if now >= self._next_beat or self._beaten != {row.worker_id for row in self._living()}:
                 self._beat(connection, now)
             if now - self._last_look >= (_URGENT if self._reclaims.is_urgent else self._settings.heartbeat_interval):
                 self._look_for_leases(connection, now)
@@ -156,15 +157,19 @@ class Monitor:
 
     def _beat(self, connection: Connection[Any], now: float) -> None:
         interval = self._settings.heartbeat_interval
+        living = self._living()
         if self._last_beat is None or now - self._last_beat > interval + max(interval, 5.0):
             self._steady_since = now
         now_ns = time.monotonic_ns()
-        living = [row for row in self._board.rows if row.pid and process.state(row.pid) not in (None, "Z")]
-        workers = [LiveWorker(row.worker_id, row.pid, row.index, (now_ns - row.forked_ns) // 1000) for row in living]
+        workers = [WorkerProcess(row.worker_id, row.pid, row.index, (now_ns - row.forked_ns) // 1000) for row in living]
         if workers:
             beat_workers(connection, self._pool, workers)
+        self._beaten = {row.worker_id for row in living}
         self._last_beat = time.monotonic()
         self._next_beat = now + interval
+
+    def _living(self) -> list[Row]:
+        return [row for row in self._board.rows if row.pid and process.state(row.pid) not in (None, "Z")]
 
     def _record_deaths(self, connection: Connection[Any]) -> None:
         recorded = self._reclaims.record_deaths(connection)

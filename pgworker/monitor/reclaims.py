@@ -10,7 +10,7 @@ from uuid import UUID
 import msgspec
 from psycopg import Connection
 
-from pgworker.lifecycle.heartbeat import PoolIdentity, end_worker
+from pgworker.lifecycle.heartbeat import PoolIdentity, WorkerProcess, end_worker
 from pgworker.lifecycle.reclaim import Findings, Reclaimable, Reclaimed, TakenLease, find_reclaimable, reclaim_lease
 from pgworker.linux.board import Board, LeaseEntry, Run
 from pgworker.linux.control import Death
@@ -35,6 +35,7 @@ class Witness:
     death: Death
     run: Run | None
     entries: tuple[LeaseEntry, ...]
+    forked_ns: int
     seen_at: float
 
     def look(self, lease_id: UUID, taken: TakenLease) -> Findings:
@@ -72,7 +73,7 @@ class Reclaims:
         worker_id = UUID(death.worker_id)
         if worker_id not in self._witnesses:
             row = self._board.rows[death.row]
-            self._witnesses[worker_id] = Witness(death, row.run(), tuple(row.leases()), time.monotonic())
+            self._witnesses[worker_id] = Witness(death, row.run(), tuple(row.leases()), row.forked_ns, time.monotonic())
             self._metrics.count_exit(death.verdict if death.verdict != Outcome.SUCCEEDED else "drained")
         self._waiting[death.worker_id] = death
 
@@ -90,7 +91,9 @@ class Reclaims:
         """Write down who ended and how; returns the workers whose rows of the board are free again."""
         recorded = []
         for worker_id, death in list(self._waiting.items()):
-            end_worker(connection, self._pool, UUID(worker_id), death.pid, death.row, death.how)
+            age_us = (time.monotonic_ns() - self._witnesses[UUID(worker_id)].forked_ns) // 1000
+            process = WorkerProcess(UUID(worker_id), death.pid, death.row, age_us)
+            end_worker(connection, self._pool, process, death.how)
             del self._waiting[worker_id]
             recorded.append(worker_id)
             self._look_until = time.monotonic() + _LOOK_AGAIN

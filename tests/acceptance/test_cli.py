@@ -26,7 +26,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgworker.db import embedded
 from pgworker.inspection.jobs import list_jobs
-from pgworker.lifecycle.heartbeat import LiveWorker, beat_workers
+from pgworker.lifecycle.heartbeat import WorkerProcess, beat_workers
 from pgworker.lifecycle.settle import Next
 from pgworker.model.state import Outcome, Status
 from pgworker.sql.load import query
@@ -334,7 +334,7 @@ def test_jobs_show_says_where_a_job_runs_and_how_earlier_executions_ended(dsn: s
     connection = connect()
     worker = Worker(connection)
     (job_id,) = enqueue(connection, payload='{"price": 12345678901234567890.12}', org_id="acme", max_attempts=5)
-    beat_workers(connection, POOL, [LiveWorker(worker.worker_id, 4711, 3, 0)])
+    beat_workers(connection, POOL, [WorkerProcess(worker.worker_id, 4711, 3, 0)])
     error = json.dumps({"type": "ValueError", "message": "no such user", "traceback": "  File x\nValueError: no"})
     worker.settle(worker.claim().settlement(outcome=Outcome.FAILED, then=Next.REQUEUE, error=error))
     worker.claim()
@@ -442,7 +442,7 @@ def test_which_dead_letters_are_meant_must_be_said() -> None:
 def test_status_counts_what_waits_runs_and_lives_and_stops_counting_in_time(dsn: str, connect: Connect) -> None:
     connection = connect()
     alive, silent, ended = (Worker(connection) for _ in range(3))
-    beat_workers(connection, POOL, [LiveWorker(worker.worker_id, 1, 0, 0) for worker in (alive, silent, ended)])
+    beat_workers(connection, POOL, [WorkerProcess(worker.worker_id, 1, 0, 0) for worker in (alive, silent, ended)])
     ended.die()
     connection.execute(
         "update pgworker.worker_heartbeats set beat_at = beat_at - interval '1 hour' where worker_id = %s",

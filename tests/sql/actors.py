@@ -19,7 +19,7 @@ from psycopg import Connection, Cursor
 
 from pgworker.lifecycle.claim import ClaimedRow, Lanes, claim_jobs
 from pgworker.lifecycle.enqueue import enqueue_jobs
-from pgworker.lifecycle.heartbeat import PoolIdentity, end_worker
+from pgworker.lifecycle.heartbeat import PoolIdentity, WorkerProcess, end_worker
 from pgworker.lifecycle.reclaim import (
     Findings,
     Reclaimable,
@@ -118,7 +118,7 @@ class Worker:
     def die(self, how: str = "killed by signal 9") -> None:
         """The master has reaped this worker; said on another connection, for this one may be busy dying."""
         with psycopg.connect(self.connection.info.dsn, autocommit=True) as connection:
-            end_worker(connection, POOL, self.worker_id, 1, 0, how)
+            end_worker(connection, POOL, WorkerProcess(self.worker_id, 1, 0, 0), how)
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,23 +168,23 @@ def signal_itself(*numbers: signal.Signals) -> None:
 
 
 def signals() -> None:
-    """TERM reaches the parent inside fork(), HUP and INT reach the child before the recipe has done anything."""
+    """TERM reaches the parent inside fork(), ALRM and INT reach the child before the recipe has done anything."""
     parent = os.getpid()
     queue = SignalQueue()
     queue.install(QUEUED)
     os.register_at_fork(
         before=lambda: os.kill(parent, signal.SIGTERM),
-        after_in_child=lambda: signal_itself(signal.SIGHUP, signal.SIGINT),
+        after_in_child=lambda: signal_itself(signal.SIGALRM, signal.SIGINT),
     )
 
     def run() -> int:
         own = SignalQueue()
-        own.install([signal.SIGTERM, signal.SIGHUP])
+        own.install([signal.SIGTERM, signal.SIGALRM])
         print("child", *[caught.name for caught in own.drain()])
         print("parent's queue in the child", list(queue._noted))
         return 0
 
-    pid = fork(run, blocked=(signal.SIGTERM, signal.SIGHUP))
+    pid = fork(run, blocked=(signal.SIGTERM, signal.SIGALRM))
     caught = queue.drain()
     assert exit_code(pid) == 0
     print("parent", *[number.name for number in caught if number != signal.SIGCHLD])
