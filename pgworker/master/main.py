@@ -84,6 +84,7 @@ class Master:
         self._interrupted_at: float | None = None
         self._quick = False
         self._timed_out = False
+        self._gone_at: float | None = None
         self._killed: dict[int, CancelReason] = {}
         self._service_start_at = 0.0
         self._report_at = 0.0
@@ -343,10 +344,16 @@ class Master:
     # -- the end
 
     def _is_over(self) -> bool:
-        if not self._is_draining or any(child.pid for child in self._workers):
+        """Draining, every worker gone, and either all recorded or no time left for it."""
+        if self._drain_until is None or any(child.pid for child in self._workers):
             return False
-        assert self._drain_until is not None
-        return not self._unrecorded or time.monotonic() > self._drain_until + _RECORDING
+        now = time.monotonic()
+        if self._gone_at is None:
+            self._gone_at = now
+        until = max(
+            self._gone_at + _LAST_CALL, min(self._gone_at + _RECORDING, self._drain_until + _RECORDING - _LAST_CALL)
+        )
+        return not self._unrecorded or now > until
 
     def _finish(self) -> int:
         """Nothing runs any more: end the monitor, then what was started before it."""

@@ -44,6 +44,7 @@ from pgworker.observe.metrics import PoolMetrics, WorkerGauge
 
 _TICK = 0.1  # seconds: how soon an idle worker, a cancel mark or a due renewal is noticed
 _URGENT = 0.5  # seconds between two looks for leases while somebody has just died
+_IN_DOUBT = 0.5  # seconds to the next beat while the other connection is lost
 _STUCK = 15.0  # seconds without a tick after which /healthz says so
 _HELD_UP_NS = 1_000_000_000  # a clerk hands back after a quarter of it; what is still there then, its clerk can't
 _PARTITIONS_EVERY = 3600.0
@@ -154,6 +155,8 @@ class Monitor:
             self._lose_connection(error)
             return
         self._wakeups.look(now)
+        if self._wakeups.listener is None:  # what ended that connection may have ended ours: find out soon
+            self._next_beat = min(self._next_beat, now + _IN_DOUBT)
 
     def _beat(self, connection: Connection[Any], now: float) -> None:
         interval = self._settings.heartbeat_interval

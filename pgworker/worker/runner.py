@@ -187,7 +187,7 @@ class Runner:
             execution.job,
         )
         described = describe_error(error)
-        if verdict.outcome.is_charged:
+        if verdict.outcome.is_charged and not execution.is_settled:
             log.warning(
                 "job failed; %s",
                 verdict.consequence,

@@ -35,6 +35,8 @@ from tests.sql.actors import (
     waiting,
 )
 
+LOW, HIGH = UUID(int=1), UUID(int=(1 << 128) - 1)
+
 
 def is_fenced(worker: Worker, held: Held, first: int = 1, last: int | None = None) -> bool:
     """Whether a settle by this lease is told so."""
@@ -70,7 +72,8 @@ def test_a_claim_that_commits_after_its_release_is_not_renewed_with_the_others_a
     with lost.connection.transaction():
         unknown = lost.claim(1, ttl=0).lease_id
         assert release_jobs(worker.connection, unknown, 1) == release_jobs(worker.connection, uuid4(), 1)
-        held = worker.claim(1)
+        with impatient(worker.connection):
+            held = worker.claim(1)
     assert list(renew_leases(worker.connection, [held.lease_id], 60)) == [held.lease_id]
     [lease] = Monitor(connect()).reclaimable(by_expiry=True)
     assert (lease.lease_id, lease.only_expired) == (unknown, True)
@@ -99,7 +102,8 @@ def test_a_hanging_settle_and_a_renewal_leave_the_settled_lease_whole(connect: C
     held = worker.claim()
     with handler.transaction():
         settle_jobs(handler.cursor(), held.settlement(1, 1), time.monotonic_ns())
-        renew_leases(worker.connection, [held.lease_id], 60)
+        with impatient(worker.connection):
+            renew_leases(worker.connection, [held.lease_id], 60)
     assert statuses(handler, [job, other]) == ["succeeded", "running"]
     assert worker.settle(held.settlement(2))
     assert leases(handler) == {}
@@ -110,7 +114,7 @@ def test_settles_of_two_leases_and_a_renewal_of_both_never_deadlock(connect: Con
     """Partial settles lock nothing that a renewal waits for; the ends of leases are sent in the order of their ids."""
     enqueue(connect(), 4)
     worker, handler, monitor = Worker(connect()), connect(), connect()
-    held = sorted((worker.claim(2) for _ in range(2)), key=lambda lease: lease.lease_id)
+    held = [worker.claim(2, lease_id=lease_id) for lease_id in (HIGH, LOW)][::-1]
     in_order = [held[first_settled], held[1 - first_settled]]
     with handler.transaction():
         settle_jobs(handler.cursor(), in_order[0].settlement(1, 1), time.monotonic_ns())
@@ -555,17 +559,16 @@ def test_a_cancel_of_a_job_that_stands_in_two_leases_marks_the_one_that_runs_it_
     """A retry runs in another lease while the one of its first execution is still held for its other jobs."""
     [job, _] = enqueue(connect(), 2)
     worker, user, monitor, blocker = Worker(connect()), connect(), connect(), connect()
-    high, low = UUID(int=(1 << 128) - 1), UUID(int=1)
-    first = worker.claim(2, lease_id=high)
+    first = worker.claim(2, lease_id=HIGH)
     assert worker.settle(first.settlement(1, 1, outcome=Outcome.FAILED, then=Next.REQUEUE))
-    assert worker.claim(1, lease_id=low).ids == [job]
+    assert worker.claim(1, lease_id=LOW).ids == [job]
     with blocker.transaction():
-        blocker.execute("select from pgworker.job_leases where lease_id = %s for update", [low])
-        renewal = Blocked(monitor, lambda: renew_leases(monitor, [low, high], 60))
+        blocker.execute("select from pgworker.job_leases where lease_id = %s for update", [LOW])
+        renewal = Blocked(monitor, lambda: renew_leases(monitor, [LOW, HIGH], 60))
         cancel = Blocked(user, lambda: cancel_job(user, job))
-    assert sorted(renewal.answer()) == [low, high]
+    assert sorted(renewal.answer()) == [LOW, HIGH]
     assert cancel.answer() is CancelAnswer.REQUESTED
-    assert renew_leases(monitor, [low, high], 60) == {low: [1], high: []}
+    assert renew_leases(monitor, [LOW, HIGH], 60) == {LOW: [1], HIGH: []}
 
 
 # -- j: a claim that waited
