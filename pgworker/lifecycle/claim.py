@@ -117,3 +117,25 @@ def find_below_floor(
         if lane is not None:
             found.append((lane, floor_of(run_at, job_id)))
     return found
+
+
+def find_dry_lanes(
+    cursor: Cursor[Any], *, tasks: list[str], lanes: Lanes, floors: tuple[list[int], list[int]], margin: float
+) -> list[tuple[int, tuple[int, int]]]:
+    """Lanes with no job of ours between their floor and `margin` seconds ago, and that place, to which it may rise."""
+    parameters = {
+        "tasks": tasks,
+        "lane_queues": list(lanes.queues),
+        "lane_priorities": list(lanes.priorities),
+        "floor_us": floors[0],
+        "floor_ids": floors[1],
+        "margin": margin,
+    }
+    with by_index(cursor.connection):
+        rows = cursor.execute(query("find_dry_lanes"), parameters).fetchall()
+    found = []
+    for queue, priority, at in rows:
+        lane = lanes.index(queue, priority)
+        if lane is not None:
+            found.append((lane, ((at - _EPOCH) // _MICROSECOND, 0)))
+    return found
