@@ -84,6 +84,7 @@ class Retry(JobControl):
 
     def __init__(self, reason: str = "", *, after: float | timedelta | None = None) -> None:
         super().__init__(reason or "the handler asked for a retry")
+        _check_delay("Retry(after=...)", after)
         self.after = after
 
 
@@ -99,6 +100,11 @@ class Snooze(JobControl):
 
     def __init__(self, until: float | timedelta | datetime) -> None:
         super().__init__(f"snoozed until {until}" if isinstance(until, datetime) else f"snoozed for {until}")
+        if isinstance(until, datetime):
+            if until.tzinfo is None:
+                raise ValueError("Snooze(until) needs a time with a time zone, such as datetime.now(timezone.utc)")
+        else:
+            _check_delay("Snooze(until)", until)
         self.until = until
 
 
@@ -107,3 +113,15 @@ class Cancelled(JobControl):
 
     def __init__(self, reason: str = "cancelled") -> None:
         super().__init__(reason)
+
+
+def _check_delay(what: str, delay: object) -> None:
+    """ValueError, in the handler that wrote it, for a delay that can't be one."""
+    seconds = delay.total_seconds() if isinstance(delay, timedelta) else delay
+    if seconds is None:
+        return
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds <= _LONGEST_DELAY:
+        raise ValueError(f"{what} takes seconds from 0 to {_LONGEST_DELAY} or a timedelta, not {delay!r}")
+
+
+_LONGEST_DELAY = 3_153_600_000  # a hundred years

@@ -81,6 +81,8 @@ def start(
         metrics_listen=None if metrics_listen == "off" else metrics_listen,
         log_format="json" if log_format == "json" else "text",
     )
+    if dsn is not None and embedded_in is not None:
+        raise ConfigurationError("--dsn and --embedded name two databases: give one of them")
     where = require_dsn(dsn) if embedded_in is None else f"embedded:{embedded_in}"
     raise SystemExit(start_pool(where, app_path, settings, starts_server=embedded_in is not None))
 
@@ -92,6 +94,8 @@ def start_pool(dsn: str, app_path: str, settings: PoolSettings, *, starts_server
     setproctitle.setproctitle("pgworker: master")
     listening = _bind(settings.metrics_listen)
     directory = embedded_directory(dsn)
+    if directory is not None:
+        dsn = f"embedded:{directory.resolve()}"  # a handler may change the working directory
     restart = partial(embedded.start, directory) if starts_server and directory is not None else None
     service = restart() if restart is not None else None
     try:

@@ -82,9 +82,15 @@ class ReclaimedLease:
     jobs: list[Reclaimed] = field(default_factory=list)
 
 
-def find_reclaimable(connection: Connection[Any], *, by_expiry: bool) -> list[Reclaimable]:
-    """Leases of workers that have ended and, if `by_expiry`, those whose time is over."""
-    rows = connection.execute(query("find_reclaimable_leases"), {"by_expiry": by_expiry}).fetchall()
+def find_reclaimable(
+    connection: Connection[Any], *, by_expiry: bool, pool_id: UUID, silence: float
+) -> list[Reclaimable]:
+    """Leases of workers that have ended and, if `by_expiry`, those whose time is over.
+
+    By expiry only our own pool's, and those of workers that have not been heard of for `silence` seconds.
+    """
+    parameters = {"by_expiry": by_expiry, "pool_id": pool_id, "silence": silence}
+    rows = connection.execute(query("find_reclaimable_leases"), parameters).fetchall()
     return [Reclaimable(*row) for row in rows]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -11,10 +12,19 @@ from psycopg import Connection
 from pgworker.sql.load import query
 
 
-def renew_leases(connection: Connection[Any], lease_ids: Sequence[UUID], ttl: float) -> dict[UUID, list[int | None]]:
-    """Extend these leases by `ttl` seconds from now.
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """What became of one lease. `cancelled` has the positions of its cancelled jobs, None for one that went back.
 
-    Returns those that still exist, each with the positions of its cancelled jobs (None: released meanwhile).
+    `is_busy`: somebody settles, releases or cancels in it just now; it is as it was, ask again.
+    """
+
+    cancelled: Sequence[int | None]
+    is_busy: bool
+
+
+def renew_leases(connection: Connection[Any], lease_ids: Sequence[UUID], ttl: float) -> dict[UUID, Renewal]:
+    """Extend these leases by `ttl` seconds from now. What is not in the answer is lost.
 
     Committed asynchronously: a renewal that a crash of the server forgets only makes a lease end early, and the fence
     holds without it.
@@ -22,4 +32,4 @@ def renew_leases(connection: Connection[Any], lease_ids: Sequence[UUID], ttl: fl
     with connection.transaction(), connection.cursor() as cursor:
         cursor.execute("set local synchronous_commit = off")
         rows = cursor.execute(query("renew_leases"), {"lease_ids": list(lease_ids), "ttl": ttl}).fetchall()
-    return dict(rows)
+    return {lease_id: Renewal(cancelled, is_busy) for lease_id, cancelled, is_busy in rows}

@@ -14,6 +14,8 @@ def read_committed(connection: Connection[Any]) -> Iterator[Cursor[Any]]:
     """One transaction on a connection in autocommit mode, at READ COMMITTED whatever its role or database prefers."""
     with connection.cursor() as cursor:
         cursor.execute("begin isolation level read committed")
+        # Should this process stop between two statements, its locks must not stop everybody else.
+        cursor.execute("set local idle_in_transaction_session_timeout = '10s'")
         try:
             yield cursor
             cursor.execute("commit")

@@ -33,10 +33,9 @@ _LANE_WORDS = 2
 
 # words of a worker's row
 _ID_HIGH, _ID_LOW, _PID, _FORKED_NS, _READY, _IDLE, _DRAIN, _JOBS_DONE = range(8)
-_RUN_SEQUENCE, _RUN_LEASE, _RUN_POSITION, _RUN_SINCE_NS, _RUN_DEADLINE_NS, _CANCEL_SEQUENCE, _CANCEL_REASON = range(
-    8, 15
-)
-_FIRST_LEASE = 15
+_RUN_SEQUENCE, _RUN_LEASE, _RUN_POSITION, _RUN_SINCE_NS, _RUN_DEADLINE_NS = range(8, 13)
+_CANCEL_SEQUENCE, _CANCEL_REASON, _TASKS_HASH = range(13, 16)
+_FIRST_LEASE = 16
 _ROW_WORDS_BEFORE_LEASES = _FIRST_LEASE
 
 # words of a lease in a row
@@ -200,6 +199,15 @@ class Row:
         self._words[self._at + _READY] = 1
 
     @property
+    def tasks_hash(self) -> int:
+        """A digest of the names of the tasks that the worker serves; during a rolling deploy they may differ."""
+        return self._words[self._at + _TASKS_HASH]
+
+    @tasks_hash.setter
+    def tasks_hash(self, digest: int) -> None:
+        self._words[self._at + _TASKS_HASH] = digest & _HALF
+
+    @property
     def is_idle(self) -> bool:
         """Whether the worker found nothing to claim and sleeps."""
         return self._words[self._at + _IDLE] == 1
@@ -315,6 +323,10 @@ class Row:
     def mark_lost(self, entry: LeaseEntry) -> None:
         if self._still_shows(entry):
             self._words[self._lease_at(entry.index) + _LEASE_LOST] = 1
+
+    def lose(self, index: int) -> None:
+        """Said by the worker itself, which has found its lease gone."""
+        self._words[self._lease_at(index) + _LEASE_LOST] = 1
 
     def is_lost(self, index: int) -> bool:
         return self._words[self._lease_at(index) + _LEASE_LOST] == 1

@@ -50,7 +50,8 @@ class ControlChannel:
     def send(self, kind: str, **values: Any) -> bool:
         """False: not sent, the other end is full or gone."""
         try:
-            self._end.send(json.dumps({"kind": kind, **values}).encode(), socket.MSG_NOSIGNAL)
+            packet = json.dumps({"kind": kind, **values}, ensure_ascii=False)  # \ufffd would be six bytes, not three
+            self._end.send(packet.encode(), socket.MSG_NOSIGNAL)
         except OSError:
             return False
         return True

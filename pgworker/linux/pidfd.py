@@ -68,7 +68,7 @@ def reap(pid: int) -> None:
 
 
 def kill_group(pgid: int, number: int) -> None:
-    """Send a signal to every process of a child's group; nothing if none is left, or none that we may signal.
+    """Send a signal to a child and every process of its group; nothing if none is left, or none that we may signal.
 
     ValueError for our own group, and for 1 and below, which mean other things to kill(2).
     """
@@ -76,6 +76,8 @@ def kill_group(pgid: int, number: int) -> None:
         raise ValueError(f"process group {pgid} is not a child's")
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pgid, number)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pgid, number)  # should it have moved to another group
 
 
 def _signal_name(number: int) -> str:

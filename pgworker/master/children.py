@@ -81,12 +81,18 @@ class Forker:
         """Start a monitor with a channel of its own."""
         if child.channel is not None:
             child.channel.close()
+            child.channel = None
         ours, theirs = ControlChannel.pair()
         keep = {theirs.fileno(), self._shared.events_in.fileno(), *(write for _, write in self._shared.wakes)}
         if self._shared.listening is not None:
             keep.add(self._shared.listening.fileno())
-        child.pid = fork_child(lambda: self._run_monitor(theirs), keep_fds=keep, death_signal=None, blocked=())
-        theirs.close()
+        try:
+            child.pid = fork_child(lambda: self._run_monitor(theirs), keep_fds=keep, death_signal=None, blocked=())
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
         child.channel = ours
         child.forked_at = time.monotonic()
 

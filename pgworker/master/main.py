@@ -32,6 +32,7 @@ from pgworker.model.state import CancelReason, Outcome
 _TICK = 0.1  # seconds
 _MONITOR_STUCK = 30.0  # seconds without a beat on the board after which a monitor is replaced
 _LAST_CALL = 1.0  # seconds after the end of a drain at which whoever is still there is killed
+_FORK_RETRY = 1.0  # seconds
 _REPORT_AGAIN = 2.0  # seconds after which the monitor is told once more of a death that it has not acknowledged
 _RECORDING = 5.0  # seconds for the monitor to record what was killed at the end
 _SECOND_INTERRUPT = 1.0  # seconds: two Ctrl-C within it are one
@@ -117,7 +118,7 @@ class Master:
         if self._service is None and self._restart_service is not None and now >= self._service_start_at:
             self._revive_service(self._restart_service, now)
         if not self._monitor.pid and now >= self._monitor.start_at:
-            self._forker.fork_monitor(self._monitor)
+            self._fork(self._monitor, now)
             self._report_at = now
         if now >= self._report_at:  # to a new monitor at once; to a busy one again, should a message not have fitted
             self._report_at = now + _REPORT_AGAIN
@@ -127,7 +128,18 @@ class Master:
             return
         for child in self._workers:
             if child.is_startable and now >= child.start_at:
+                self._fork(child, now)
+
+    def _fork(self, child: WorkerChild | MonitorChild, now: float) -> None:
+        """No process or descriptor to be had is no reason to end the others: try again in a second."""
+        try:
+            if isinstance(child, WorkerChild):
                 self._forker.fork_worker(child)
+            else:
+                self._forker.fork_monitor(child)
+        except OSError as error:
+            child.start_at = now + _FORK_RETRY
+            log.error("can't fork: %s; trying again in a second", error)
 
     def _wait(self) -> None:
         with selectors.DefaultSelector() as selector:
@@ -273,7 +285,7 @@ class Master:
     def _bury_worker(self, child: WorkerChild, exit_: Exit) -> None:
         ladder = self._ladders.pop(exit_.pid, None)
         killed_for = self._killed.pop(exit_.pid, CancelReason.NONE)
-        if ladder is not None and (ladder.killed_ns or (ladder.term_ns and exit_.signal == signal.SIGTERM)):
+        if ladder is not None and ladder.dumped_ns and exit_.signal is not None:  # a forced dump may kill by SIGSEGV
             killed_for = ladder.reason
         how, verdict = explain_exit(exit_, child.row.index, killed_for, self._saw_oom(exit_))
         clean = exit_.code == 0 and child.row.run() is None
@@ -295,7 +307,8 @@ class Master:
         if not was_ready and not self._was_ready:
             self._boot_exits.append(exit_.code if exit_.code is not None else EXIT_CRASH_LOOP)
             self._give_up_on_a_broken_app()
-        child.failures = 0 if done or clean else child.failures + 1
+        proven = clean or (done > 0 and exit_.signal is not None)  # by a bug of ours (an exit code) it is not
+        child.failures = 0 if proven else child.failures + 1
         delay = self._settings.restart_backoff.delay(child.failures, 0.0) if child.failures else 0.0
         child.start_at = time.monotonic() + delay
         if not self._is_draining:

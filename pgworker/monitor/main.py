@@ -21,7 +21,7 @@ import setproctitle
 from psycopg import Connection
 
 from pgworker.config.settings import PoolSettings
-from pgworker.db.connect import check_schema, connect, explain
+from pgworker.db.connect import check_schema, connect, explain, is_outage
 from pgworker.errors import PgworkerError
 from pgworker.lifecycle.claim import Lanes, floor_of
 from pgworker.lifecycle.heartbeat import PoolIdentity, WorkerProcess, beat_workers, forget_workers
@@ -146,9 +146,9 @@ class Monitor:
             self._renewals.renew_due(connection, time.monotonic_ns())
             self._record_deaths(connection)
             if now >= self._next_beat or self._beaten != {row.worker_id for row in self._living()}:
-                self._beat(connection, now)
+                self._beat(connection)
             if now - self._last_look >= (_URGENT if self._reclaims.is_urgent else self._settings.heartbeat_interval):
-                self._look_for_leases(connection, now)
+                self._look_for_leases(connection)
             draw_lines(self._board, time.monotonic_ns(), _HELD_UP_NS, partial(self._release, connection))
             self._keep_partitions(connection, now)
         except (psycopg.Error, OSError, PgworkerError) as error:
@@ -158,18 +158,23 @@ class Monitor:
         if self._wakeups.listener is None:  # what ended that connection may have ended ours: find out soon
             self._next_beat = min(self._next_beat, now + _IN_DOUBT)
 
-    def _beat(self, connection: Connection[Any], now: float) -> None:
-        interval = self._settings.heartbeat_interval
-        living = self._living()
-        if self._last_beat is None or now - self._last_beat > interval + max(interval, 5.0):
-            self._steady_since = now
+    def _beat(self, connection: Connection[Any]) -> None:
         now_ns = time.monotonic_ns()
+        living = self._living()
         workers = [WorkerProcess(row.worker_id, row.pid, row.index, (now_ns - row.forked_ns) // 1000) for row in living]
         if workers:
             beat_workers(connection, self._pool, workers)
         self._beaten = {row.worker_id for row in living}
-        self._last_beat = time.monotonic()
-        self._next_beat = now + interval
+        done = time.monotonic()  # a beat that took long was a gap too
+        if not self._is_steady(done):
+            self._steady_since = done
+        self._last_beat = done
+        self._next_beat = done + self._settings.heartbeat_interval
+
+    def _is_steady(self, now: float) -> bool:
+        """Whether the last beat is no longer ago than it should be."""
+        interval = self._settings.heartbeat_interval
+        return self._last_beat is not None and now - self._last_beat <= interval + max(interval, 5.0)
 
     def _living(self) -> list[Row]:
         return [row for row in self._board.rows if row.pid and process.state(row.pid) not in (None, "Z")]
@@ -177,14 +182,15 @@ class Monitor:
     def _record_deaths(self, connection: Connection[Any]) -> None:
         recorded = self._reclaims.record_deaths(connection)
         if recorded:
-            self._look_for_leases(connection, time.monotonic())
+            self._look_for_leases(connection)
         for worker_id in recorded:
             self._control.send("ack", worker_id=worker_id)
 
-    def _look_for_leases(self, connection: Connection[Any], now: float) -> None:
+    def _look_for_leases(self, connection: Connection[Any]) -> None:
         """Others' leases go by expiry only after we have beaten for a whole TTL without a gap: the first monitor back
         after an outage must not take what everybody is about to settle."""
-        by_expiry = self._last_beat is not None and now - self._steady_since > self._settings.lease_ttl
+        now = time.monotonic()
+        by_expiry = self._is_steady(now) and now - self._steady_since > self._settings.lease_ttl
         requeued = self._reclaims.reclaim(connection, by_expiry=by_expiry)
         self._last_look = now
         self._make_findable(requeued)
@@ -217,9 +223,11 @@ class Monitor:
             log.warning(
                 "a partition could not be made yet, a long transaction reads its parent; trying again in a minute"
             )
-        except psycopg.errors.CheckViolation:
+        except psycopg.Error as error:
+            if connection.closed or is_outage(error):
+                raise
             log.error(
-                "a partition can't be made: pgworker.jobs_default has rows of its day; move them, see the runbook"
+                "a partition can't be made, its jobs go to the default one meanwhile: %s", explain(error, self._dsn)
             )
         else:
             self._next_partitions = now + _PARTITIONS_EVERY

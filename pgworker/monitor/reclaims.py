@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 from uuid import UUID
 
 import msgspec
+import psycopg
 from psycopg import Connection
 
+from pgworker.db.connect import is_outage
 from pgworker.lifecycle.heartbeat import PoolIdentity, WorkerProcess, end_worker
 from pgworker.lifecycle.reclaim import Findings, Reclaimable, Reclaimed, TakenLease, find_reclaimable, reclaim_lease
 from pgworker.linux.board import Board, LeaseEntry, Run
@@ -37,6 +40,7 @@ class Witness:
     entries: tuple[LeaseEntry, ...]
     forked_ns: int
     seen_at: float
+    """When it was seen, then when it was recorded: an outage between the two makes no witness forget."""
 
     def look(self, lease_id: UUID, taken: TakenLease) -> Findings:
         """What is known of each position: run to its end but unsettled, running, or never started."""
@@ -96,6 +100,7 @@ class Reclaims:
             end_worker(connection, self._pool, process, death.how)
             del self._waiting[worker_id]
             recorded.append(worker_id)
+            self._witnesses[UUID(worker_id)] = replace(self._witnesses[UUID(worker_id)], seen_at=time.monotonic())
             self._look_until = time.monotonic() + _LOOK_AGAIN
         for forgotten in [key for key, seen in self._witnesses.items() if time.monotonic() - seen.seen_at > _REMEMBER]:
             del self._witnesses[forgotten]
@@ -103,18 +108,26 @@ class Reclaims:
 
     def reclaim(self, connection: Connection[Any], *, by_expiry: bool) -> list[Reclaimed]:
         """Take back every lease that nobody holds; returns the jobs that went back to the queue."""
+        found = find_reclaimable(connection, by_expiry=by_expiry, pool_id=self._pool.pool_id, silence=self._lease_ttl)
         requeued: list[Reclaimed] = []
-        for lease in find_reclaimable(connection, by_expiry=by_expiry):
+        for lease in found:
             if lease.only_expired and self._is_shown(lease):
                 continue  # ours, its worker lives, and its renewal is under way
-            done = reclaim_lease(connection, lease, lambda taken, lease=lease: self._look(lease, taken), self._backoff)  # type: ignore[misc]
-            if done is None:
-                continue
-            for job in done.jobs:
-                self._tell(job, done.worker_id, done.cause)
-                if job.run_at is not None:
-                    requeued.append(job)
+            try:
+                requeued += self._reclaim_one(connection, lease)
+            except psycopg.Error as error:
+                if connection.closed or is_outage(error):
+                    raise
+                log.exception("a lease can't be reclaimed; the others are", extra=fields(lease=lease.lease_id))
         return requeued
+
+    def _reclaim_one(self, connection: Connection[Any], lease: Reclaimable) -> list[Reclaimed]:
+        done = reclaim_lease(connection, lease, partial(self._look, lease), self._backoff)
+        if done is None:
+            return []
+        for job in done.jobs:
+            self._tell(job, done.worker_id, done.cause)
+        return [job for job in done.jobs if job.run_at is not None]
 
     def _is_shown(self, lease: Reclaimable) -> bool:
         return any(entry.lease_id == lease.lease_id for row in self._board.rows if row.pid for entry in row.leases())

@@ -61,13 +61,13 @@ class Renewals:
             del self._cancelled[gone]
 
     def _held(self) -> list[tuple[Row, LeaseEntry]]:
-        """What is shown and ours: neither lost, nor given back whole behind a job that holds its worker's GIL."""
+        """What is shown and ours: neither lost, nor going back whole behind a job that holds its worker's GIL."""
         return [
             (row, entry)
             for row in self._board.rows
             if row.pid
             for entry in row.leases()
-            if not entry.is_lost and row.line(entry.index) != 0
+            if not entry.is_lost and not (row.line(entry.index) == 0 and entry.started == 0)
         ]
 
     def _deserves(self, held: tuple[Row, LeaseEntry], now_ns: int) -> bool:
@@ -85,13 +85,15 @@ class Renewals:
         sent_ns = time.monotonic_ns()
         renewed = renew_leases(connection, [entry.lease_id for _, entry in due], self._settings.lease_ttl)
         for row, entry in due:
-            positions = renewed.get(entry.lease_id)
-            if positions is None:
+            renewal = renewed.get(entry.lease_id)
+            if renewal is None:
                 self._lose(row, entry)
                 continue
+            if renewal.is_busy:
+                continue
             row.stamp_renewal(entry, sent_ns)
-            if positions:
-                self._cancelled[entry.lease_id] = {position for position in positions if position is not None}
+            if renewal.cancelled:
+                self._cancelled[entry.lease_id] = {position for position in renewal.cancelled if position is not None}
 
     def _lose(self, row: Row, entry: LeaseEntry) -> None:
         """Not returned: reclaimed by somebody, unless the worker settled its last job this very moment."""
@@ -128,8 +130,12 @@ def draw_lines(board: Board, now_ns: int, after_ns: int, release: Callable[[UUID
             continue
         time.sleep(_DEKKER_PAUSE)
         for entry in behind:
-            if row.started(entry.index) > entry.started or not release(entry.lease_id, entry.started + 1):
-                row.erase_line(entry.index)
+            goes_back = False
+            try:
+                goes_back = row.started(entry.index) <= entry.started and release(entry.lease_id, entry.started + 1)
+            finally:
+                if not goes_back:
+                    row.erase_line(entry.index)
 
 
 _DEKKER_PAUSE = 0.005

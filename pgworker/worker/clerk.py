@@ -13,6 +13,7 @@ import select
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -23,7 +24,7 @@ from psycopg.pq import TransactionStatus
 from pgworker.config.settings import PoolSettings
 from pgworker.db.connect import check_schema, connect, explain, is_outage
 from pgworker.errors import EXIT_BUG, LeaseLost, PgworkerError, SchemaError
-from pgworker.lifecycle.claim import ClaimedRow, Lanes, claim_jobs, find_below_floor, floor_of
+from pgworker.lifecycle.claim import ClaimedRow, Lanes, claim_jobs, find_below_floor, find_dry_lanes, floor_of
 from pgworker.lifecycle.release import Returned, release_jobs
 from pgworker.lifecycle.settle import Settlement, check_settled, is_settled, settle_jobs
 from pgworker.linux.board import LEASES, Board, Row
@@ -44,10 +45,15 @@ WOKEN_BY_OTHERS = b"!"
 
 _AWAKE, _GROUPING, _ASLEEP = range(3)
 
+_UNSTORABLE = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded)
+"""What the server says of a result or error that it can't take; no reason to try the same again."""
+
 _SWEEP_INTERVAL_NS = 1_000_000_000
 _SWEEP_REACH = 60.0  # seconds below the floor that the frequent sweep looks at
 _FULL_SWEEP_COST_SHARE = 20  # the full sweep may cost one part in so many
 _RECONNECT_CAP = 2.0  # seconds
+_LATE_COMMIT = 5.0  # seconds after which a claim without an answer can't commit any more at a backend that is gone
+_FLOOR_MARGIN = 5.0  # seconds that a floor stays behind the clock where it rises over jobs that nobody serves
 
 log = logger("worker.clerk")
 
@@ -86,6 +92,7 @@ class Clerk:
         self._row = row
         self._runner = runner
         self._tasks = list(tasks)
+        row.tasks_hash = int.from_bytes(sha256("\n".join(sorted(tasks)).encode()).digest()[:8], "big")
         self._lanes = Lanes.of(settings.queues)
         self._reporter = reporter
         self._wake_read = wake_read
@@ -94,7 +101,8 @@ class Clerk:
         self._connection: Connection[Any] | None = None
         self._failed_connects = 0
         self._leases: list[HeldLease] = []
-        self._lost_claim: UUID | None = None
+        self._lost_claims: dict[UUID, float] = {}
+        self._lost_claims_at = 0.0
         self._reports: list[tuple[str, str, str, float]] = []
         self._dry_until = 0.0
         self._was_idle = False
@@ -125,6 +133,7 @@ class Clerk:
             log.exception("the clerk failed: this is a bug in pgworker; the worker ends and is replaced")
             os._exit(EXIT_BUG)
         finally:
+            self._runner.todo.clear()  # nobody would settle it; it goes back with its lease
             self._runner.stop()
             if self._connection is not None:
                 self._connection.close()
@@ -168,9 +177,7 @@ class Clerk:
         self._prefetch.observe(len(jobs), sum(job.seconds for job in jobs))
 
     def _settlements(self) -> list[Settlement]:
-        """In the order of lease ids, as renewals lock them: so the two can't deadlock."""
-        found = [settlement for lease in self._leases for settlement in lease.settlements()]
-        return sorted(found, key=lambda settlement: settlement.lease_id)
+        return [settlement for lease in self._leases for settlement in lease.settlements()]
 
     def _is_settle_due(self) -> bool:
         return time.monotonic() - self._settled_at >= SETTLE_INTERVAL or self._runner.is_idle
@@ -217,7 +224,7 @@ class Clerk:
             and not self._leases
             and not self._runner.finished
             and not self._runner.refused
-            and self._lost_claim is None
+            and not self._lost_claims
         )
 
     # -- the trip
@@ -227,7 +234,7 @@ class Clerk:
         connection = self._require_connection()
         claim = Claim(uuid4(), wanted, time.monotonic_ns(), self._board.floors.read()) if wanted else None
         if claim is not None:
-            self._lost_claim = claim.lease_id  # until its answer is here
+            self._lost_claims[claim.lease_id] = time.monotonic() + _LATE_COMMIT  # until its answer is here
         settling = [connection.cursor() for _ in settlements]
         claiming = connection.cursor(binary=True)
         try:
@@ -240,7 +247,7 @@ class Clerk:
                 if claim is not None:
                     self._send(claiming, claim)
                 connection.execute("commit")
-        except psycopg.DataError:
+        except _UNSTORABLE:
             self._settle_one_by_one(settlements)
             return
         self._settled_at = time.monotonic()
@@ -249,8 +256,8 @@ class Clerk:
                 self._settled_before(settlement)
         self._mark_settled()
         if claim is not None:
-            self._lost_claim = None
             self._take(claim, [ClaimedRow(*row) for row in claiming.fetchall()])
+            del self._lost_claims[claim.lease_id]
 
     def _send(self, cursor: Cursor[Any], claim: Claim) -> None:
         claim_jobs(
@@ -292,6 +299,9 @@ class Clerk:
             with self._require_connection().cursor() as cursor:
                 check_settled(cursor, settlement)
         except LeaseLost as error:
+            for lease in self._leases:
+                if lease.lease_id == settlement.lease_id:
+                    self._row.lose(lease.entry)
             jobs = ", ".join(f"{run.job_id}/{run.execution}" for run in settlement.ended)
             log.error("%s", error, extra=fields(lease=settlement.lease_id, jobs=jobs, worker=self._row.worker_id))
 
@@ -320,7 +330,7 @@ class Clerk:
                 with connection.cursor() as cursor:
                     try:
                         settle_jobs(cursor, single, time.monotonic_ns())
-                    except psycopg.DataError as error:
+                    except _UNSTORABLE as error:
                         log.error(
                             "the server would not store the result or error of a job; it is recorded without",
                             extra=fields(job=run.job_id, execution=run.execution, error=error),
@@ -338,15 +348,23 @@ class Clerk:
 
     def _give_back(self) -> None:
         """Release what is not to run here: refused starts, a drain, jobs behind a long one, a claim without answer."""
-        if self._lost_claim is not None:
-            self._lower_floors(release_jobs(self._require_connection(), self._lost_claim, first=1).lanes)
-            self._lost_claim = None
+        if self._lost_claims and time.monotonic() >= self._lost_claims_at:
+            self._release_lost_claims()
         if self._row.is_draining or self._is_held_up() or self._runner.refused or self._has_line():
             self._take_back()
         for lease in self._leases:
             if lease.is_going_back:
                 self._release(lease)
         self._drop_ended_leases()
+
+    def _release_lost_claims(self) -> None:
+        """Again and again for a while: a claim may commit at a backend that has not yet noticed our end."""
+        self._lost_claims_at = time.monotonic() + _LATE_COMMIT / 10
+        for lease_id, give_up_at in list(self._lost_claims.items()):
+            answer = release_jobs(self._require_connection(), lease_id, first=1)
+            self._lower_floors(answer.lanes)
+            if answer.lanes or time.monotonic() > give_up_at:
+                del self._lost_claims[lease_id]
 
     def _is_held_up(self) -> bool:
         started_ns = self._runner.started_ns
@@ -365,8 +383,14 @@ class Clerk:
                     break
                 claimed.lease.keep(claimed.position - 1)
         for lease in self._leases:
-            if not lease.is_going_back:  # a line in front of nothing
-                self._row.erase_line(lease.entry)
+            if not lease.is_going_back:
+                self._erase_line(lease)
+
+    def _erase_line(self, lease: HeldLease) -> None:
+        """Only when every position that is ours has shown its start: until then the line may be meant for one that the
+        runner has in hand and has not shown yet."""
+        if self._row.started(lease.entry) >= lease.count:
+            self._row.erase_line(lease.entry)
 
     def _release(self, lease: HeldLease) -> None:
         """Give a tail back. Repeatable: what the monitor or a try without an answer has released is not there."""
@@ -374,8 +398,8 @@ class Clerk:
         answer = release_jobs(self._require_connection(), lease.lease_id, lease.count + 1)
         if answer.is_busy:
             return
-        self._row.erase_line(lease.entry)
         lease.mark_gone_back()
+        self._erase_line(lease)
         self._lower_floors(answer.lanes)
 
     def _lower_floors(self, returned: Sequence[Returned]) -> None:
@@ -391,6 +415,7 @@ class Clerk:
         if not self._tasks or not self._board.take_sweep(time.monotonic_ns(), _SWEEP_INTERVAL_NS):
             return
         self._look_behind(_SWEEP_REACH)
+        self._raise_floors()
         before = time.monotonic_ns()
         if self._board.take_full_sweep(before, provisional_ns=60 * _SWEEP_INTERVAL_NS):
             self._look_behind(None)
@@ -407,6 +432,16 @@ class Clerk:
             self._board.floors.lower(lane, place)
         if found:
             self._dry_until = 0.0
+
+    def _raise_floors(self) -> None:
+        """Over waiting jobs of tasks that nobody serves, or every poll would step over all of them again."""
+        if len({row.tasks_hash for row in self._board.rows if row.pid and row.is_ready}) != 1:
+            return
+        seen = self._board.floors.read()
+        with self._require_connection().cursor(binary=True) as cursor:
+            dry = find_dry_lanes(cursor, tasks=self._tasks, lanes=self._lanes, floors=seen, margin=_FLOOR_MARGIN)
+        for lane, place in dry:
+            self._board.floors.advance(lane, (seen[0][lane], seen[1][lane]), place)
 
     # -- the connection
 

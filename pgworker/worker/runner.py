@@ -6,6 +6,7 @@ other. Popping from a deque is atomic, so a job that the clerk takes back from t
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
@@ -21,7 +22,8 @@ from psycopg import Connection
 
 from pgworker.app.context import Context
 from pgworker.app.task import Task
-from pgworker.errors import Cancelled, Discard, JobControl, Retry, Snooze
+from pgworker.errors import EXIT_BUG, Cancelled, Discard, JobControl, Retry, Snooze
+from pgworker.lifecycle.claim import ClaimedRow
 from pgworker.lifecycle.settle import Ended, Next
 from pgworker.linux.board import Row
 from pgworker.model.durations import seconds
@@ -34,6 +36,8 @@ from pgworker.worker.transaction import JobTransactions
 
 LEASE_MARGIN = 5.0
 """Seconds before the end of a lease from which nothing new is started under it."""
+
+_FAR_AWAY_NS = 2**63 - 1  # what a word of the board holds; some 292 years
 
 log = logger("worker.runner")
 
@@ -63,6 +67,7 @@ class Runner:
         self._transactions = transactions
         self._arrived = threading.Condition()
         self._stopping = False
+        self._pid = 0
         self._closed: HeldLease | None = None
         self.is_waiting = False
         self.started_ns = 0
@@ -89,6 +94,7 @@ class Runner:
 
     def run_jobs(self, wake: Callable[[bool], None]) -> None:
         """Run jobs until `stop`. `wake(False)` is called after each, `wake(True)` when nothing is left to run."""
+        self._pid = os.getpid()
         while True:
             try:
                 claimed = self.todo.popleft()
@@ -131,7 +137,7 @@ class Runner:
     def _run(self, claimed: ClaimedJob) -> None:
         job, row = claimed.row, self._row
         started_ns = time.monotonic_ns()
-        deadline_ns = started_ns + job.timeout_ms * 1_000_000 if job.timeout_ms else 0
+        deadline_ns = min(_FAR_AWAY_NS, started_ns + job.timeout_ms * 1_000_000) if job.timeout_ms else 0
         sequence = row.start_run(claimed.lease.entry, claimed.position, started_ns, deadline_ns)
         self.started_ns = started_ns
         execution = _Execution(claimed, row, sequence, deadline_ns, self._transactions)
@@ -161,7 +167,9 @@ class Runner:
                 raise Discard("its row in pgworker.jobs is missing: the partition was dropped while it waited")
             context = execution.context() if task.takes_context else None
             returned = task.invoke(job.payload, context, execution.job)
+            self._leave_if_forked(0)
         except BaseException as error:  # noqa: BLE001 - whatever a handler raises ends this execution, nothing else
+            self._leave_if_forked(EXIT_BUG)
             return self._failed(claimed, execution, error, started_ns)
         finished_ns = time.monotonic_ns()
         reason = execution.reason
@@ -175,17 +183,25 @@ class Runner:
         text = None if result.json is None else result.json.decode()
         return Ended(job.job_id, job.execution, started_ns, finished_ns, result=text)
 
+    def _leave_if_forked(self, code: int) -> None:
+        """A child that a handler has forked ends here: one step on, it would run this worker's jobs once more."""
+        if os.getpid() != self._pid:
+            os._exit(code)
+
+    def _judge(self, job: ClaimedRow, execution: _Execution, error: BaseException) -> Verdict:
+        task = self._tasks.get(job.task)
+        attempts = job.max_attempts or 1
+        try:
+            return judge(error, execution.reason, execution.cancel_seen, job.failures, attempts, task, execution.job)
+        except Exception as second:  # the task's own should_retry: its bug must not become the worker's
+            log.exception(
+                "should_retry of a task failed: an ordinary failure", extra=fields(job=job.job_id, error=second)
+            )
+            return judge(error, execution.reason, execution.cancel_seen, job.failures, attempts, None, execution.job)
+
     def _failed(self, claimed: ClaimedJob, execution: _Execution, error: BaseException, started_ns: int) -> Ended:
         job = claimed.row
-        verdict = judge(
-            error,
-            execution.reason,
-            execution.cancel_seen,
-            job.failures,
-            job.max_attempts or 1,
-            self._tasks.get(job.task),
-            execution.job,
-        )
+        verdict = self._judge(job, execution, error)
         described = describe_error(error)
         if verdict.outcome.is_charged and not execution.is_settled:
             log.warning(

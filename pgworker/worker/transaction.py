@@ -80,6 +80,7 @@ class JobTransactions:
             connection.autocommit = True
             connection.execute("discard all")
             connection.isolation_level = IsolationLevel.READ_COMMITTED
+            connection.row_factory, connection.cursor_factory = tuple_row, psycopg.Cursor
         except psycopg.Error:
             self.close()
 

@@ -131,15 +131,17 @@ WITNESSED: Mapping[str, str] = {
         select recorded.*, lease_ended.at as ended_at from chaos.recorded join chaos.lease_ended using (lease_id)
         where recorded.at > lease_ended.at and recorded.xid <> lease_ended.xid
     """,
+    # A reclaim records under the lease that it took, but always with a cause.
     "I2: a settle that was refused left no row": """
         select refused.*, e.outcome
         from chaos.refused join pgworker.job_executions as e using (job_id, execution, lease_id)
+        where e.cause is null
     """,
     "I3: a settle that was acknowledged has its row": """
         select acknowledged.* from chaos.acknowledged
         where not exists (select from pgworker.job_executions as e
                           where e.job_id = acknowledged.job_id and e.execution = acknowledged.execution
-                            and e.lease_id = acknowledged.lease_id)
+                            and e.lease_id = acknowledged.lease_id and e.cause is null)
     """,
     "I3: a job cancelled while it waited never runs again": """
         select cancelled.job_id, e.execution, e.outcome

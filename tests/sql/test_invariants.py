@@ -47,6 +47,11 @@ PLANTED = [
         "insert into chaos.acknowledged values (%(runs)s, 1, %(lease)s)",
     ),
     (
+        "I3: a settle that was acknowledged has its row",
+        """with reclaimed as (update pgworker.job_executions set cause = 'killed' where job_id = %(done)s)
+           insert into chaos.acknowledged values (%(done)s, 1, %(lease)s)""",
+    ),
+    (
         "I3: a job cancelled while it waited never runs again",
         "with cancelled as (insert into chaos.cancelled values (%(done)s)), again as ("
         + execution("done", 2, "cancelled")

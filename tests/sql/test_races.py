@@ -14,7 +14,7 @@ from pgworker.errors import LeaseLost
 from pgworker.lifecycle.cancel import CancelAnswer, cancel_job
 from pgworker.lifecycle.dead_letters import discard_dead_letters, requeue_dead_letters
 from pgworker.lifecycle.release import release_jobs
-from pgworker.lifecycle.renew import renew_leases
+from pgworker.lifecycle.renew import Renewal, renew_leases
 from pgworker.lifecycle.settle import Next, check_settled, is_settled, settle_jobs
 from pgworker.model.state import Outcome
 from pgworker.sql.load import query
@@ -111,7 +111,7 @@ def test_a_hanging_settle_and_a_renewal_leave_the_settled_lease_whole(connect: C
 
 @pytest.mark.parametrize("first_settled", [0, 1])
 def test_settles_of_two_leases_and_a_renewal_of_both_never_deadlock(connect: Connect, first_settled: int) -> None:
-    """Partial settles lock nothing that a renewal waits for; the ends of leases are sent in the order of their ids."""
+    """Partial settles lock nothing that a renewal needs; what a settle is ending is skipped, not waited for."""
     enqueue(connect(), 4)
     worker, handler, monitor = Worker(connect()), connect(), connect()
     held = [worker.claim(2, lease_id=lease_id) for lease_id in (HIGH, LOW)][::-1]
@@ -123,19 +123,22 @@ def test_settles_of_two_leases_and_a_renewal_of_both_never_deadlock(connect: Con
         settle_jobs(handler.cursor(), in_order[1].settlement(1, 1), time.monotonic_ns())
     with handler.transaction():
         settle_jobs(handler.cursor(), held[0].settlement(2), time.monotonic_ns())
-        renewal = Blocked(monitor, lambda: renew_leases(monitor, [lease.lease_id for lease in reversed(held)], 60))
+        with impatient(monitor):
+            renewed = renew_leases(monitor, [lease.lease_id for lease in reversed(held)], 60)
         settle_jobs(handler.cursor(), held[1].settlement(2), time.monotonic_ns())
-    assert renewal.answer() == {}
+    assert [renewed[lease.lease_id].is_busy for lease in held] == [True, False]
+    assert renew_leases(monitor, [lease.lease_id for lease in held], 60) == {}
 
 
-def test_a_renewal_that_waited_for_the_end_of_a_lease_still_renews_the_others(connect: Connect) -> None:
+def test_a_lease_that_somebody_is_ending_is_busy_and_holds_up_the_renewal_of_no_other(connect: Connect) -> None:
     enqueue(connect(), 2)
     worker, handler, monitor = Worker(connect()), connect(), connect()
     ending, staying = worker.claim(1), worker.claim(1)
-    with handler.transaction():
+    with handler.transaction(), impatient(monitor):
         settle_jobs(handler.cursor(), ending.settlement(), time.monotonic_ns())
-        renewal = Blocked(monitor, lambda: renew_leases(monitor, [ending.lease_id, staying.lease_id], 60))
-    assert list(renewal.answer()) == [staying.lease_id]
+        renewed = renew_leases(monitor, [ending.lease_id, staying.lease_id], 60)
+    assert renewed == {ending.lease_id: Renewal([], True), staying.lease_id: Renewal([], False)}
+    assert list(renew_leases(monitor, [ending.lease_id, staying.lease_id], 60)) == [staying.lease_id]
 
 
 # -- c: released, claimed anew, and settled by the old lease
@@ -394,6 +397,25 @@ def test_a_settle_that_waited_for_the_reclaim_of_its_lease_is_rejected(connect: 
     assert statuses(monitor.connection, ids) == ["pending", "pending"]
 
 
+@pytest.mark.parametrize("outcome", [Outcome.CRASHED, Outcome.LOST, None])
+def test_a_zombie_that_settles_what_was_reclaimed_is_told_so_though_the_history_names_its_lease(
+    connect: Connect, outcome: Outcome | None
+) -> None:
+    [job] = enqueue(connect())
+    zombie, monitor, other = Worker(connect()), Monitor(connect()), Worker(connect())
+    held = zombie.claim(ttl=0)
+    [lease] = monitor.reclaimable(by_expiry=True)
+    assert monitor.reclaim(lease, [outcome])
+    assert is_fenced(zombie, held)
+    retry = other.claim()
+    assert is_fenced(zombie, held)
+    assert other.settle(retry.settlement())
+    assert is_fenced(zombie, held)
+    charged = 1 if outcome is Outcome.CRASHED else 0
+    reclaimed = [] if outcome is None else [(1, outcome.value, charged)]
+    assert ended(monitor.connection, job) == [*reclaimed, (2, "succeeded", charged)]
+
+
 # -- h: an outage longer than a lease
 
 
@@ -423,16 +445,15 @@ def test_a_renewal_under_way_saves_an_expired_lease_from_its_reclaimer(connect: 
     assert worker.settle(held.settlement())
 
 
-def test_a_renewal_that_comes_after_the_reclaim_of_a_lease_is_told_that_it_is_lost(connect: Connect) -> None:
+def test_a_renewal_is_told_that_a_lease_is_busy_while_it_is_reclaimed_and_lost_after_that(connect: Connect) -> None:
     enqueue(connect())
     worker, other, monitor = Worker(connect()), Monitor(connect()), connect()
     held = worker.claim(ttl=0)
     [lease] = other.reclaimable(by_expiry=True)
-    late: list[Blocked[object]] = []
-    other.reclaim(
-        lease, meanwhile=lambda: late.append(Blocked(monitor, lambda: renew_leases(monitor, [held.lease_id], 60)))
-    )
-    assert late[0].answer() == {}
+    meanwhile: list[object] = []
+    other.reclaim(lease, meanwhile=lambda: meanwhile.append(renew_leases(monitor, [held.lease_id], 60)))
+    assert meanwhile == [{held.lease_id: Renewal([], True)}]
+    assert renew_leases(monitor, [held.lease_id], 60) == {}
     assert is_fenced(worker, held)
 
 
@@ -446,7 +467,7 @@ def test_a_cancel_that_waited_for_a_claim_reaches_the_running_job(connect: Conne
         held = worker.claim()
         cancel = Blocked(user, lambda: cancel_job(user, job))
     assert cancel.answer() is CancelAnswer.REQUESTED
-    assert renew_leases(user, [held.lease_id], 60) == {held.lease_id: [1]}
+    assert renew_leases(user, [held.lease_id], 60) == {held.lease_id: Renewal([1], False)}
 
 
 def test_a_cancel_that_waited_for_a_claim_that_rolled_back_cancels_the_waiting_job(connect: Connect) -> None:
@@ -564,11 +585,11 @@ def test_a_cancel_of_a_job_that_stands_in_two_leases_marks_the_one_that_runs_it_
     assert worker.claim(1, lease_id=LOW).ids == [job]
     with blocker.transaction():
         blocker.execute("select from pgworker.job_leases where lease_id = %s for update", [LOW])
-        renewal = Blocked(monitor, lambda: renew_leases(monitor, [LOW, HIGH], 60))
         cancel = Blocked(user, lambda: cancel_job(user, job))
-    assert sorted(renewal.answer()) == [LOW, HIGH]
+        with impatient(monitor):
+            assert sorted(renew_leases(monitor, [LOW, HIGH], 60)) == [LOW, HIGH]
     assert cancel.answer() is CancelAnswer.REQUESTED
-    assert renew_leases(monitor, [LOW, HIGH], 60) == {LOW: [1], HIGH: []}
+    assert renew_leases(monitor, [LOW, HIGH], 60) == {LOW: Renewal([1], False), HIGH: Renewal([], False)}
 
 
 # -- j: a claim that waited

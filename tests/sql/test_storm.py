@@ -158,7 +158,9 @@ class Claimer(Actor):
             if self.happens(0.02):
                 self.die()
                 return
-            if self.happens(0.03):
+            if self.happens(0.05):
+                if self.happens(0.5):
+                    renew_leases(self.connection, [held.lease_id], 0)  # over at once: a zombie will be back
                 self.left_behind.append((held, first))
                 return
             if self.happens(0.05):
@@ -324,6 +326,7 @@ def test_in_a_storm_of_everything_that_can_go_wrong_no_invariant_breaks(dsn: str
         raise AssertionError(f"seed {SEED}") from error
     storm.ledger.store(observer)
     assert offences(observer, STORED) | offences(observer, WITNESSED) == {}, SEED
+    assert storm.ledger.refused, SEED
     happened = dict(ask(observer, "select outcome::text, count(*) from pgworker.job_executions group by outcome"))
     assert happened.keys() >= {"succeeded", "failed", "crashed", "lost", "cancelled", "snoozed"}, (SEED, happened)
 

@@ -8,7 +8,7 @@ with lane as materialized (
          as lane(queue, priority, floor_us, floor_id)
     where not exists (select from pgworker.queues where queues.name = lane.queue and queues.paused)
 ), a_little_ago as materialized (
-    select clock_timestamp() - %(margin)s::float8 * interval '1 second' as at
+    select statement_timestamp() - %(margin)s::float8 * interval '1 second' as at
 )
 select lane.queue, lane.priority, a_little_ago.at
 from a_little_ago, lane

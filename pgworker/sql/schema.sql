@@ -1,0 +1,466 @@
+-- The schema that all migrations together make, read from the catalogs of a migrated database; to read, not to run.
+-- Partitions of days are left out. tests/sql/test_schema.py compares it, and says how to write it anew.
+
+
+-- types
+
+create type pgworker.execution_outcome as enum ('succeeded', 'failed', 'timed_out', 'cancelled', 'crashed', 'lost', 'released', 'snoozed');
+
+
+-- tables
+
+create table pgworker.dead_letter_jobs (
+    job_id uuid not null,
+    died_at timestamp with time zone not null,
+    created_at timestamp with time zone not null,
+    run_at timestamp with time zone not null,
+    timeout_ms bigint,
+    execution integer not null,
+    priority smallint not null,
+    max_attempts smallint not null,
+    failures smallint not null,
+    outcome pgworker.execution_outcome not null,
+    queue text not null,
+    task text not null,
+    payload jsonb not null,
+    org_id text,
+    unique_key text,
+    concurrency_key text,
+    headers jsonb,
+    error jsonb,
+    cause text,
+    constraint dead_letter_jobs_pkey PRIMARY KEY (job_id)
+);
+
+create table pgworker.job_executions (
+    job_id uuid not null,
+    lease_id uuid,
+    worker_id uuid,
+    started_at timestamp with time zone,
+    finished_at timestamp with time zone not null,
+    execution integer not null,
+    outcome pgworker.execution_outcome not null,
+    "position" smallint,
+    failures smallint not null,
+    error jsonb,
+    result jsonb,
+    cause text,
+    constraint job_executions_pkey PRIMARY KEY (job_id, execution)
+)
+partition by RANGE (job_id);
+
+create table pgworker.job_executions_default (
+    job_id uuid not null,
+    lease_id uuid,
+    worker_id uuid,
+    started_at timestamp with time zone,
+    finished_at timestamp with time zone not null,
+    execution integer not null,
+    outcome pgworker.execution_outcome not null,
+    "position" smallint,
+    failures smallint not null,
+    error jsonb,
+    result jsonb,
+    cause text,
+    constraint job_executions_default_pkey PRIMARY KEY (job_id, execution)
+)
+partition of pgworker.job_executions DEFAULT;
+
+create table pgworker.job_leases (
+    lease_id uuid not null,
+    worker_id uuid not null,
+    claimed_at timestamp with time zone not null,
+    expires_at timestamp with time zone not null,
+    slots smallint not null,
+    job_ids uuid[] not null,
+    executions integer[] not null,
+    failures smallint[] not null,
+    cancelled uuid[] not null default '{}'::uuid[],
+    constraint job_leases_pkey PRIMARY KEY (lease_id)
+)
+with (vacuum_truncate=off, fillfactor=70, autovacuum_vacuum_scale_factor=0.01, autovacuum_vacuum_threshold=1000, autovacuum_vacuum_cost_delay=0);
+
+create table pgworker.job_queue (
+    job_id uuid not null,
+    run_at timestamp with time zone not null,
+    execution integer not null,
+    priority smallint not null,
+    failures smallint not null,
+    queue text not null,
+    task text not null,
+    org_id text,
+    constraint job_queue_pkey PRIMARY KEY (job_id)
+)
+with (vacuum_truncate=off, autovacuum_vacuum_scale_factor=0.01, autovacuum_vacuum_threshold=1000, autovacuum_vacuum_cost_delay=0, autovacuum_analyze_scale_factor=0.1, autovacuum_analyze_threshold=1000);
+
+create table pgworker.jobs (
+    id uuid not null,
+    created_at timestamp with time zone not null,
+    run_at timestamp with time zone not null,
+    timeout_ms bigint,
+    priority smallint not null,
+    max_attempts smallint not null,
+    queue text not null,
+    task text not null,
+    payload jsonb not null,
+    org_id text,
+    unique_key text,
+    concurrency_key text,
+    headers jsonb,
+    constraint jobs_concurrency_key_check CHECK (((length(concurrency_key) >= 1) AND (length(concurrency_key) <= 512))),
+    constraint jobs_headers_check CHECK (((jsonb_typeof(headers) = 'object'::text) AND (pg_column_size(headers) <= (512 * 1024)))),
+    constraint jobs_max_attempts_check CHECK ((max_attempts > 0)),
+    constraint jobs_org_id_check CHECK (((length(org_id) >= 1) AND (length(org_id) <= 256))),
+    constraint jobs_payload_check CHECK (((jsonb_typeof(payload) = 'object'::text) AND (pg_column_size(payload) <= ((8 * 1024) * 1024)))),
+    constraint jobs_pkey PRIMARY KEY (id),
+    constraint jobs_priority_check CHECK (((priority >= 0) AND (priority <= 9))),
+    constraint jobs_queue_check CHECK ((((length(queue) >= 1) AND (length(queue) <= 128)) AND (queue !~ '[^A-Za-z0-9_.:-]'::text))),
+    constraint jobs_task_check CHECK ((((length(task) >= 1) AND (length(task) <= 256)) AND (task !~ '[^A-Za-z0-9_.:-]'::text))),
+    constraint jobs_timeout_ms_check CHECK ((timeout_ms > 0)),
+    constraint jobs_unique_key_check CHECK (((length(unique_key) >= 1) AND (length(unique_key) <= 512)))
+)
+partition by RANGE (id);
+
+create table pgworker.jobs_default (
+    id uuid not null,
+    created_at timestamp with time zone not null,
+    run_at timestamp with time zone not null,
+    timeout_ms bigint,
+    priority smallint not null,
+    max_attempts smallint not null,
+    queue text not null,
+    task text not null,
+    payload jsonb not null,
+    org_id text,
+    unique_key text,
+    concurrency_key text,
+    headers jsonb,
+    constraint jobs_concurrency_key_check CHECK (((length(concurrency_key) >= 1) AND (length(concurrency_key) <= 512))),
+    constraint jobs_default_pkey PRIMARY KEY (id),
+    constraint jobs_headers_check CHECK (((jsonb_typeof(headers) = 'object'::text) AND (pg_column_size(headers) <= (512 * 1024)))),
+    constraint jobs_max_attempts_check CHECK ((max_attempts > 0)),
+    constraint jobs_org_id_check CHECK (((length(org_id) >= 1) AND (length(org_id) <= 256))),
+    constraint jobs_payload_check CHECK (((jsonb_typeof(payload) = 'object'::text) AND (pg_column_size(payload) <= ((8 * 1024) * 1024)))),
+    constraint jobs_priority_check CHECK (((priority >= 0) AND (priority <= 9))),
+    constraint jobs_queue_check CHECK ((((length(queue) >= 1) AND (length(queue) <= 128)) AND (queue !~ '[^A-Za-z0-9_.:-]'::text))),
+    constraint jobs_task_check CHECK ((((length(task) >= 1) AND (length(task) <= 256)) AND (task !~ '[^A-Za-z0-9_.:-]'::text))),
+    constraint jobs_timeout_ms_check CHECK ((timeout_ms > 0)),
+    constraint jobs_unique_key_check CHECK (((length(unique_key) >= 1) AND (length(unique_key) <= 512)))
+)
+partition of pgworker.jobs DEFAULT;
+
+create table pgworker.queues (
+    name text not null,
+    paused boolean not null default false,
+    updated_at timestamp with time zone not null default clock_timestamp(),
+    constraint queues_name_check CHECK ((((length(name) >= 1) AND (length(name) <= 128)) AND (name !~ '[^A-Za-z0-9_.:-]'::text))),
+    constraint queues_pkey PRIMARY KEY (name)
+);
+
+create table pgworker.schema_migrations (
+    version integer not null,
+    name text not null,
+    checksum text not null,
+    applied_at timestamp with time zone not null default clock_timestamp(),
+    constraint schema_migrations_pkey PRIMARY KEY (version)
+);
+
+create table pgworker.worker_heartbeats (
+    worker_id uuid not null,
+    pool_id uuid not null,
+    host text not null,
+    boot_id text not null,
+    pid integer not null,
+    slot smallint not null,
+    queues text[] not null,
+    started_at timestamp with time zone not null,
+    beat_at timestamp with time zone not null,
+    ended_at timestamp with time zone,
+    ended_how text,
+    constraint worker_heartbeats_pkey PRIMARY KEY (worker_id)
+)
+with (vacuum_truncate=off, fillfactor=50);
+
+
+-- indexes
+
+CREATE INDEX dead_letter_jobs_died_at ON pgworker.dead_letter_jobs USING btree (died_at DESC, job_id);
+
+CREATE INDEX job_queue_claim ON pgworker.job_queue USING btree (queue, priority, run_at, job_id);
+
+
+-- views
+
+create view pgworker.executions as
+ SELECT job_executions.job_id,
+    job_executions.execution,
+    job_executions.outcome::text AS outcome,
+    job_executions.worker_id,
+    job_executions.lease_id,
+    job_executions."position",
+    job_executions.failures,
+    job_executions.started_at,
+    job_executions.finished_at,
+    job_executions.error,
+    job_executions.result,
+    job_executions.cause
+   FROM pgworker.job_executions
+UNION ALL
+ SELECT held.job_id,
+    held.execution,
+    'running'::text AS outcome,
+    lease.worker_id,
+    lease.lease_id,
+    held."position"::smallint AS "position",
+    held.failures,
+    NULL::timestamp with time zone AS started_at,
+    NULL::timestamp with time zone AS finished_at,
+    NULL::jsonb AS error,
+    NULL::jsonb AS result,
+    NULL::text AS cause
+   FROM pgworker.job_leases lease,
+    LATERAL UNNEST(lease.job_ids, lease.executions, lease.failures) WITH ORDINALITY held(job_id, execution, failures, "position")
+  WHERE NOT (EXISTS ( SELECT
+           FROM pgworker.job_executions e
+          WHERE e.job_id = held.job_id AND e.execution = held.execution));
+
+create view pgworker.job_status as
+ SELECT j.id,
+    j.queue,
+    j.task,
+    j.org_id,
+    j.priority,
+    j.max_attempts,
+    j.created_at,
+    COALESCE(q.run_at, j.run_at) AS run_at,
+        CASE
+            WHEN d.job_id IS NOT NULL THEN 'dead_letter'::text
+            WHEN q.failures > 0 THEN 'failed'::text
+            WHEN q.run_at > clock_timestamp() THEN 'scheduled'::text
+            WHEN q.job_id IS NOT NULL THEN 'pending'::text
+            WHEN l.execution > COALESCE(e.execution, 0) THEN 'running'::text
+            WHEN e.outcome = 'succeeded'::pgworker.execution_outcome THEN 'succeeded'::text
+            WHEN e.outcome = 'cancelled'::pgworker.execution_outcome THEN 'cancelled'::text
+            ELSE 'LOST'::text
+        END AS status,
+    COALESCE(d.execution, q.execution - 1, l.execution, e.execution, 0) AS execution,
+    COALESCE(d.failures::integer, q.failures::integer,
+        CASE
+            WHEN l.execution > COALESCE(e.execution, 0) THEN l.failures
+            ELSE NULL::smallint
+        END::integer, e.failures::integer, 0) AS failures,
+    l.lease_id,
+    l.worker_id,
+    e.outcome AS last_outcome,
+    e.finished_at,
+    e.error,
+    e.result,
+    e.cause
+   FROM pgworker.jobs j
+     LEFT JOIN pgworker.job_queue q ON q.job_id = j.id
+     LEFT JOIN pgworker.dead_letter_jobs d ON d.job_id = j.id
+     LEFT JOIN ( SELECT held.job_id,
+            held.execution,
+            held.failures,
+            lease.lease_id,
+            lease.worker_id
+           FROM pgworker.job_leases lease,
+            LATERAL UNNEST(lease.job_ids, lease.executions, lease.failures) held(job_id, execution, failures)) l ON l.job_id = j.id
+     LEFT JOIN LATERAL ( SELECT x.job_id,
+            x.lease_id,
+            x.worker_id,
+            x.started_at,
+            x.finished_at,
+            x.execution,
+            x.outcome,
+            x."position",
+            x.failures,
+            x.error,
+            x.result,
+            x.cause
+           FROM pgworker.job_executions x
+          WHERE x.job_id = j.id
+          ORDER BY x.execution DESC
+         LIMIT 1) e ON true;
+
+
+-- functions
+
+CREATE OR REPLACE FUNCTION pgworker.create_partition(day date)
+ RETURNS boolean
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'pg_temp'
+ SET lock_timeout TO '50ms'
+ SET "TimeZone" TO 'UTC'
+AS $function$
+declare
+    parent text;
+    child text;
+    made boolean := false;
+begin
+    perform pg_advisory_xact_lock(1885828976, 0);
+    foreach parent in array array['jobs', 'job_executions'] loop
+        child := parent || '_' || to_char(day, 'YYYYMMDD');
+        continue when to_regclass('pgworker.' || child) is not null;
+        execute format('create table pgworker.%I (like pgworker.%I including defaults including constraints including comments)',
+                       child, parent);
+        execute format('alter table pgworker.%I attach partition pgworker.%I for values from (%L) to (%L)',
+                       parent, child, pgworker.uuid7_first(day::timestamptz), pgworker.uuid7_first((day + 1)::timestamptz));
+        made := true;
+    end loop;
+    return made;
+end $function$;
+
+CREATE OR REPLACE FUNCTION pgworker.enqueue(task text, payload jsonb DEFAULT '{}'::jsonb, queue text DEFAULT 'default'::text, priority integer DEFAULT 5, run_at timestamp with time zone DEFAULT NULL::timestamp with time zone, max_attempts integer DEFAULT 25, timeout interval DEFAULT '00:30:00'::interval, org_id text DEFAULT NULL::text, headers jsonb DEFAULT NULL::jsonb, id uuid DEFAULT NULL::uuid)
+ RETURNS uuid
+ LANGUAGE sql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+    select (pgworker.enqueue_many(
+        array[task], array[payload], array[queue], array[priority::smallint], array[run_at],
+        array[max_attempts::smallint], array[(extract(epoch from timeout) * 1000)::bigint],
+        array[org_id], array[headers], array[id]))[1]
+$function$;
+
+CREATE OR REPLACE FUNCTION pgworker.enqueue_many(tasks text[], payloads jsonb[], queues text[], priorities smallint[], run_ats timestamp with time zone[], max_attempts smallint[], timeouts_ms bigint[], org_ids text[], headers jsonb[], ids uuid[])
+ RETURNS uuid[]
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+#variable_conflict use_column
+declare
+    stored uuid[];
+    asleep text;
+begin
+    if exists (select from unnest(ids) as given(id) where given.id is not null
+               and (substring(given.id::text from 15 for 1) <> '7'
+                    or abs(extract(epoch from clock_timestamp() - pgworker.uuid7_at(given.id))) > 86400)) then
+        raise exception 'a job id must be a UUID version 7 within a day of the server''s clock'
+            using errcode = 'invalid_parameter_value';
+    end if;
+    with asked as materialized (
+        select asked.*, clock_timestamp() as now
+        from unnest(tasks, payloads, queues, priorities, run_ats, max_attempts, timeouts_ms, org_ids, headers, ids)
+             with ordinality as asked(task, payload, queue, priority, run_at, max_attempts, timeout_ms, org_id, headers, id, place)
+    ), given as materialized (
+        select coalesce(asked.id, pgworker.uuid7(asked.now)) as id, greatest(asked.run_at, asked.now) as run_at,
+               asked.now, asked.task, asked.payload, asked.queue, asked.priority, asked.max_attempts, asked.timeout_ms,
+               asked.org_id, asked.headers, asked.place
+        from asked
+    ), stored_job as (
+        insert into pgworker.jobs (id, created_at, run_at, timeout_ms, priority, max_attempts, queue, task, payload, org_id, headers)
+        select id, now, run_at, timeout_ms, priority, max_attempts, queue, task, payload, org_id, headers from given
+    ), waiting as (
+        insert into pgworker.job_queue (job_id, run_at, execution, priority, failures, queue, task, org_id)
+        select id, run_at, 1, priority, 0, queue, task, org_id from given
+    )
+    select array_agg(id order by place) into stored from given;
+
+    -- A sleeping pool holds a shared advisory lock on its queue's name. Notify only then, and once: a commit that
+    -- notifies takes a lock that all notifying commits of the cluster share.
+    for asleep in
+        select string_agg(waiting.queue || '=' || waiting.jobs, ',')
+        from (select given.queue, count(*) as jobs
+              from unnest(queues, run_ats) as given(queue, run_at)
+              where given.run_at is null or given.run_at <= clock_timestamp()
+              group by given.queue) as waiting
+        where pgworker.somebody_sleeps(waiting.queue)
+    loop
+        if asleep is not null then
+            perform pg_notify('pgworker', left(asleep, 7900));
+        end if;
+    end loop;
+    return stored;
+end $function$;
+
+CREATE OR REPLACE FUNCTION pgworker.job_status(id uuid)
+ RETURNS text
+ LANGUAGE sql
+ STABLE PARALLEL SAFE
+AS $function$
+    select case
+        when exists (select from pgworker.dead_letter_jobs d where d.job_id = $1) then 'dead_letter'
+        when q.failures > 0 then 'failed'
+        when q.run_at > clock_timestamp() then 'scheduled'
+        when q.job_id is not null then 'pending'
+        when exists (select from pgworker.job_leases l where $1 = any(l.job_ids)
+                     and l.executions[array_position(l.job_ids, $1)] > coalesce(e.execution, 0)) then 'running'
+        when e.outcome = 'succeeded' then 'succeeded'
+        when e.outcome = 'cancelled' then 'cancelled'
+        when exists (select from pgworker.jobs j where j.id = $1) then 'LOST' end
+    from (select $1 as id) as asked
+    left join pgworker.job_queue q on q.job_id = asked.id
+    left join lateral (select x.execution, x.outcome from pgworker.job_executions x where x.job_id = asked.id
+                       order by x.execution desc limit 1) e on true
+$function$;
+
+CREATE OR REPLACE FUNCTION pgworker.somebody_sleeps(queue text)
+ RETURNS boolean
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+begin
+    for attempt in 1..10 loop
+        if pg_try_advisory_lock(1885828977, hashtext(queue)) then
+            perform pg_advisory_unlock(1885828977, hashtext(queue));
+            return false;
+        end if;
+        if pg_try_advisory_lock_shared(1885828977, hashtext(queue)) then
+            perform pg_advisory_unlock_shared(1885828977, hashtext(queue));
+            return true;
+        end if;
+    end loop;
+    return true;
+end $function$;
+
+CREATE OR REPLACE FUNCTION pgworker.uuid7(at timestamp with time zone)
+ RETURNS uuid
+ LANGUAGE sql
+ PARALLEL SAFE STRICT
+RETURN (encode((int8send(pgworker.uuid7_time_half(at)) || SUBSTRING(uuid_send(gen_random_uuid()) FROM 9)), 'hex'::text))::uuid;
+
+CREATE OR REPLACE FUNCTION pgworker.uuid7_at(id uuid)
+ RETURNS timestamp with time zone
+ LANGUAGE sql
+ IMMUTABLE PARALLEL SAFE STRICT
+RETURN to_timestamp((((((('x'::text || "left"(replace((id)::text, '-'::text, ''::text), 12)))::bit(48))::bigint)::numeric / 1000.0))::double precision);
+
+CREATE OR REPLACE FUNCTION pgworker.uuid7_first(at timestamp with time zone)
+ RETURNS uuid
+ LANGUAGE sql
+ IMMUTABLE PARALLEL SAFE STRICT
+RETURN (encode((int8send((((date_part('epoch'::text, at) * (1000)::double precision))::bigint << 16)) || int8send((0)::bigint)), 'hex'::text))::uuid;
+
+CREATE OR REPLACE FUNCTION pgworker.uuid7_time_half(at timestamp with time zone)
+ RETURNS bigint
+ LANGUAGE sql
+ IMMUTABLE PARALLEL SAFE STRICT
+RETURN ((((((date_part('epoch'::text, at) * (1000000)::double precision))::bigint / 1000) << 16) | (28672)::bigint) | (((((date_part('epoch'::text, at) * (1000000)::double precision))::bigint % (1000)::bigint) * 4096) / 1000));
+
+
+-- comments
+
+comment on column pgworker.job_executions.cause is 'why an execution ended that could not say so itself';
+
+comment on column pgworker.job_executions.failures is 'failures charged to the job, this execution included';
+
+comment on column pgworker.job_leases.job_ids is 'in run order; executions and failures stand at the same positions';
+
+comment on column pgworker.job_leases.lease_id is 'the fencing token: random, made by the worker before it asks';
+
+comment on column pgworker.job_queue.execution is 'the number that the next execution gets';
+
+comment on column pgworker.job_queue.failures is 'failures charged so far';
+
+comment on column pgworker.worker_heartbeats.worker_id is 'one process incarnation: never a host name and a pid, which come back';
+
+comment on function pgworker.enqueue(text,jsonb,text,integer,timestamp with time zone,integer,interval,text,jsonb,uuid) is 'Enqueue one job in this transaction; timeout => null means none. For psql, triggers and other languages.';
+
+comment on function pgworker.job_status(uuid) is 'the status of one job; null: no such job';
+
+comment on function pgworker.uuid7_first(timestamp with time zone) is 'the lower bound of the ids of this time: the border of a partition';
+
+comment on type pgworker.execution_outcome is 'failed, timed_out and crashed are charged against max_attempts; lost, released and snoozed are not';
