@@ -92,7 +92,7 @@ def test_a_settle_that_hangs_in_a_transaction_holds_up_no_renewal_not_even_of_it
         settle_jobs(handler.cursor(), leases_held[0].settlement(1, 1), time.monotonic_ns())
         with impatient(monitor):
             renewed = renew_leases(monitor, [held.lease_id for held in leases_held], 60)
-    assert set(renewed) == {held.lease_id for held in leases_held}
+    assert renewed == {held.lease_id: Renewal([], False) for held in leases_held}
     assert Monitor(monitor).reclaimable(by_expiry=True) == []
 
 
@@ -119,7 +119,8 @@ def test_settles_of_two_leases_and_a_renewal_of_both_never_deadlock(connect: Con
     with handler.transaction():
         settle_jobs(handler.cursor(), in_order[0].settlement(1, 1), time.monotonic_ns())
         with impatient(monitor):
-            assert len(renew_leases(monitor, [lease.lease_id for lease in held], 60)) == 2
+            renewed = renew_leases(monitor, [lease.lease_id for lease in held], 60)
+        assert renewed == {LOW: Renewal([], False), HIGH: Renewal([], False)}
         settle_jobs(handler.cursor(), in_order[1].settlement(1, 1), time.monotonic_ns())
     with handler.transaction():
         settle_jobs(handler.cursor(), held[0].settlement(2), time.monotonic_ns())
@@ -574,7 +575,7 @@ def test_a_cancel_that_waited_for_a_release_cancels_what_went_back(connect: Conn
     assert ended(user, job) == [(1, "cancelled", 0)]
 
 
-def test_a_cancel_of_a_job_that_stands_in_two_leases_marks_the_one_that_runs_it_and_never_deadlocks_with_renewals(
+def test_a_cancel_of_a_job_that_stands_in_two_leases_marks_the_one_that_runs_it_and_holds_up_no_renewal(
     connect: Connect,
 ) -> None:
     """A retry runs in another lease while the one of its first execution is still held for its other jobs."""
@@ -590,6 +591,21 @@ def test_a_cancel_of_a_job_that_stands_in_two_leases_marks_the_one_that_runs_it_
             assert sorted(renew_leases(monitor, [LOW, HIGH], 60)) == [LOW, HIGH]
     assert cancel.answer() is CancelAnswer.REQUESTED
     assert renew_leases(monitor, [LOW, HIGH], 60) == {LOW: Renewal([1], False), HIGH: Renewal([], False)}
+
+
+def test_a_cancel_that_needs_two_leases_never_deadlocks_with_a_trip_that_ends_both(connect: Connect) -> None:
+    """Both take them in the order of their ids, here not that of their claims."""
+    ids = enqueue(connect(), 2)
+    worker, user = Worker(connect()), connect()
+    first = worker.claim(2, lease_id=HIGH)
+    assert worker.settle(first.settlement(1, 1, outcome=Outcome.FAILED, then=Next.REQUEUE))
+    retry = worker.claim(1, lease_id=LOW)
+    with worker.connection.transaction():
+        assert worker.settle(retry.settlement())
+        cancel = Blocked(user, lambda: cancel_job(user, ids[0]))
+        assert worker.settle(first.settlement(2))
+    assert cancel.answer() is CancelAnswer.TOO_LATE
+    assert statuses(user, ids) == ["succeeded", "succeeded"]
 
 
 # -- j: a claim that waited

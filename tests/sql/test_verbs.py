@@ -830,3 +830,12 @@ def test_nothing_of_the_schema_is_open_to_everybody(db: Connection[Any]) -> None
     open_tables = f"select relname from pg_class where relnamespace = {ours} and rel{to_all}"
     open_functions = f"select proname from pg_proc where pronamespace = {ours} and (proacl is null or pro{to_all})"
     assert ask(db, open_tables) == ask(db, open_functions) == []
+
+
+def test_a_released_job_whose_row_is_missing_becomes_a_dead_letter(db: Connection[Any], worker: Worker) -> None:
+    enqueue(db, 2)
+    held = worker.claim(2)
+    db.execute("delete from pgworker.jobs where id = %s", [held.ids[1]])
+    assert not release_jobs(db, held.lease_id, 1).is_busy
+    assert ask(db, "select job_id from pgworker.job_queue") == [held.ids[0]]
+    assert ask(db, "select job_id from pgworker.dead_letter_jobs") == [held.ids[1]]

@@ -1,6 +1,7 @@
 -- Give the tail of a lease, from position `first` on, back to job_queue: not started, not charged, where it stood before.
 -- FOR UPDATE: a settle that comes after it finds the tail gone. SKIP LOCKED: a settle under way is not waited for.
--- From position 1 the lease itself goes. Jobs cancelled meanwhile are recorded instead of requeued.
+-- From position 1 the lease itself goes. Jobs cancelled meanwhile are recorded instead of requeued, and a job whose row in
+-- jobs is missing becomes a dead letter.
 -- Always one row or more. `is_busy`: the lease is there, but locked. The other columns tell the lanes.
 with lease as materialized (
     select * from pgworker.job_leases where lease_id = %(lease_id)s::uuid for update skip locked
@@ -15,22 +16,30 @@ with lease as materialized (
     set job_ids = lease.job_ids[:%(first)s::integer - 1], executions = lease.executions[:%(first)s::integer - 1],
         failures = lease.failures[:%(first)s::integer - 1]
     from lease where job_leases.lease_id = lease.lease_id and %(first)s::integer > 1
+), found as materialized (
+    select back.job_id, back.execution, back.failures, job.*
+    from back left join lateral (select * from pgworker.jobs where jobs.id = back.job_id offset 0) as job on true
+    where not back.is_cancelled
 ), requeued as (
     insert into pgworker.job_queue (job_id, run_at, execution, priority, failures, queue, task, org_id)
-    select back.job_id, job.run_at, back.execution, job.priority, back.failures, job.queue, job.task, job.org_id
-    from back
-    cross join lateral (select * from pgworker.jobs where jobs.id = back.job_id offset 0) as job
-    where not back.is_cancelled
+    select job_id, run_at, execution, priority, failures, queue, task, org_id from found where id is not null
     on conflict (job_id) do nothing
     returning job_id, run_at, queue, priority
+), buried as (
+    insert into pgworker.dead_letter_jobs
+        (job_id, died_at, created_at, run_at, execution, priority, max_attempts, failures, outcome, queue, task, payload, cause)
+    select job_id, clock_timestamp(), clock_timestamp(), clock_timestamp(), execution, 5, 1, failures, 'lost', 'unknown',
+           'unknown', '{}', 'its row in pgworker.jobs is missing'
+    from found where id is null
+    on conflict (job_id) do nothing
 ), recorded as (
     insert into pgworker.job_executions (job_id, worker_id, finished_at, execution, outcome, failures)
     select back.job_id, lease.worker_id, clock_timestamp(), back.execution, 'cancelled', back.failures
     from back, lease where back.is_cancelled
     on conflict (job_id, execution) do nothing
 )
-select found.is_busy, lane.queue, lane.priority, lane.run_at, lane.job_id, lane.jobs
+select answer.is_busy, lane.queue, lane.priority, lane.run_at, lane.job_id, lane.jobs
 from (select not exists (select from lease)
-             and exists (select from pgworker.job_leases where lease_id = %(lease_id)s::uuid) as is_busy) as found
+             and exists (select from pgworker.job_leases where lease_id = %(lease_id)s::uuid) as is_busy) as answer
 left join (select queue, priority, min(run_at) as run_at, min(job_id::text)::uuid as job_id, count(*) as jobs
            from requeued group by queue, priority) as lane on true
