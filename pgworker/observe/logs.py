@@ -45,8 +45,9 @@ def configure(
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    # The driver warns of every pipeline and pool that a lost connection ends; whoever lost it says so once.
-    logging.getLogger("psycopg").setLevel(logging.ERROR)
+    # The driver warns of every pipeline that a lost connection ends; whoever lost it says so, once a second. A filter
+    # rather than a level, which would silence the loggers below it too: the app's own connection pools.
+    logging.getLogger("psycopg").addFilter(_is_serious)
 
 
 def set_process(name: str) -> None:
@@ -54,6 +55,10 @@ def set_process(name: str) -> None:
     for handler in logging.getLogger().handlers:
         if isinstance(handler.formatter, _Lines):
             handler.formatter.process = name
+
+
+def _is_serious(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 class Throttle:

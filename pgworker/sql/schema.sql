@@ -238,17 +238,13 @@ create view pgworker.job_status as
             WHEN q.failures > 0 THEN 'failed'::text
             WHEN q.run_at > clock_timestamp() THEN 'scheduled'::text
             WHEN q.job_id IS NOT NULL THEN 'pending'::text
-            WHEN l.execution > COALESCE(e.execution, 0) THEN 'running'::text
+            WHEN l.lease_id IS NOT NULL THEN 'running'::text
             WHEN e.outcome = 'succeeded'::pgworker.execution_outcome THEN 'succeeded'::text
             WHEN e.outcome = 'cancelled'::pgworker.execution_outcome THEN 'cancelled'::text
             ELSE 'LOST'::text
         END AS status,
     COALESCE(d.execution, q.execution - 1, l.execution, e.execution, 0) AS execution,
-    COALESCE(d.failures::integer, q.failures::integer,
-        CASE
-            WHEN l.execution > COALESCE(e.execution, 0) THEN l.failures
-            ELSE NULL::smallint
-        END::integer, e.failures::integer, 0) AS failures,
+    COALESCE(d.failures::integer, q.failures::integer, l.failures::integer, e.failures::integer, 0) AS failures,
     l.lease_id,
     l.worker_id,
     e.outcome AS last_outcome,
@@ -259,13 +255,6 @@ create view pgworker.job_status as
    FROM pgworker.jobs j
      LEFT JOIN pgworker.job_queue q ON q.job_id = j.id
      LEFT JOIN pgworker.dead_letter_jobs d ON d.job_id = j.id
-     LEFT JOIN ( SELECT held.job_id,
-            held.execution,
-            held.failures,
-            lease.lease_id,
-            lease.worker_id
-           FROM pgworker.job_leases lease,
-            LATERAL UNNEST(lease.job_ids, lease.executions, lease.failures) held(job_id, execution, failures)) l ON l.job_id = j.id
      LEFT JOIN LATERAL ( SELECT x.job_id,
             x.lease_id,
             x.worker_id,
@@ -281,7 +270,14 @@ create view pgworker.job_status as
            FROM pgworker.job_executions x
           WHERE x.job_id = j.id
           ORDER BY x.execution DESC
-         LIMIT 1) e ON true;
+         LIMIT 1) e ON true
+     LEFT JOIN ( SELECT held.job_id,
+            held.execution,
+            held.failures,
+            lease.lease_id,
+            lease.worker_id
+           FROM pgworker.job_leases lease,
+            LATERAL UNNEST(lease.job_ids, lease.executions, lease.failures) held(job_id, execution, failures)) l ON l.job_id = j.id AND l.execution > COALESCE(e.execution, 0);
 
 
 -- functions

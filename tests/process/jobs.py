@@ -8,12 +8,14 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 import psycopg
 
-from pgworker import App, Backoff, Context
+from pgworker import App, Backoff, Context, Job, Retry, Snooze
 
 app = App()
 _SOON = Backoff(base=0.05, cap=0.2)
@@ -114,3 +116,53 @@ def effect(ctx: Context, directory: str, name: str, then: str = "") -> None:
             os.kill(os.getpid(), signal.SIGKILL)
     if goes_wrong and then == "raise after":
         raise ValueError("after the commit")
+
+
+def _cannot_tell(job: Job, error: Exception) -> bool:
+    raise KeyError(f"no rule for {error!r}")
+
+
+@app.task(backoff=_SOON, max_attempts=2, should_retry=_cannot_tell)
+def fail_for_a_judge_that_fails(ctx: Context, directory: str, name: str) -> None:
+    """Fail, and have a `should_retry` that fails too."""
+    note(ctx, directory, "start", name)
+    raise ValueError("an ordinary failure")
+
+
+@app.task(backoff=_SOON, max_attempts=2)
+def ask_for_nonsense(ctx: Context, directory: str, name: str, what: str) -> None:
+    """Say how the job is to go on, in a way that means nothing."""
+    note(ctx, directory, "start", name)
+    if what == "a retry in the past":
+        raise Retry(after=-1)
+    if what == "a snooze until a naive time":
+        raise Snooze(datetime(2099, 1, 1))  # noqa: DTZ001 - the mistake that is meant
+    raise Snooze("tomorrow")  # type: ignore[arg-type]
+
+
+@app.task(backoff=_SOON, max_attempts=1)
+def fork(ctx: Context, directory: str, name: str, child: str, parent: str) -> None:
+    """Fork, and end both processes as asked: return, raise or exit. The parent waits for the child, but not for ever."""
+    note(ctx, directory, "start", name)
+    pid = os.fork()
+    patience = time.monotonic() + 2
+    while pid and time.monotonic() < patience and os.waitpid(pid, os.WNOHANG) == (0, 0):
+        time.sleep(_LOOK)
+    end = parent if pid else child
+    if end == "raise":
+        raise ValueError("as asked")
+    if end == "exit":
+        sys.exit(0)
+
+
+@app.task(backoff=_SOON)
+def die_behind_a_mess(ctx: Context, directory: str, name: str) -> None:
+    """Fill the file for stacks with what is no text, and die; only the first time."""
+    note(ctx, directory, "start", name)
+    if ctx.job.execution > 1:
+        return
+    for entry in Path("/proc/self/fd").iterdir():
+        if "pgworker-stacks" in os.readlink(entry):
+            os.write(int(entry.name), b"\xff" * 40_000)
+            os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("this worker has no file for stacks")

@@ -18,7 +18,7 @@ from psycopg import Connection, sql
 from psycopg.abc import Params
 from psycopg.pq import TransactionStatus
 
-from pgworker.lifecycle.claim import Lanes, find_below_floor, floor_of
+from pgworker.lifecycle.claim import Lanes, find_below_floor, find_dry_lanes, floor_of
 from pgworker.lifecycle.release import release_jobs
 from pgworker.lifecycle.settle import Next, check_settled
 from pgworker.model.state import Outcome
@@ -220,6 +220,24 @@ def test_a_look_below_the_floors_reads_no_more_than_a_row_of_each_lane_however_i
     fill_queue(admin, ROWS)
     with explained(sweeper) as scans, sweeper.transaction():
         assert len(find_below_floor(sweeper.cursor(), tasks=["t"], lanes=LANES, floors=floors, reach=None)) == 1
+    assert {scan.is_kept for scan in scans} == {True}
+    assert_reads_no_more_than(scans, rows=1, buffers=5 * len(LANES))
+
+
+@scenarios
+def test_a_look_for_dry_lanes_stops_at_the_first_row_that_is_ours_however_it_was_planned(
+    connect: Connect, scenario: Scenario
+) -> None:
+    admin = connect()
+    plain(admin)
+    scenario(admin)
+    sweeper = connect()
+    for _ in range(TIMES_TO_PREPARE):
+        find_dry_lanes(sweeper.cursor(), tasks=["nobody's"], lanes=LANES, floors=FROM_THE_BEGINNING, margin=0)
+    fill_queue(admin, ROWS)
+    with explained(sweeper) as scans, sweeper.transaction():
+        dry = find_dry_lanes(sweeper.cursor(), tasks=["t"], lanes=LANES, floors=FROM_THE_BEGINNING, margin=0)
+    assert len(dry) == len(LANES) - 1
     assert {scan.is_kept for scan in scans} == {True}
     assert_reads_no_more_than(scans, rows=1, buffers=5 * len(LANES))
 

@@ -272,22 +272,21 @@ select j.id, j.queue, j.task, j.org_id, j.priority, j.max_attempts, j.created_at
             when q.failures > 0 then 'failed'
             when q.run_at > clock_timestamp() then 'scheduled'
             when q.job_id is not null then 'pending'
-            when l.execution > coalesce(e.execution, 0) then 'running'
+            when l.lease_id is not null then 'running'
             when e.outcome = 'succeeded' then 'succeeded'
             when e.outcome = 'cancelled' then 'cancelled'
             else 'LOST' end as status,
        coalesce(d.execution, q.execution - 1, l.execution, e.execution, 0) as execution,
-       coalesce(d.failures, q.failures, case when l.execution > coalesce(e.execution, 0) then l.failures end, e.failures, 0)
-           as failures,
+       coalesce(d.failures, q.failures, l.failures, e.failures, 0) as failures,
        l.lease_id, l.worker_id, e.outcome as last_outcome, e.finished_at, e.error, e.result, e.cause
 from pgworker.jobs j
 left join pgworker.job_queue q on q.job_id = j.id
 left join pgworker.dead_letter_jobs d on d.job_id = j.id
+left join lateral (select * from pgworker.job_executions x where x.job_id = j.id order by x.execution desc limit 1) e on true
 left join (select held.job_id, held.execution, held.failures, lease.lease_id, lease.worker_id
            from pgworker.job_leases lease,
                 unnest(lease.job_ids, lease.executions, lease.failures) as held(job_id, execution, failures)) l
-       on l.job_id = j.id
-left join lateral (select * from pgworker.job_executions x where x.job_id = j.id order by x.execution desc limit 1) e on true;
+       on l.job_id = j.id and l.execution > coalesce(e.execution, 0);
 
 create function pgworker.job_status(id uuid) returns text
     language sql stable parallel safe
