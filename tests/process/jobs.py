@@ -118,7 +118,7 @@ def effect(ctx: Context, directory: str, name: str, then: str = "") -> None:
         raise ValueError("after the commit")
 
 
-def _cannot_tell(job: Job, error: Exception) -> bool:
+def _cannot_tell(job: Job, error: BaseException) -> bool:
     raise KeyError(f"no rule for {error!r}")
 
 
@@ -142,7 +142,7 @@ def ask_for_nonsense(ctx: Context, directory: str, name: str, what: str) -> None
 
 @app.task(backoff=_SOON, max_attempts=1)
 def fork(ctx: Context, directory: str, name: str, child: str, parent: str) -> None:
-    """Fork, and end both processes as asked: return, raise or exit. The parent waits for the child, but not for ever."""
+    """Fork, and end both processes as asked: return, raise or exit. The parent waits for the child, but not long."""
     note(ctx, directory, "start", name)
     pid = os.fork()
     patience = time.monotonic() + 2
@@ -162,7 +162,7 @@ def die_behind_a_mess(ctx: Context, directory: str, name: str) -> None:
     if ctx.job.execution > 1:
         return
     for entry in Path("/proc/self/fd").iterdir():
-        if "pgworker-stacks" in os.readlink(entry):
+        if "pgworker-stacks" in str(entry.readlink()):
             os.write(int(entry.name), b"\xff" * 40_000)
             os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError("this worker has no file for stacks")

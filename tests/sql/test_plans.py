@@ -239,7 +239,7 @@ def test_a_look_for_dry_lanes_stops_at_the_first_row_that_is_ours_however_it_was
         dry = find_dry_lanes(sweeper.cursor(), tasks=["t"], lanes=LANES, floors=FROM_THE_BEGINNING, margin=0)
     assert len(dry) == len(LANES) - 1
     assert {scan.is_kept for scan in scans} == {True}
-    assert_reads_no_more_than(scans, rows=1, buffers=5 * len(LANES))
+    assert_reads_no_more_than(scans, rows=1, buffers=10 * len(LANES))
 
 
 def floors_now(connection: Connection[Any], seconds: float = 0) -> tuple[list[int], list[int]]:

@@ -1,0 +1,287 @@
+"""A whole pool against what handlers, operators and other sessions do to it in good faith, on a machine that lacks."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from psycopg import Connection, sql
+from psycopg.types.json import Jsonb
+
+from tests.process import jobs, test_pool
+from tests.process.pool import eventually
+from tests.process.test_pool import TTL, Scene, StartPool, kill
+from tests.sql import actors
+
+Connect = Callable[[], Connection[Any]]
+
+scene = test_pool.scene
+start_pool = test_pool.start_pool
+
+
+# -- handlers
+
+
+def test_a_judge_that_fails_and_answers_that_mean_nothing_are_ordinary_failures(
+    scene: Scene, start_pool: StartPool
+) -> None:
+    start_pool(workers=1)
+    scene.warm_up()
+    nonsense = ("a retry in the past", "a snooze until a naive time", "a snooze until a word")
+    wrong = scene.enqueue_together(
+        jobs.fail_for_a_judge_that_fails.job(str(scene.directory), "judge"),
+        *(jobs.ask_for_nonsense.job(str(scene.directory), what.replace(" ", "-"), what) for what in nonsense),
+        *scene.quick("behind"),
+    )
+    behind = wrong.pop()
+    scene.wait_for_status("dead_letter", *wrong)
+    scene.wait_for_status("succeeded", behind)
+    assert [scene.outcomes(job) for job in wrong] == [[(1, "failed", 1), (2, "failed", 2)]] * 4
+    words = ["an ordinary failure", "Retry(after=...) takes", "Snooze(until) needs a time", "Snooze(until) takes"]
+    for job, said in zip(wrong, words, strict=True):
+        assert said in scene.executions(job)[-1].message
+    assert len({line.pid for line in scene.ledger()}) == 1
+
+
+def test_a_timeout_of_a_thousand_years_is_one(scene: Scene, start_pool: StartPool) -> None:
+    start_pool(workers=1)
+    payload = Jsonb({"directory": str(scene.directory), "name": "patient"})
+    asked = "select pgworker.enqueue(%s, %s, timeout => interval '1000 years', max_attempts => 1)"
+    job = scene.scalar(asked, jobs.quick.name, payload)
+    scene.wait_for_status("succeeded", job)
+
+
+@pytest.mark.parametrize(
+    ("child", "parent", "outcome"),
+    [("raise", "return", "succeeded"), ("exit", "return", "succeeded"), ("return", "raise", "failed")],
+)
+def test_a_child_that_a_handler_forks_runs_no_job_however_it_ends(
+    child: str, parent: str, outcome: str, scene: Scene, start_pool: StartPool
+) -> None:
+    start_pool(workers=1)
+    scene.warm_up()
+    names = [f"behind{number}" for number in range(20)]
+    forks = jobs.fork.job(str(scene.directory), "forks", child, parent)
+    job, *behind = scene.enqueue_together(forks, *scene.quick(*names))
+    scene.wait_for_status("succeeded", *behind)
+    assert scene.outcomes(job) == [(1, outcome, int(outcome == "failed"))]
+    assert Counter(line.name for line in scene.noted("start", "forks", *names)) == dict.fromkeys(["forks", *names], 1)
+    assert len({line.pid for line in scene.ledger()}) == 1
+
+
+def test_a_mess_where_the_stack_should_be_keeps_no_death_from_being_recorded(
+    scene: Scene, start_pool: StartPool
+) -> None:
+    pool = start_pool(workers=1)
+    monitor = pool.monitor
+    job = scene.enqueue(jobs.die_behind_a_mess, "job")
+    scene.wait_for_status("succeeded", job)
+    assert scene.outcomes(job) == [(1, "crashed", 1), (2, "succeeded", 1)]
+    assert "bytes left out" in scene.executions(job)[0].stack
+    assert pool.monitor == monitor
+
+
+# -- a machine that has nothing left
+
+
+@contextmanager
+def no_new_descriptors(pid: int) -> Any:
+    """Inside, this process can open nothing."""
+    taken = {int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+    free = next(number for number in range(len(taken) + 1) if number not in taken)
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize("who", ["worker", "monitor"])
+def test_a_fork_that_fails_is_tried_again_until_it_works(who: str, scene: Scene, start_pool: StartPool) -> None:
+    pool = start_pool(workers=1)
+    victim = pool.monitor if who == "monitor" else pool.workers[0]
+    with no_new_descriptors(pool.master):
+        kill(victim)
+        pool.wait_for_log("can't fork: .*Too many open files")
+    job = scene.enqueue(jobs.quick, "job")
+    scene.wait_for_status("succeeded", job)
+    assert pool.monitor != victim
+    assert victim not in pool.workers
+    pool.send(signal.SIGTERM)
+    assert pool.wait() == 0
+
+
+# -- leases that look abandoned
+
+
+def abandon(connection: Connection[Any], ttl: float, worker_id: UUID | None = None) -> tuple[UUID, UUID]:
+    """A lease on a job of an unserved task that nobody will renew, of a worker never heard of or this one: both ids."""
+    task = f"unserved.{uuid4().hex}"
+    [job] = actors.enqueue(connection, task=task)
+    held = actors.Worker(connection, worker_id or uuid4()).claim(1, ttl=ttl, tasks=[task])
+    assert held.ids == [job]
+    return held.lease_id, job
+
+
+def is_held(connection: Connection[Any], lease_id: UUID) -> bool:
+    return lease_id in actors.leases(connection)
+
+
+def wait_for_reclaim(connection: Connection[Any], lease_id: UUID) -> None:
+    eventually(lambda: not is_held(connection, lease_id), "a reclaim by expiry")
+
+
+def test_the_leases_of_a_pool_that_still_beats_are_its_own_to_reclaim(scene: Scene, start_pool: StartPool) -> None:
+    """A claim whose answer was lost: its own pool knows that nothing ran, another one would have to charge it."""
+    owner = start_pool(workers=1, lease_ttl=60, heartbeat_interval=0.3)  # takes nothing by expiry for a minute
+    [living] = owner.workers
+    worker_id = scene.scalar("select worker_id from pgworker.worker_heartbeats where pid = %s", living)
+    orphaned, job = abandon(scene.connection, 0.1, worker_id)
+    start_pool(workers=1, lease_ttl=1.5, heartbeat_interval=0.3)
+    for _ in range(2):  # the second look began after the first had taken something by expiry
+        stranger, _ = abandon(scene.connection, 0.1)
+        wait_for_reclaim(scene.connection, stranger)
+    assert is_held(scene.connection, orphaned)
+    owner.signal_all(signal.SIGSTOP)
+    wait_for_reclaim(scene.connection, orphaned)
+    assert scene.outcomes(job) == [(1, "crashed", 1)]
+
+
+@pytest.mark.parametrize("table", ["worker_heartbeats", "job_leases"])
+def test_a_monitor_that_was_held_up_for_longer_than_a_lease_gives_the_others_as_long_again(
+    table: str, scene: Scene, start_pool: StartPool, connect: Connect
+) -> None:
+    """Its beat or its look waits; whatever made it wait may have kept everybody else from renewing."""
+    ttl = 2.0
+    start_pool(workers=1, lease_ttl=ttl, heartbeat_interval=0.3)
+    stranger, _ = abandon(scene.connection, 0.1)
+    wait_for_reclaim(scene.connection, stranger)  # steady for long enough
+    with connect().transaction() as stalling:
+        stalling.connection.execute(
+            sql.SQL("lock table pgworker.{} in access exclusive mode").format(sql.Identifier(table))
+        )
+        lease, job = abandon(stalling.connection, 1)
+        stall_ends = time.monotonic() + 7
+        eventually(lambda: time.monotonic() > stall_ends, "the end of the stall")
+    over_at = actors.now(scene.connection)
+    wait_for_reclaim(scene.connection, lease)
+    reclaimed_at = scene.scalar("select finished_at from pgworker.job_executions where job_id = %s", job)
+    assert (reclaimed_at - over_at).total_seconds() > ttl - 0.2  # the stall ended a little before `over_at`
+
+
+def test_one_lease_that_somebody_holds_locked_keeps_no_other_from_being_renewed(
+    scene: Scene, start_pool: StartPool, connect: Connect
+) -> None:
+    pool = start_pool(workers=2, lease_ttl=TTL)
+    stuck, other = scene.enqueue(jobs.hold, "stuck"), scene.enqueue(jobs.hold, "other")
+    for name in ("stuck", "other"):
+        scene.wait_for("start", name)
+
+    def expiry() -> datetime:
+        found = scene.scalar("select max(expires_at) from pgworker.job_leases where %s = any (job_ids)", other)
+        assert isinstance(found, datetime)
+        return found
+
+    with connect().transaction() as settling:
+        settling.connection.execute("select from pgworker.job_leases where %s = any (job_ids) for update", [stuck])
+        for _ in range(2):  # one may come before the locked lease is due
+            before = expiry()
+            eventually(lambda before=before: expiry() > before, "a renewal")  # type: ignore[misc]
+    for name in ("stuck", "other"):
+        scene.open_gate(name)
+    scene.wait_for_status("succeeded", stuck, other)
+    assert scene.outcomes(other) == [(1, "succeeded", 0)]
+    assert "a lease is lost" not in pool.log()
+
+
+# -- what an operator does to the schema
+
+
+def test_a_partition_that_cannot_be_made_is_said_once_and_disturbs_nothing(scene: Scene, start_pool: StartPool) -> None:
+    day = scene.scalar("select to_char(now() at time zone 'utc' + interval '2 days', 'YYYYMMDD')")
+    scene.connection.execute(sql.SQL("drop table pgworker.{}").format(sql.Identifier(f"jobs_{day}")))
+    scene.connection.execute(
+        sql.SQL(
+            "create table pgworker.mine partition of pgworker.jobs"
+            " for values from (pgworker.uuid7_first({day})) to (pgworker.uuid7_first({day} + interval '9 days'))"
+        ).format(day=sql.Literal(f"{day} 00:00:00+00") + sql.SQL("::timestamptz"))
+    )
+    pool = start_pool(workers=1, heartbeat_interval=0.2)
+    pool.wait_for_log("a partition can't be made")
+    for _ in range(5):
+        before = beat_at(scene)
+        eventually(lambda before=before: beat_at(scene) > before, "a beat")  # type: ignore[misc]
+    scene.wait_for_status("succeeded", scene.enqueue(jobs.quick, "job"))
+    assert pool.log().count("a partition can't be made") == 1
+    assert "the database is back" not in pool.log()
+
+
+def beat_at(scene: Scene) -> datetime:
+    found = scene.scalar("select max(beat_at) from pgworker.worker_heartbeats")
+    assert isinstance(found, datetime)
+    return found
+
+
+def test_a_worker_that_finds_a_newer_schema_starts_nothing_that_it_could_not_record(
+    scene: Scene, start_pool: StartPool
+) -> None:
+    pool = start_pool(workers=1)
+    scene.warm_up()
+    scene.connection.execute(
+        "insert into pgworker.schema_migrations select 9999, name, checksum from"
+        " (select * from pgworker.schema_migrations limit 1) as any_one"
+    )
+    names = [f"behind{number}" for number in range(5)]
+    first, *behind = scene.enqueue_together(jobs.hold.job(str(scene.directory), "first"), *scene.quick(*names))
+    scene.wait_for("start", "first")
+    scene.scalar("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'pgworker worker 0'")
+    pool.wait_for_log("ERROR +worker 0 .*this package knows only")
+    scene.connection.execute("delete from pgworker.schema_migrations where version = 9999")
+    scene.open_gate("first")
+    scene.wait_for_status("succeeded", first, *behind)
+    assert Counter(line.name for line in scene.noted("start", *names)) == dict.fromkeys(names, 1)
+    assert [(outcome, failures) for _, outcome, failures in scene.outcomes(first)] == [("lost", 0), ("succeeded", 0)]
+
+
+# -- jobs that nobody serves
+
+
+def test_jobs_that_nobody_serves_cost_polls_nothing_and_hide_no_job_that_commits_late(
+    scene: Scene, start_pool: StartPool, connect: Connect
+) -> None:
+    many = 20_000
+    scene.connection.execute(
+        """insert into pgworker.job_queue (job_id, run_at, execution, priority, failures, queue, task)
+           select gen_random_uuid(), now() - interval '1 hour', 1, 5, 0, 'default', 'unserved'
+           from generate_series(1, %s)""",
+        [many],
+    )
+    start_pool(workers=1, poll_interval=0.05)
+    producer = connect()
+    with producer.transaction():
+        late = jobs.quick.using(producer).enqueue(str(scene.directory), "late")
+        commits_at = time.monotonic() + 8
+        eventually(lambda: entries_read_in_a_second(scene) < 5 * many, "polls that read little")
+        prompt = scene.enqueue(jobs.quick, "prompt")
+        scene.wait_for("start", "prompt", within=1)
+        eventually(lambda: time.monotonic() > commits_at, "a commit that is later than the floor's margin")
+    scene.wait_for("start", "late", within=2.5)
+    scene.wait_for_status("succeeded", prompt, late)
+
+
+def entries_read_in_a_second(scene: Scene) -> int:
+    """What all backends together read from the indexes of the queue; they say so about once a second."""
+    read = "select sum(idx_tup_read)::bigint from pg_stat_all_indexes where relid = 'pgworker.job_queue'::regclass"
+    before, ends = int(scene.scalar(read)), time.monotonic() + 2
+    eventually(lambda: time.monotonic() > ends, "two seconds")
+    return (int(scene.scalar(read)) - before) // 2

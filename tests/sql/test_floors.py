@@ -1,0 +1,93 @@
+"""How far a claim floor may rise where nothing of ours waits."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from psycopg import Connection
+
+from pgworker.lifecycle.claim import Lanes, find_dry_lanes
+from tests.sql.actors import Connect, Worker, ask, enqueue, now
+
+LANES = Lanes.of(["default", "other"])
+LANE, OTHER_LANE = 4, 14
+"""The places of priority 5 in either queue."""
+
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+MARGIN = 5.0
+
+
+@pytest.fixture
+def db(connect: Connect) -> Connection[Any]:
+    return connect()
+
+
+def dry(
+    db: Connection[Any], floors: tuple[list[int], list[int]] | None = None, margin: float = MARGIN
+) -> dict[int, tuple[int, int]]:
+    floors = floors or floors_at(EPOCH)
+    return dict(find_dry_lanes(db.cursor(binary=True), tasks=["t", "u"], lanes=LANES, floors=floors, margin=margin))
+
+
+def floors_at(moment: datetime) -> tuple[list[int], list[int]]:
+    return [(moment - EPOCH) // timedelta(microseconds=1)] * len(LANES), [0] * len(LANES)
+
+
+def make_due_since(db: Connection[Any], seconds: float) -> None:
+    db.execute("update pgworker.job_queue set run_at = clock_timestamp() - %s * interval '1 second'", [seconds])
+
+
+def test_a_lane_is_dry_if_what_waits_in_it_is_nobodys_and_not_if_a_job_of_ours_does(db: Connection[Any]) -> None:
+    enqueue(db, 3, task="unserved")
+    make_due_since(db, 60)
+    assert dry(db).keys() == set(range(len(LANES)))
+    enqueue(db, task="u")
+    make_due_since(db, 60)
+    assert dry(db).keys() == set(range(len(LANES))) - {LANE}
+
+
+def test_a_lane_whose_jobs_are_all_in_the_future_or_within_the_margin_is_dry(db: Connection[Any]) -> None:
+    enqueue(db, run_at=now(db) + timedelta(hours=1))
+    enqueue(db)
+    assert LANE in dry(db)
+    assert LANE not in dry(db, margin=0)
+
+
+def test_the_lanes_of_a_paused_queue_are_never_dry(db: Connection[Any]) -> None:
+    db.execute("insert into pgworker.queues (name, paused) values ('default', true), ('other', false)")
+    assert dry(db).keys() == set(range(10, 20))
+    db.execute("update pgworker.queues set paused = not paused")
+    assert dry(db).keys() == set(range(10))
+
+
+def test_the_place_is_the_margin_behind_the_clock_of_the_server(db: Connection[Any]) -> None:
+    before = now(db)
+    [place] = set(dry(db, margin=7.5).values())
+    after = now(db)
+    at = EPOCH + timedelta(microseconds=place[0], seconds=7.5)
+    assert before <= at <= after
+    assert place[1] == 0
+
+
+def test_a_floor_does_not_sink_to_that_place(db: Connection[Any]) -> None:
+    assert dry(db, floors_at(now(db))) == {}
+    assert dry(db, floors_at(now(db) - timedelta(seconds=MARGIN + 1))).keys() == set(range(len(LANES)))
+
+
+def test_a_job_below_the_floor_is_for_the_look_behind_and_leaves_its_lane_dry(db: Connection[Any]) -> None:
+    enqueue(db, queue="other")
+    make_due_since(db, 60)
+    assert dry(db, floors_at(now(db) - timedelta(seconds=61))).keys() == set(range(len(LANES))) - {OTHER_LANE}
+    assert dry(db, floors_at(now(db) - timedelta(seconds=59))).keys() == set(range(len(LANES)))
+
+
+def test_a_claim_from_floors_that_have_risen_finds_what_becomes_due_later(db: Connection[Any]) -> None:
+    enqueue(db, task="unserved")
+    make_due_since(db, 60)
+    [later] = enqueue(db)
+    places = dry(db)
+    floors = [places[lane][0] for lane in range(len(LANES))], [places[lane][1] for lane in range(len(LANES))]
+    assert Worker(db).claim(queues=["default", "other"], floors=floors).ids == [later]
+    assert ask(db, "select task from pgworker.job_queue") == ["unserved"]

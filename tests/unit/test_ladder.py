@@ -1,0 +1,77 @@
+"""Deadlines and the kill ladder; the real kills are in tests/process."""
+
+from __future__ import annotations
+
+import signal
+from uuid import uuid4
+
+import pytest
+
+from pgworker.linux.board import Board, Run
+from pgworker.linux.pidfd import Exit
+from pgworker.master.causes import explain_exit
+from pgworker.master.deadlines import Graces, find_overdue
+from pgworker.model.state import CancelReason, Outcome
+
+SECOND = 1_000_000_000
+
+
+def overdue(run_for: float, *, timeout: float = 0, renewed_ago: float = 0, ttl: float = 60) -> CancelReason:
+    row = Board(1, 1).rows[0]
+    row.reset(uuid4(), 0)
+    now = 1000 * SECOND
+    index = row.show_lease(uuid4(), 1, now - int(renewed_ago * SECOND))
+    since = now - int(run_for * SECOND)
+    run = Run(1, index, 1, since, since + int(timeout * SECOND) if timeout else 0)
+    return find_overdue(row, run, now, ttl)
+
+
+@pytest.mark.parametrize(
+    ("reason", "run_for", "timeout", "renewed_ago"),
+    [
+        (CancelReason.NONE, 10, 11, 0),
+        (CancelReason.DEADLINE, 11, 11, 0),
+        (CancelReason.NONE, 1e6, 0, 0),
+        (CancelReason.NONE, 100, 0, 54),
+        (CancelReason.LEASE_LOST, 100, 0, 55),
+    ],
+)
+def test_a_run_is_overdue_at_its_deadline_or_five_seconds_before_its_lease_ends(
+    reason: CancelReason, run_for: float, timeout: float, renewed_ago: float
+) -> None:
+    assert overdue(run_for, timeout=timeout, renewed_ago=renewed_ago) is reason
+
+
+def test_a_job_without_a_lease_is_gone_before_its_lease_is_over() -> None:
+    graces = Graces(cancel=10, term=5, lease_ttl=60)
+    reason = CancelReason.LEASE_LOST
+    assert graces.before_term_ns(reason) + graces.before_kill_ns(reason) < 5 * SECOND
+
+
+def test_a_job_that_does_not_stop_gets_the_grace_then_sigterm_and_its_grace() -> None:
+    graces = Graces(cancel=10, term=5, lease_ttl=60)
+    for reason in (CancelReason.CANCELLED, CancelReason.DEADLINE):
+        assert (graces.before_term_ns(reason), graces.before_kill_ns(reason)) == (10 * SECOND, 5 * SECOND)
+
+
+@pytest.mark.parametrize(
+    ("exit_", "killed_for", "oom", "words", "outcome"),
+    [
+        (Exit(7, None, signal.SIGKILL, False), CancelReason.DEADLINE, False, "its time was up", Outcome.TIMED_OUT),
+        (Exit(7, None, signal.SIGKILL, False), CancelReason.CANCELLED, False, "it was cancelled", Outcome.CANCELLED),
+        (Exit(7, None, signal.SIGKILL, False), CancelReason.LEASE_LOST, False, "its lease", Outcome.LOST),
+        (Exit(7, None, signal.SIGKILL, False), CancelReason.SHUTDOWN, False, "stopped", Outcome.RELEASED),
+        (Exit(7, None, signal.SIGKILL, False), CancelReason.NONE, True, "out of memory", Outcome.CRASHED),
+        (Exit(7, None, signal.SIGKILL, False), CancelReason.NONE, False, "not by pgworker", Outcome.CRASHED),
+        (Exit(7, None, signal.SIGSEGV, True), CancelReason.NONE, False, "SIGSEGV (core dumped)", Outcome.CRASHED),
+        (Exit(7, 3, None, False), CancelReason.NONE, False, "exit code 3", Outcome.CRASHED),
+        (Exit(7, 3, None, False), CancelReason.DEADLINE, False, "exit code 3", Outcome.CRASHED),
+    ],
+)
+def test_every_death_has_its_words_and_its_outcome(
+    exit_: Exit, killed_for: CancelReason, oom: bool, words: str, outcome: Outcome
+) -> None:
+    how, verdict = explain_exit(exit_, 2, killed_for, oom)
+    assert words in how
+    assert how.startswith("worker 2 (pid 7)")
+    assert verdict is outcome
