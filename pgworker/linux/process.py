@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 _STATE, _START_TICKS = 0, 19  # proc(5): fields 3 and 22 of stat, counted from behind the name
@@ -28,17 +29,12 @@ def boot_id() -> str:
 def oom_kills() -> int | None:
     """How many processes of our own cgroup (v2: and of those below it) the kernel has killed for want of memory.
 
-    None when that isn't to be seen: no memory controller, or the root cgroup of v2.
+    None when that isn't to be seen: no memory controller, the root cgroup of v2, or no descriptor left to look.
     """
-    for path in _oom_files():
-        try:
-            lines = path.read_text().splitlines()
-        except OSError:
-            continue
-        for line in lines:
-            name, _, value = line.partition(" ")
-            if name == "oom_kill":
-                return int(value)
+    with suppress(OSError):
+        for path in _oom_files():
+            if (count := _oom_count(path)) is not None:
+                return count
     return None
 
 
@@ -48,6 +44,18 @@ def was_oom_killed(before: int | None, after: int | None) -> bool:
     The count names no process: of two deaths between the readings, either may be meant.
     """
     return before is not None and after is not None and after > before
+
+
+def _oom_count(path: Path) -> int | None:
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        name, _, value = line.partition(" ")
+        if name == "oom_kill":
+            return int(value)
+    return None
 
 
 def _stat(pid: int) -> list[str] | None:

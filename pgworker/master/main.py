@@ -142,7 +142,7 @@ class Master:
             log.error("can't fork: %s; trying again in a second", error)
 
     def _wait(self) -> None:
-        with selectors.DefaultSelector() as selector:
+        with selectors.PollSelector() as selector:  # unlike epoll, needs no descriptor: there may be none left
             selector.register(self._signals, selectors.EVENT_READ)
             if self._monitor.channel is not None and not self._monitor.channel.is_closed:
                 selector.register(self._monitor.channel, selectors.EVENT_READ)

@@ -187,13 +187,14 @@ class Monitor:
             self._control.send("ack", worker_id=worker_id)
 
     def _look_for_leases(self, connection: Connection[Any]) -> None:
+        self._last_look = time.monotonic()
+        self._make_findable(self._reclaims.reclaim(connection, self._may_take_expired))
+
+    def _may_take_expired(self) -> bool:
         """Others' leases go by expiry only after we have beaten for a whole TTL without a gap: the first monitor back
         after an outage must not take what everybody is about to settle."""
         now = time.monotonic()
-        by_expiry = self._is_steady(now) and now - self._steady_since > self._settings.lease_ttl
-        requeued = self._reclaims.reclaim(connection, by_expiry=by_expiry)
-        self._last_look = now
-        self._make_findable(requeued)
+        return self._is_steady(now) and now - self._steady_since > self._settings.lease_ttl
 
     def _make_findable(self, requeued: Sequence[Reclaimed]) -> None:
         for job in requeued:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -106,13 +107,18 @@ class Reclaims:
             del self._witnesses[forgotten]
         return recorded
 
-    def reclaim(self, connection: Connection[Any], *, by_expiry: bool) -> list[Reclaimed]:
-        """Take back every lease that nobody holds; returns the jobs that went back to the queue."""
-        found = find_reclaimable(connection, by_expiry=by_expiry, pool_id=self._pool.pool_id, silence=self._lease_ttl)
+    def reclaim(self, connection: Connection[Any], may_take_expired: Callable[[], bool]) -> list[Reclaimed]:
+        """Take back every lease that nobody holds; returns the jobs that went back to the queue.
+
+        `may_take_expired` is asked again before each: what held up our last statement may have held up renewals too.
+        """
+        found = find_reclaimable(
+            connection, by_expiry=may_take_expired(), pool_id=self._pool.pool_id, silence=self._lease_ttl
+        )
         requeued: list[Reclaimed] = []
         for lease in found:
-            if lease.only_expired and self._is_shown(lease):
-                continue  # ours, its worker lives, and its renewal is under way
+            if lease.only_expired and (self._is_shown(lease) or not may_take_expired()):
+                continue  # shown: ours, its worker lives, and its renewal is under way
             try:
                 requeued += self._reclaim_one(connection, lease)
             except psycopg.Error as error:

@@ -144,9 +144,8 @@ def wait_for_reclaim(connection: Connection[Any], lease_id: UUID) -> None:
 def test_the_leases_of_a_pool_that_still_beats_are_its_own_to_reclaim(scene: Scene, start_pool: StartPool) -> None:
     """A claim whose answer was lost: its own pool knows that nothing ran, another one would have to charge it."""
     owner = start_pool(workers=1, lease_ttl=60, heartbeat_interval=0.3)  # takes nothing by expiry for a minute
-    [living] = owner.workers
-    worker_id = scene.scalar("select worker_id from pgworker.worker_heartbeats where pid = %s", living)
-    orphaned, job = abandon(scene.connection, 0.1, worker_id)
+    eventually(lambda: scene.scalar("select count(*) from pgworker.worker_heartbeats"), "a beat")
+    orphaned, job = abandon(scene.connection, 0.1, scene.scalar("select worker_id from pgworker.worker_heartbeats"))
     start_pool(workers=1, lease_ttl=1.5, heartbeat_interval=0.3)
     for _ in range(2):  # the second look began after the first had taken something by expiry
         stranger, _ = abandon(scene.connection, 0.1)

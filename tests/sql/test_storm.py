@@ -260,7 +260,7 @@ class Claimer(Actor):
         self.settle(Settlement(held.lease_id, position, [failed], is_last))
 
     def die(self) -> None:
-        """Leave everything behind, a settle under way too."""
+        """Leave everything behind; the next worker is a new incarnation."""
         with psycopg.connect(self.storm.dsn, autocommit=True) as master:
             Worker(master, self.worker_id).die()
         self.reconnect()
