@@ -177,7 +177,9 @@ class Clerk:
         self._prefetch.observe(len(jobs), sum(job.seconds for job in jobs))
 
     def _settlements(self) -> list[Settlement]:
-        return [settlement for lease in self._leases for settlement in lease.settlements()]
+        """In the order of lease ids, as a cancel locks them: the two can't deadlock."""
+        leases = sorted(self._leases, key=lambda lease: lease.lease_id)
+        return [settlement for lease in leases for settlement in lease.settlements()]
 
     def _is_settle_due(self) -> bool:
         return time.monotonic() - self._settled_at >= SETTLE_INTERVAL or self._runner.is_idle
