@@ -24,7 +24,7 @@ from psycopg.pq import TransactionStatus
 from pgworker.config.settings import PoolSettings
 from pgworker.db.connect import check_schema, connect, explain, is_outage
 from pgworker.errors import EXIT_BUG, LeaseLost, PgworkerError, SchemaError
-from pgworker.lifecycle.claim import ClaimedRow, Lanes, claim_jobs, find_below_floor, find_dry_lanes, floor_of
+from pgworker.lifecycle.claim import ClaimedRow, Lanes, claim_jobs, floor_of
 from pgworker.lifecycle.release import Returned, release_jobs
 from pgworker.lifecycle.settle import Settlement, check_settled, is_settled, settle_jobs
 from pgworker.linux.board import LEASES, Board, Row
@@ -33,6 +33,7 @@ from pgworker.observe.logs import fields, logger
 from pgworker.worker.lease import ClaimedJob, HeldLease
 from pgworker.worker.prefetch import Prefetch
 from pgworker.worker.runner import FinishedJob, Runner
+from pgworker.worker.sweep import Sweeper
 
 SETTLE_INTERVAL = 0.005
 """Seconds that finished jobs wait for company before they are settled, unless a claim goes the same way."""
@@ -48,12 +49,8 @@ _AWAKE, _GROUPING, _ASLEEP = range(3)
 _UNSTORABLE = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded)
 """What the server says of a result or error that it can't take; no reason to try the same again."""
 
-_SWEEP_INTERVAL_NS = 1_000_000_000
-_SWEEP_REACH = 60.0  # seconds below the floor that the frequent sweep looks at
-_FULL_SWEEP_COST_SHARE = 20  # the full sweep may cost one part in so many
 _RECONNECT_CAP = 2.0  # seconds
 _LATE_COMMIT = 5.0  # seconds after which a claim without an answer can't commit any more at a backend that is gone
-_FLOOR_MARGIN = 5.0  # seconds that a floor stays behind the clock where it rises over jobs that nobody serves
 
 log = logger("worker.clerk")
 
@@ -94,6 +91,7 @@ class Clerk:
         self._tasks = list(tasks)
         row.tasks_hash = int.from_bytes(sha256("\n".join(sorted(tasks)).encode()).digest()[:8], "big")
         self._lanes = Lanes.of(settings.queues)
+        self._sweeper = Sweeper(board, self._tasks, self._lanes)
         self._reporter = reporter
         self._wake_read = wake_read
         self._wake_write = wake_write
@@ -153,7 +151,8 @@ class Clerk:
                 return 0.0
             if settlements or wanted:
                 self._trip(settlements, wanted)
-                self._sweep()
+                if self._sweeper.sweep(self._require_connection()):
+                    self._dry_until = 0.0
         except SchemaError:
             raise
         except (psycopg.Error, OSError, PgworkerError) as error:
@@ -409,41 +408,6 @@ class Clerk:
             lane = self._lanes.index(back.queue, back.priority)
             if lane is not None:
                 self._board.floors.lower(lane, floor_of(back.run_at, back.job_id))
-
-    # -- behind the floor
-
-    def _sweep(self) -> None:
-        """One worker of the pool, every second, looks whether jobs became visible behind the claim floors."""
-        if not self._tasks or not self._board.take_sweep(time.monotonic_ns(), _SWEEP_INTERVAL_NS):
-            return
-        self._look_behind(_SWEEP_REACH)
-        self._raise_floors()
-        before = time.monotonic_ns()
-        if self._board.take_full_sweep(before, provisional_ns=60 * _SWEEP_INTERVAL_NS):
-            self._look_behind(None)
-            now = time.monotonic_ns()
-            rest = max(_SWEEP_INTERVAL_NS, _FULL_SWEEP_COST_SHARE * (now - before))
-            self._board.put_off_full_sweep(now + rest)
-
-    def _look_behind(self, reach: float | None) -> None:
-        with self._require_connection().cursor(binary=True) as cursor:
-            found = find_below_floor(
-                cursor, tasks=self._tasks, lanes=self._lanes, floors=self._board.floors.read(), reach=reach
-            )
-        for lane, place in found:
-            self._board.floors.lower(lane, place)
-        if found:
-            self._dry_until = 0.0
-
-    def _raise_floors(self) -> None:
-        """Over waiting jobs of tasks that nobody serves, or every poll would step over all of them again."""
-        if len({row.tasks_hash for row in self._board.rows if row.pid and row.is_ready}) != 1:
-            return
-        seen = self._board.floors.read()
-        with self._require_connection().cursor(binary=True) as cursor:
-            dry = find_dry_lanes(cursor, tasks=self._tasks, lanes=self._lanes, floors=seen, margin=_FLOOR_MARGIN)
-        for lane, place in dry:
-            self._board.floors.advance(lane, (seen[0][lane], seen[1][lane]), place)
 
     # -- the connection
 

@@ -1,0 +1,62 @@
+"""The sweep: what stands behind the claim floors, and what the floors need not stop at any more.
+
+One worker of the pool looks every second. It lowers a floor to a due job below it (a late commit, a claim that was
+rolled back, a job given back) and raises one over waiting jobs of tasks that nobody serves.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from psycopg import Connection
+
+from pgworker.lifecycle.claim import Lanes, find_below_floor, find_dry_lanes
+from pgworker.linux.board import Board
+
+_INTERVAL_NS = 1_000_000_000
+_REACH = 60.0  # seconds below the floor that the frequent look covers
+_FULL_COST_SHARE = 20  # the look from the very beginning may cost one part in so many
+_MARGIN = 5.0  # seconds that a floor stays behind the clock where it rises
+
+
+class Sweeper:
+    """The part of one worker in it; the board tells whose turn it is."""
+
+    def __init__(self, board: Board, tasks: Sequence[str], lanes: Lanes) -> None:
+        self._board = board
+        self._tasks = list(tasks)
+        self._lanes = lanes
+
+    def sweep(self, connection: Connection[Any]) -> bool:
+        """Look, if it is our turn; True if a job was found behind a floor."""
+        if not self._tasks or not self._board.take_sweep(time.monotonic_ns(), _INTERVAL_NS):
+            return False
+        found = self._look_behind(connection, _REACH)
+        self._raise_floors(connection)
+        before = time.monotonic_ns()
+        if self._board.take_full_sweep(before, provisional_ns=60 * _INTERVAL_NS):
+            found = self._look_behind(connection, None) or found
+            now = time.monotonic_ns()
+            self._board.put_off_full_sweep(now + max(_INTERVAL_NS, _FULL_COST_SHARE * (now - before)))
+        return found
+
+    def _look_behind(self, connection: Connection[Any], reach: float | None) -> bool:
+        floors = self._board.floors
+        with connection.cursor(binary=True) as cursor:
+            found = find_below_floor(cursor, tasks=self._tasks, lanes=self._lanes, floors=floors.read(), reach=reach)
+        for lane, place in found:
+            floors.lower(lane, place)
+        return bool(found)
+
+    def _raise_floors(self, connection: Connection[Any]) -> None:
+        """Or every poll would step over the same jobs again. Not while workers of two versions share the board: what
+        one doesn't know the other may serve."""
+        if len({row.tasks_hash for row in self._board.rows if row.pid and row.is_ready}) != 1:
+            return
+        seen = self._board.floors.read()
+        with connection.cursor(binary=True) as cursor:
+            dry = find_dry_lanes(cursor, tasks=self._tasks, lanes=self._lanes, floors=seen, margin=_MARGIN)
+        for lane, place in dry:
+            self._board.floors.advance(lane, (seen[0][lane], seen[1][lane]), place)
