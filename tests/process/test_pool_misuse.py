@@ -170,7 +170,7 @@ def test_a_monitor_that_was_held_up_for_longer_than_a_lease_gives_the_others_as_
             sql.SQL("lock table pgworker.{} in access exclusive mode").format(sql.Identifier(table))
         )
         lease, job = abandon(stalling.connection, 1)
-        stall_ends = time.monotonic() + 7
+        stall_ends = time.monotonic() + 6
         eventually(lambda: time.monotonic() > stall_ends, "the end of the stall")
     over_at = actors.now(scene.connection)
     wait_for_reclaim(scene.connection, lease)
@@ -240,16 +240,18 @@ def test_a_worker_that_finds_a_newer_schema_starts_nothing_that_it_could_not_rec
         "insert into pgworker.schema_migrations select 9999, name, checksum from"
         " (select * from pgworker.schema_migrations limit 1) as any_one"
     )
-    names = [f"behind{number}" for number in range(5)]
-    first, *behind = scene.enqueue_together(jobs.hold.job(str(scene.directory), "first"), *scene.quick(*names))
-    scene.wait_for("start", "first")
+    names = [f"job{number}" for number in range(20)]
+    short = [jobs.quick.job(str(scene.directory), name, 0.1) for name in names]  # none holds up those behind it
+    all_of_them = scene.enqueue_together(*short)
+    scene.wait_for("start", "job2")
     scene.scalar("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'pgworker worker 0'")
     pool.wait_for_log("ERROR +worker 0 .*this package knows only")
+    begun = [line.name for line in scene.noted("start", *names)]
     scene.connection.execute("delete from pgworker.schema_migrations where version = 9999")
-    scene.open_gate("first")
-    scene.wait_for_status("succeeded", first, *behind)
-    assert Counter(line.name for line in scene.noted("start", *names)) == dict.fromkeys(names, 1)
-    assert [(outcome, failures) for _, outcome, failures in scene.outcomes(first)] == [("lost", 0), ("succeeded", 0)]
+    scene.wait_for_status("succeeded", *all_of_them)
+    twice = [name for name, times in Counter(line.name for line in scene.noted("start", *names)).items() if times > 1]
+    assert set(twice) <= set(names[: len(begun) + 1])  # one more may have been in hand
+    assert all(scene.outcomes(job)[-1][2] == 0 for job in all_of_them)
 
 
 # -- jobs that nobody serves
@@ -269,7 +271,7 @@ def test_jobs_that_nobody_serves_cost_polls_nothing_and_hide_no_job_that_commits
     producer = connect()
     with producer.transaction():
         late = jobs.quick.using(producer).enqueue(str(scene.directory), "late")
-        commits_at = time.monotonic() + 8
+        commits_at = time.monotonic() + 7
         eventually(lambda: entries_read_in_a_second(scene) < 5 * many, "polls that read little")
         prompt = scene.enqueue(jobs.quick, "prompt")
         scene.wait_for("start", "prompt", within=1)

@@ -4,9 +4,10 @@ import dataclasses
 import enum
 import json
 import sys
-import time
+import tracemalloc
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date, datetime, timezone
 from decimal import Decimal
 from typing import Any
@@ -131,6 +132,17 @@ def test_arguments_are_either_storable_or_refused_by_type(arguments: dict[str, A
         assert "can't be stored" in str(error)  # noqa: PT017  both outcomes are right
 
 
+@contextmanager
+def little_memory(limit: int = 32 << 20) -> Iterator[None]:
+    """What is done inside allocates no more than `limit` bytes at a time: a value of 64 MB is refused before a copy."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < limit
+    finally:
+        tracemalloc.stop()
+
+
 def test_types_beyond_json_are_stored_the_msgspec_way() -> None:
     key = uuid.UUID(int=7)
     arguments = {
@@ -207,11 +219,11 @@ def doubling() -> list[Any]:
         pytest.param((n for n in range(3)), "generator can't be encoded", id="generator"),
     ],
 )
-def test_a_bad_argument_is_refused_at_once_by_name_and_as_a_result_becomes_null(value: object, reason: str) -> None:
-    started = time.process_time()
-    with pytest.raises(InvalidPayload, match=reason) as caught:
+def test_a_bad_argument_is_refused_by_name_and_uncopied_and_as_a_result_becomes_null(
+    value: object, reason: str
+) -> None:
+    with little_memory(), pytest.raises(InvalidPayload, match=reason) as caught:
         encode_payload({"good": 1, "bad": value})
-    assert time.process_time() - started < 0.1
     assert str(caught.value).startswith("argument 'bad' can't be stored: ")
     assert len(str(caught.value)) < 500
 
@@ -334,9 +346,7 @@ def endless() -> BaseException:
     ],
 )
 def test_no_error_is_too_strange_to_be_described(error: BaseException, said: str) -> None:
-    started = time.process_time()
     told = describe_error(raised(error), limit=4096)
-    assert time.process_time() - started < 0.1
     assert said in told["message"]
     assert told["type"]
     assert told["traceback"]
