@@ -34,6 +34,7 @@ class Renewals:
         self._settings = settings
         self._metrics = metrics
         self._cancelled: dict[UUID, set[int]] = {}
+        self._missed: set[UUID] = set()
 
     def renew_due(self, connection: Connection[Any], now_ns: int, named: set[UUID] | None = None) -> None:
         """Renew leases past a third of their life, or just those that are `named`; then pass on what came back."""
@@ -59,6 +60,7 @@ class Renewals:
                 row.ask_cancel(run.sequence, CancelReason.CANCELLED)
         for gone in self._cancelled.keys() - shown:
             del self._cancelled[gone]
+        self._missed &= shown
 
     def _held(self) -> list[tuple[Row, LeaseEntry]]:
         """What is shown and ours: neither lost, nor going back whole behind a job that holds its worker's GIL."""
@@ -87,17 +89,19 @@ class Renewals:
         for row, entry in due:
             renewal = renewed.get(entry.lease_id)
             if renewal is None:
-                self._lose(row, entry)
+                self._miss(row, entry)
                 continue
+            self._missed.discard(entry.lease_id)
             if renewal.is_busy:
                 continue
             row.stamp_renewal(entry, sent_ns)
             if renewal.cancelled:
                 self._cancelled[entry.lease_id] = {position for position in renewal.cancelled if position is not None}
 
-    def _lose(self, row: Row, entry: LeaseEntry) -> None:
-        """Not returned: reclaimed by somebody, unless the worker settled its last job this very moment."""
-        if not any(shown == entry for shown in row.leases()):
+    def _miss(self, row: Row, entry: LeaseEntry) -> None:
+        """Not returned: settled this very moment or, if it is still shown at the next tick, reclaimed by somebody."""
+        if entry.lease_id not in self._missed:
+            self._missed.add(entry.lease_id)
             return
         row.mark_lost(entry)
         run = row.run()

@@ -193,11 +193,9 @@ class Runner:
         attempts = job.max_attempts or 1
         try:
             return judge(error, execution.reason, execution.cancel_seen, job.failures, attempts, task, execution.job)
-        except Exception as second:  # the task's own should_retry: its bug must not become the worker's
-            log.exception(
-                "should_retry of a task failed: an ordinary failure", extra=fields(job=job.job_id, error=second)
-            )
-            return judge(error, execution.reason, execution.cancel_seen, job.failures, attempts, None, execution.job)
+        except BaseException as second:
+            log.exception("should_retry or a delay is broken: an ordinary failure", extra=fields(job=job.job_id))
+            return judge(second, execution.reason, execution.cancel_seen, job.failures, attempts, None, execution.job)
 
     def _failed(self, claimed: ClaimedJob, execution: _Execution, error: BaseException, started_ns: int) -> Ended:
         job = claimed.row

@@ -6,6 +6,7 @@ lease: if the lease is gone nothing commits; once it has committed, nothing can 
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
 from pgworker.db.connect import connect
-from pgworker.errors import Cancelled, DatabaseUnavailable, LeaseLost
+from pgworker.errors import EXIT_BUG, Cancelled, DatabaseUnavailable, LeaseLost
 from pgworker.lifecycle.settle import Ended, Settlement, check_settled, is_settled, settle_jobs
 from pgworker.linux.board import Run
 from pgworker.observe.logs import fields, logger
@@ -51,10 +52,14 @@ class JobTransactions:
         """
         connection, transaction = self._begin(run, must_end)
         started_ns = time.monotonic_ns() if run is None else run.since_ns
+        pid = os.getpid()
         has_settled = False
         try:
             with transaction:
-                yield connection
+                try:
+                    yield connection
+                finally:
+                    _leave_if_forked(pid)
                 _settle(connection, _settlement(claimed, started_ns))
                 has_settled = True
         except psycopg.OperationalError as error:
@@ -154,6 +159,12 @@ def _settle(connection: Connection[Any], settlement: Settlement) -> None:
             raise LeaseLost(
                 f"the lease {settlement.lease_id} is gone: another worker has this job, its transaction is rolled back"
             )
+
+
+def _leave_if_forked(pid: int) -> None:
+    """A child that the handler has forked would end the transaction on the connection that it shares with us."""
+    if os.getpid() != pid:
+        os._exit(EXIT_BUG)
 
 
 def _idle_limit_ms(run: Run | None) -> str:
