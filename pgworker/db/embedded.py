@@ -1,14 +1,14 @@
 """A private PostgreSQL in a directory, for development, tests and a host that has no database of its own.
 
 DIR holds `data` and `postgres.log`. The server listens on a Unix socket only, in a directory of mode 0700 whose name
-is derived from DIR, so whoever knows DIR and runs as the same user (or as root) finds it; the database is `pgworker`.
+is derived from DIR, so whoever knows DIR and runs as the same user finds it; the database is `pgworker`.
 
 The server is a child in its own session and gets a fast shutdown (SIGINT) when the process that started it dies:
 https://www.postgresql.org/docs/current/server-shutdown.html
 
 PostgreSQL refuses to run as root, so root runs it as `postgres`, or else `nobody`. What that user can't reach is put
-below STATE instead: the binaries of a wheel in a closed environment, and the data of a closed DIR such as
-/root/.pgworker, where DIR/data becomes a symbolic link. STATE is not in /var/tmp: what is cleaned by age, or writable
+below STATE instead: the binaries of a wheel in a closed environment, and the data of a DIR in a closed directory such
+as root's home, where DIR/data becomes a symbolic link. STATE is not in /var/tmp: what is cleaned by age, or writable
 by everybody, must hold neither data nor programs.
 """
 

@@ -243,7 +243,7 @@ def judge(
     task: Task[..., Any] | None,
     job: Callable[[], Job],
 ) -> Verdict:
-    """The rules of DESIGN: who raised what, after which request to stop, with how many failures before."""
+    """Who raised what, after which request to stop, and with how many failures before."""
     if isinstance(error, Cancelled) or (cancel_seen and reason is not CancelReason.NONE):
         outcome = Outcome.CANCELLED if reason is CancelReason.NONE else reason.outcome
         if outcome is Outcome.CANCELLED:
