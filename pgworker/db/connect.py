@@ -82,6 +82,17 @@ def decode_json(connection: psycopg.BaseConnection[Any]) -> None:
     set_json_loads(msgspec.json.decode, context=connection)
 
 
+def connect_to_schema(dsn: str, *, application_name: str, prepare_threshold: int | None) -> Connection:
+    """`connect`, to a database with this package's schema; else SchemaError, with nothing left open."""
+    connection = connect(dsn, application_name=application_name, prepare_threshold=prepare_threshold)
+    try:
+        check_schema(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
 def check_schema(connection: psycopg.Connection[Any]) -> None:
     """SchemaError unless the database's schema is the one that this package was written for."""
     newest = load.migrations()[-1].number

@@ -11,6 +11,7 @@ from uuid import UUID
 from psycopg import Cursor
 
 from pgworker.lifecycle.plan import by_index
+from pgworker.linux.board import Floors
 from pgworker.sql.load import query
 
 PRIORITIES = tuple(range(9, -1, -1))
@@ -64,6 +65,13 @@ def floor_of(run_at: datetime, job_id: UUID) -> tuple[int, int]:
     return (run_at - _EPOCH) // _MICROSECOND, job_id.int >> 64
 
 
+def lower_floor(floors: Floors, lanes: Lanes, queue: str, priority: int, run_at: datetime, job_id: UUID) -> None:
+    """Let claims find a job that is back in the queue, should its lane be served here."""
+    lane = lanes.index(queue, priority)
+    if lane is not None:
+        floors.lower(lane, floor_of(run_at, job_id))
+
+
 def claim_jobs(
     cursor: Cursor[Any],
     *,
@@ -83,11 +91,7 @@ def claim_jobs(
         "ttl": ttl,
         "slots": slots,
         "jobs": jobs,
-        "tasks": tasks,
-        "lane_queues": list(lanes.queues),
-        "lane_priorities": list(lanes.priorities),
-        "floor_us": floors[0],
-        "floor_ids": floors[1],
+        **_where(tasks, lanes, floors),
     }
     with by_index(cursor.connection):
         cursor.execute(query("claim_jobs"), parameters)
@@ -102,12 +106,8 @@ def find_below_floor(
     """
     reach_us = None if reach is None else round(reach * 1_000_000)
     parameters = {
-        "tasks": tasks,
-        "lane_queues": list(lanes.queues),
-        "lane_priorities": list(lanes.priorities),
+        **_where(tasks, lanes, floors),
         "from_us": [0 if reach_us is None else max(0, floor - reach_us) for floor in floors[0]],
-        "floor_us": floors[0],
-        "floor_ids": floors[1],
     }
     with by_index(cursor.connection):
         rows = cursor.execute(query("find_below_floor"), parameters).fetchall()
@@ -124,11 +124,7 @@ def find_dry_lanes(
 ) -> list[tuple[int, tuple[int, int]]]:
     """Lanes with no job of ours between their floor and `margin` seconds ago, and that place, to which it may rise."""
     parameters = {
-        "tasks": tasks,
-        "lane_queues": list(lanes.queues),
-        "lane_priorities": list(lanes.priorities),
-        "floor_us": floors[0],
-        "floor_ids": floors[1],
+        **_where(tasks, lanes, floors),
         "margin": margin,
     }
     with by_index(cursor.connection):
@@ -139,3 +135,14 @@ def find_dry_lanes(
         if lane is not None:
             found.append((lane, ((at - _EPOCH) // _MICROSECOND, 0)))
     return found
+
+
+def _where(tasks: list[str], lanes: Lanes, floors: tuple[list[int], list[int]]) -> dict[str, Any]:
+    """What every look into job_queue is told: which tasks, in which lanes, from where."""
+    return {
+        "tasks": tasks,
+        "lane_queues": list(lanes.queues),
+        "lane_priorities": list(lanes.priorities),
+        "floor_us": floors[0],
+        "floor_ids": floors[1],
+    }

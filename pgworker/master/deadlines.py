@@ -16,10 +16,8 @@ from pgworker.linux import process, stacks
 from pgworker.linux.board import Row, Run
 from pgworker.linux.pidfd import kill_group
 from pgworker.linux.stacks import StackFile
+from pgworker.model.lease import lease_margin
 from pgworker.model.state import CancelReason
-
-LEASE_MARGIN = 5.0
-"""Seconds before the end of a lease that nobody renews at which its running job is asked to stop."""
 
 _DUMP_PATIENCE_NS = 300_000_000  # what Python gets to answer a request for its stacks before C is asked
 SHUTDOWN_GRACE = 2.0
@@ -66,8 +64,7 @@ def find_overdue(row: Row, run: Run, now_ns: int, lease_ttl: float) -> CancelRea
     """Why this run must stop by now: its deadline is over, or its lease is about to be."""
     if run.deadline_ns and now_ns >= run.deadline_ns:
         return CancelReason.DEADLINE
-    margin = min(LEASE_MARGIN, lease_ttl / 4)
-    if now_ns - row.renewed_ns(run.lease) >= int((lease_ttl - margin) * 1e9):
+    if now_ns - row.renewed_ns(run.lease) >= int((lease_ttl - lease_margin(lease_ttl)) * 1e9):
         return CancelReason.LEASE_LOST
     return CancelReason.NONE
 

@@ -7,12 +7,10 @@ PostgreSQL's postmaster draws the same line.
 from __future__ import annotations
 
 import logging
-import os
 import selectors
 import signal
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,6 +22,7 @@ from pgworker.linux.control import Death, Shared
 from pgworker.linux.pidfd import Exit, kill_group, next_exit, reap
 from pgworker.linux.sd_notify import notify
 from pgworker.linux.signals import SignalQueue
+from pgworker.linux.wake import wake
 from pgworker.master.causes import explain_exit
 from pgworker.master.children import Forker, MonitorChild, RunMonitor, RunWorker, WorkerChild
 from pgworker.master.deadlines import SHUTDOWN_GRACE, Graces, Ladder, climb, find_overdue, is_stopped_past_lease
@@ -277,8 +276,7 @@ class Master:
                 self._drain_until = now - _LAST_CALL
 
     def _wake(self, child: WorkerChild) -> None:
-        with suppress(BlockingIOError):
-            os.write(self._shared.wakes[child.row.index][1], b"!")
+        wake(self._shared.wakes[child.row.index][1])
 
     # -- deaths
 

@@ -21,9 +21,9 @@ import setproctitle
 from psycopg import Connection
 
 from pgworker.config.settings import PoolSettings
-from pgworker.db.connect import check_schema, connect, explain, is_outage
+from pgworker.db.connect import connect_to_schema, explain, is_outage
 from pgworker.errors import PgworkerError
-from pgworker.lifecycle.claim import Lanes, floor_of
+from pgworker.lifecycle.claim import Lanes, lower_floor
 from pgworker.lifecycle.heartbeat import PoolIdentity, WorkerProcess, beat_workers, forget_workers
 from pgworker.lifecycle.partitions import make_partitions
 from pgworker.lifecycle.reclaim import Reclaimed
@@ -199,17 +199,13 @@ class Monitor:
     def _make_findable(self, requeued: Sequence[Reclaimed]) -> None:
         for job in requeued:
             if job.queue is not None and job.priority is not None and job.run_at is not None:
-                lane = self._lanes.index(job.queue, job.priority)
-                if lane is not None:
-                    self._board.floors.lower(lane, floor_of(job.run_at, job.job_id))
+                lower_floor(self._board.floors, self._lanes, job.queue, job.priority, job.run_at, job.job_id)
         self._wakeups.wake(len(requeued))
 
     def _release(self, connection: Connection[Any], lease_id: UUID, first: int) -> bool:
         answer = release_jobs(connection, lease_id, first)
         for back in answer.lanes:
-            lane = self._lanes.index(back.queue, back.priority)
-            if lane is not None:
-                self._board.floors.lower(lane, floor_of(back.run_at, back.job_id))
+            lower_floor(self._board.floors, self._lanes, back.queue, back.priority, back.run_at, back.job_id)
             self._wakeups.wake(back.jobs)
         return not answer.is_busy
 
@@ -241,12 +237,7 @@ class Monitor:
         if now < self._next_connect:
             return None
         self._next_connect = now + 0.5
-        connection = connect(self._dsn, application_name="pgworker monitor", prepare_threshold=2)
-        try:
-            check_schema(connection)
-        except BaseException:
-            connection.close()
-            raise
+        connection = connect_to_schema(self._dsn, application_name="pgworker monitor", prepare_threshold=2)
         self._connection = connection
         self._board.is_connected = True
         if self._was_away:

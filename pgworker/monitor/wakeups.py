@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from collections.abc import Sequence
 from uuid import UUID
@@ -14,12 +13,11 @@ from pgworker.db.connect import explain
 from pgworker.db.listen import Listener
 from pgworker.errors import PgworkerError
 from pgworker.linux.board import Board
+from pgworker.linux.wake import wake
 from pgworker.observe.logs import Throttle, logger
 
 _STAY_ALERT = 2.0  # seconds that enqueuers go on notifying after the last worker was seen idle
 _RETRY = 1.0  # seconds between two tries to listen
-
-_WAKE = b"!"
 
 log = logger("monitor.wakeups")
 
@@ -91,8 +89,7 @@ class Wakeups:
             self.listener = None
 
     def _poke(self, index: int) -> None:
-        with contextlib.suppress(BlockingIOError):  # full: the worker will wake all the same
-            os.write(self._pipes[index], _WAKE)
+        wake(self._pipes[index])
 
     def _say_who_sleeps(self, listener: Listener, now: float) -> None:
         if any(row.pid and row.is_idle for row in self._board.rows):

@@ -6,7 +6,6 @@ trip. While handlers run, the clerk sleeps in `poll` on its wake-up pipe.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import select
@@ -22,12 +21,13 @@ from psycopg import Connection, Cursor
 from psycopg.pq import TransactionStatus
 
 from pgworker.config.settings import PoolSettings
-from pgworker.db.connect import check_schema, connect, explain, is_outage
+from pgworker.db.connect import connect_to_schema, explain, is_outage
 from pgworker.errors import EXIT_BUG, LeaseLost, PgworkerError, SchemaError
-from pgworker.lifecycle.claim import ClaimedRow, Lanes, claim_jobs, floor_of
+from pgworker.lifecycle.claim import ClaimedRow, Lanes, claim_jobs, floor_of, lower_floor
 from pgworker.lifecycle.release import Returned, release_jobs
 from pgworker.lifecycle.settle import Settlement, check_settled, is_settled, settle_jobs
 from pgworker.linux.board import LEASES, Board, Row
+from pgworker.linux.wake import WOKEN_BY_RUNNER, wake
 from pgworker.observe.events import Reporter
 from pgworker.observe.logs import fields, logger
 from pgworker.worker.lease import ClaimedJob, HeldLease
@@ -40,9 +40,6 @@ SETTLE_INTERVAL = 0.005
 
 HOLD_UP = 0.25
 """Seconds a running job may hold up the jobs claimed behind it before they go back to the queue."""
-
-WOKEN_BY_RUNNER = b"."
-WOKEN_BY_OTHERS = b"!"
 
 _AWAKE, _GROUPING, _ASLEEP = range(3)
 
@@ -115,8 +112,7 @@ class Clerk:
         """Called by the runner after each job, and when it has nothing left: end the clerk's sleep, if it sleeps."""
         if self._asleep == _ASLEEP or (runner_waits and self._asleep == _GROUPING):
             self._asleep = _AWAKE
-            with contextlib.suppress(BlockingIOError):  # full: it will wake all the same
-                os.write(self._wake_write, WOKEN_BY_RUNNER)
+            wake(self._wake_write, WOKEN_BY_RUNNER)
 
     def work(self) -> None:
         """Claim and settle until the worker drains and nothing is left; the runner is stopped on the way out."""
@@ -405,23 +401,15 @@ class Clerk:
 
     def _lower_floors(self, returned: Sequence[Returned]) -> None:
         for back in returned:
-            lane = self._lanes.index(back.queue, back.priority)
-            if lane is not None:
-                self._board.floors.lower(lane, floor_of(back.run_at, back.job_id))
+            lower_floor(self._board.floors, self._lanes, back.queue, back.priority, back.run_at, back.job_id)
 
     # -- the connection
 
     def _connect(self) -> None:
         if self._connection is not None and not self._connection.closed:
             return
-        connection = connect(self._dsn, application_name=self._application_name, prepare_threshold=1)
-        try:
-            check_schema(connection)
-        except BaseException:
-            connection.close()
-            raise
+        self._connection = connect_to_schema(self._dsn, application_name=self._application_name, prepare_threshold=1)
         self._failed_connects = 0
-        self._connection = connection
 
     def _require_connection(self) -> Connection[Any]:
         assert self._connection is not None, "_connect comes first in every round"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import signal
 import socket
 import sys
@@ -17,9 +15,10 @@ from pgworker.config.settings import PoolSettings
 from pgworker.errors import PgworkerError
 from pgworker.linux import stacks
 from pgworker.linux.board import Board
+from pgworker.linux.wake import wake
 from pgworker.observe import logs
 from pgworker.observe.events import Reporter
-from pgworker.worker.clerk import WOKEN_BY_OTHERS, Clerk
+from pgworker.worker.clerk import Clerk
 from pgworker.worker.runner import Runner
 from pgworker.worker.transaction import JobTransactions
 
@@ -81,12 +80,11 @@ def run_worker(dsn: str, app_path: str, settings: PoolSettings, place: WorkerPla
 
 def _drain_on_term(place: WorkerPlace) -> None:
     """TERM sent to this worker alone drains it, just as the master asks it to."""
-    row, wake = place.board.rows[place.index], place.wake_write
+    row, pipe = place.board.rows[place.index], place.wake_write
 
     def drain(_number: int, _frame: object) -> None:
         row.ask_drain()
-        with contextlib.suppress(BlockingIOError):
-            os.write(wake, WOKEN_BY_OTHERS)
+        wake(pipe)
 
     signal.signal(signal.SIGTERM, drain)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))

@@ -28,14 +28,12 @@ from pgworker.lifecycle.settle import Ended, Next
 from pgworker.linux.board import Row
 from pgworker.model.durations import seconds
 from pgworker.model.job import Job
+from pgworker.model.lease import lease_margin
 from pgworker.model.payload import decode, describe_error, encode_result
 from pgworker.model.state import CancelReason, Outcome
 from pgworker.observe.logs import fields, logger
 from pgworker.worker.lease import ClaimedJob, HeldLease
 from pgworker.worker.transaction import JobTransactions
-
-LEASE_MARGIN = 5.0
-"""Seconds before the end of a lease from which nothing new is started under it."""
 
 _FAR_AWAY_NS = 2**63 - 1  # what a word of the board holds; some 292 years
 
@@ -63,7 +61,7 @@ class Runner:
         self.refused: deque[ClaimedJob] = deque()
         self._tasks = tasks
         self._row = row
-        self._start_within_ns = int((lease_ttl - min(LEASE_MARGIN, lease_ttl / 4)) * 1e9)
+        self._start_within_ns = int((lease_ttl - lease_margin(lease_ttl)) * 1e9)
         self._transactions = transactions
         self._arrived = threading.Condition()
         self._stopping = False
