@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, Concatenate, Protocol, overload
 from uuid import UUID
 
@@ -168,6 +168,12 @@ class App:
             return self._producer.enqueue(jobs)
         check_target(connection)
         return enqueue_on(connection, jobs)
+
+    def start_worker(self) -> SimpleNamespace:
+        return SimpleNamespace()
+
+    def stop_worker(self, state: SimpleNamespace) -> None:
+        pass
 
     def close(self) -> None:
         """Close the App's own connections, if there are any. The next enqueue without a connection opens them again."""

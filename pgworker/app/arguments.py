@@ -71,7 +71,6 @@ def refuse_coroutine(function: Callable[..., Any], name: str) -> None:
 
 
 def _refuse_generators(function: Callable[..., Any], name: str) -> None:
-    refuse_coroutine(function, name)
     if inspect.isgeneratorfunction(function):
         raise RegistrationError(f"task {name}: a function with `yield` does nothing when it is called; return a result")
 

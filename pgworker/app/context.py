@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, MutableMapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from pgworker.db.connect import Connection
+from pgworker.db.connect import AsyncConnection, Connection
 from pgworker.errors import Cancelled
 from pgworker.model.job import Job
 from pgworker.model.state import CancelReason
@@ -47,8 +48,10 @@ class Context:
         "_make_job",
         "_position",
         "_transaction",
+        "_transaction_async",
         "_transaction_entered",
         "cancel_seen",
+        "state",
     )
 
     def __init__(
@@ -60,6 +63,8 @@ class Context:
         deadline_ns: int,
         cancel_reason: Callable[[], CancelReason],
         transaction: Callable[[], AbstractContextManager[Connection]],
+        transaction_async: Callable[[], AbstractAsyncContextManager[AsyncConnection]],
+        state: SimpleNamespace,
     ) -> None:
         """`deadline_ns` is on the monotonic clock, 0 means none. `make_job` is called once, if ever."""
         self._make_job = make_job
@@ -68,6 +73,8 @@ class Context:
         self._deadline_ns = deadline_ns
         self._cancel_reason = cancel_reason
         self._transaction = transaction
+        self._transaction_async = transaction_async
+        self.state = state
         self._transaction_entered = False
         self._job: Job | None = None
         self._logger: _JobLogger | None = None
@@ -141,11 +148,21 @@ class Context:
 
         Enter it once, as the last thing the handler does. RuntimeError: it was entered before.
         """
-        if self._transaction_entered:
-            raise RuntimeError("ctx.transaction() can be entered only once: its commit is the success of the job")
-        self._transaction_entered = True
+        self._enter_transaction()
         with self._transaction() as connection:
             yield connection
+
+    @asynccontextmanager
+    async def transaction_async(self) -> AsyncIterator[AsyncConnection]:
+        """As `transaction`, for an `async def` task: an asynchronous connection."""
+        self._enter_transaction()
+        async with self._transaction_async() as connection:
+            yield connection
+
+    def _enter_transaction(self) -> None:
+        if self._transaction_entered:
+            raise RuntimeError("a job's transaction can be entered only once: its commit is the success of the job")
+        self._transaction_entered = True
 
 
 class _JobLogger(_Adapter):

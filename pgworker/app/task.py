@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import update_wrapper
+from inspect import iscoroutinefunction
 from types import CoroutineType
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 from uuid import UUID
@@ -126,6 +127,7 @@ class Task(Enqueuer[P], Generic[P, R]):
         self.discard_on = options.discard_on
         self.should_retry = options.should_retry
         self.takes_context = arguments.takes_context
+        self.is_async = iscoroutinefunction(call)
         self._call = call
         self._takes_job = takes_job
 
@@ -159,3 +161,8 @@ class Task(Enqueuer[P], Generic[P, R]):
                 f"{self.name} returned a coroutine, which nobody awaits; return what asyncio.run() makes of it"
             )
         return result
+
+    async def invoke_async(self, payload_json: str, context: Context | None, make_job: Callable[[], Job]) -> Any:
+        arguments = self._arguments.decode(payload_json)
+        call: Any = self._call
+        return await (call(context, **arguments) if self.takes_context else call(**arguments))

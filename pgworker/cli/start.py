@@ -42,6 +42,7 @@ log = logs.logger("start")
 @click.command("start")
 @click.option("--app", "app_path", required=True, metavar="MODULE:APP", help="Where the App is, such as shop.jobs:app.")
 @click.option("-w", "--workers", type=int, default=None, help="Worker processes.  [default: the CPUs we have]")
+@click.option("--slots", type=int, default=1, show_default=True, help="Jobs that one worker runs at a time.")
 @click.option("-q", "--queue", "queues", multiple=True, help="A queue to serve; repeat it, first ones first.")
 @click.option("--dsn", default=None, help="The database; else PGWORKER_DSN or DATABASE_URL.")
 @click.option(
@@ -64,6 +65,7 @@ log = logs.logger("start")
 def start(
     app_path: str,
     workers: int | None,
+    slots: int,
     queues: tuple[str, ...],
     dsn: str | None,
     embedded_in: str | None,
@@ -75,6 +77,7 @@ def start(
     """Run a pool of workers until TERM or Ctrl-C."""
     settings = PoolSettings(
         workers=default_workers() if workers is None else workers,
+        slots=slots,
         queues=queues or ("default",),
         drain_timeout=drain_timeout,
         lease_ttl=lease_ttl,
@@ -142,7 +145,7 @@ def _bind(listen: str | None) -> socket.socket | None:
 def _share(settings: PoolSettings, listening: socket.socket | None) -> Shared:
     events_in, events_out = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     return Shared(
-        Board(settings.workers, len(settings.queues) * len(PRIORITIES)),
+        Board(settings.workers, len(settings.queues) * len(PRIORITIES), settings.slots),
         tuple(os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) for _ in range(settings.workers)),
         tuple(StackFile() for _ in range(settings.workers)),
         events_in,

@@ -16,6 +16,7 @@ from pgworker.model.names import check_queue
 from pgworker.model.retry import Backoff
 
 MAX_WORKERS = 1024
+MAX_SLOTS = 1000
 MAX_BATCH = 10_000
 
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -41,6 +42,8 @@ class PoolSettings:
     """All that a pool needs to know besides its DSN and its app. Durations are seconds."""
 
     workers: int
+    slots: int = 1
+    """Jobs that one worker runs at a time: sync ones in threads, async ones on its event loop."""
     queues: tuple[str, ...] = ("default",)
     lease_ttl: float = 60.0
     drain_timeout: float = 25.0
@@ -65,6 +68,7 @@ class PoolSettings:
     def __post_init__(self) -> None:
         """ConfigurationError for the first setting that can't work."""
         _whole("workers", self.workers, MAX_WORKERS)
+        _whole("slots", self.slots, MAX_SLOTS)
         _whole("max_batch", self.max_batch, MAX_BATCH)
         _queues(self.queues)
         for name, shortest in _SHORTEST.items():

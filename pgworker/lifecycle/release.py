@@ -37,4 +37,4 @@ def release_jobs(connection: Connection[Any], lease_id: UUID, first: int) -> Rel
     """Give positions `first`.. of a lease back; from 1 the whole lease. What is no longer there is no error."""
     with by_index(connection):
         rows = connection.execute(query("release_jobs"), {"lease_id": lease_id, "first": first}).fetchall()
-    return ReleaseAnswer([Returned(*row[1:]) for row in rows if row[1] is not None], is_busy=rows[0][0])
+    return ReleaseAnswer([Returned(*row[1:6]) for row in rows if row[1] is not None], is_busy=rows[0][0])

@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from psycopg import Cursor
+from psycopg import AsyncCursor, Cursor
 
 from pgworker.errors import LeaseLost
 from pgworker.lifecycle.plan import by_index
@@ -43,44 +43,36 @@ class Ended(NamedTuple):
 class Settlement:
     """Positions `first`.. of one lease that have ended, and whether the lease ends with them.
 
-    `ended` may be empty when the lease ends: its last position was settled by the handler's own transaction.
+    None in `ended` leaves a position as it is: its job still runs, or its own transaction has recorded it. `ended` may
+    be empty when the lease ends.
     """
 
     lease_id: UUID
     first: int
-    ended: Sequence[Ended]
+    ended: Sequence[Ended | None]
     ends_lease: bool
 
     @property
     def last(self) -> int:
         return self.first + len(self.ended) - 1
 
+    @property
+    def executions(self) -> list[Ended]:
+        """Those that are to be recorded."""
+        return [run for run in self.ended if run is not None]
+
 
 def settle_jobs(cursor: Cursor[Any], settlement: Settlement, now_ns: int) -> None:
     """Send one settlement; `check_settled` reads its answer. Durations travel as "µs ago", counted from `now_ns`."""
-    ended = settlement.ended
-    parameters: dict[str, Any] = {
-        "lease_id": settlement.lease_id,
-        "first": settlement.first,
-        "last": settlement.last,
-        "ends_lease": settlement.ends_lease,
-        "started_us": _array((now_ns - run.started_ns) // 1000 for run in ended),
-        "finished_us": _array((now_ns - run.finished_ns) // 1000 for run in ended),
-        "results": [run.result for run in ended] if any(run.result is not None for run in ended) else None,
-    }
-    if all(run.outcome is Outcome.SUCCEEDED for run in ended):
-        parameters |= dict.fromkeys(("outcomes", "charges", "nexts", "delays_ms", "errors"))
-    else:
-        parameters |= {
-            "outcomes": [run.outcome.value for run in ended],
-            "charges": _array(int(run.outcome.is_charged) for run in ended),
-            "nexts": _array(run.next.value for run in ended),
-            "delays_ms": _array(round(run.delay * 1000) for run in ended),
-            "errors": [run.error for run in ended],
-        }
-    looks_up_jobs = any(run.next is not Next.END for run in ended)
+    looks_up_jobs = any(run is not None and run.next is not Next.END for run in settlement.ended)
     with by_index(cursor.connection) if looks_up_jobs else nullcontext():
-        cursor.execute(query("settle_jobs"), parameters)
+        cursor.execute(query("settle_jobs"), _parameters(settlement, now_ns))
+
+
+async def settle_success_async(cursor: AsyncCursor[Any], settlement: Settlement, now_ns: int) -> bool:
+    """As `settle_jobs` and `is_settled` together, for an execution that succeeded in its own transaction."""
+    await cursor.execute(query("settle_jobs"), _parameters(settlement, now_ns))
+    return _is_complete(await cursor.fetchall(), settlement)
 
 
 def is_settled(cursor: Cursor[Any], settlement: Settlement) -> bool:
@@ -88,29 +80,68 @@ def is_settled(cursor: Cursor[Any], settlement: Settlement) -> bool:
 
     False is not yet a verdict: a settlement that is sent again finds its rows there already. See `check_settled`.
     """
-    leases, recorded = cursor.fetchall()[0]
-    return recorded == len(settlement.ended) and (leases == 1 or not settlement.ended)
+    return _is_complete(cursor.fetchall(), settlement)
 
 
 def check_settled(cursor: Cursor[Any], settlement: Settlement) -> None:
     """After `is_settled` said no: return if this very lease has recorded them all before, else raise LeaseLost."""
-    rows = cursor.execute(
-        query("find_own_executions"),
-        {
-            "lease_id": settlement.lease_id,
-            "job_ids": [run.job_id for run in settlement.ended],
-            "executions": [run.execution for run in settlement.ended],
-        },
-    ).fetchall()
-    missing = len(settlement.ended) - rows[0][0]
+    _check(cursor.execute(query("find_own_executions"), _executions(settlement)).fetchall(), settlement)
+
+
+async def check_settled_async(cursor: AsyncCursor[Any], settlement: Settlement) -> None:
+    """As `check_settled`."""
+    await cursor.execute(query("find_own_executions"), _executions(settlement))
+    _check(await cursor.fetchall(), settlement)
+
+
+def _is_complete(rows: Sequence[tuple[Any, ...]], settlement: Settlement) -> bool:
+    leases, recorded = rows[0]
+    asked = len(settlement.executions)
+    return bool(recorded == asked and (leases == 1 or not asked))
+
+
+def _executions(settlement: Settlement) -> dict[str, Any]:
+    return {
+        "lease_id": settlement.lease_id,
+        "job_ids": [run.job_id for run in settlement.executions],
+        "executions": [run.execution for run in settlement.executions],
+    }
+
+
+def _check(rows: Sequence[tuple[Any, ...]], settlement: Settlement) -> None:
+    asked = len(settlement.executions)
+    missing = asked - rows[0][0]
     if missing:
         raise LeaseLost(
-            f"the lease {settlement.lease_id} is gone: {missing} of {len(settlement.ended)} results were not recorded; "
+            f"the lease {settlement.lease_id} is gone: {missing} of {asked} results were not recorded; "
             "their jobs were given to another worker"
         )
 
 
-def _array(numbers: Iterable[int]) -> str:
+def _parameters(settlement: Settlement, now_ns: int) -> dict[str, Any]:
+    ended = settlement.ended
+    results = [None if run is None else run.result for run in ended]
+    parameters: dict[str, Any] = {
+        "lease_id": settlement.lease_id,
+        "first": settlement.first,
+        "last": settlement.last,
+        "ends_lease": settlement.ends_lease,
+        "started_us": _array(None if run is None else (now_ns - run.started_ns) // 1000 for run in ended),
+        "finished_us": _array(None if run is None else (now_ns - run.finished_ns) // 1000 for run in ended),
+        "results": results if any(result is not None for result in results) else None,
+    }
+    if all(run is None or run.outcome is Outcome.SUCCEEDED for run in ended):
+        return parameters | dict.fromkeys(("outcomes", "charges", "nexts", "delays_ms", "errors"))
+    return parameters | {
+        "outcomes": [None if run is None else run.outcome.value for run in ended],
+        "charges": _array(None if run is None else int(run.outcome.is_charged) for run in ended),
+        "nexts": _array(None if run is None else run.next.value for run in ended),
+        "delays_ms": _array(None if run is None else round(run.delay * 1000) for run in ended),
+        "errors": [None if run is None else run.error for run in ended],
+    }
+
+
+def _array(numbers: Iterable[int | None]) -> str:
     """As PostgreSQL spells an array. The driver would choose the smallest integer type that holds them all, and with it
     another prepared statement for almost every call."""
-    return "{" + ",".join(map(str, numbers)) + "}"
+    return "{" + ",".join(map(str, numbers)).replace("None", "null") + "}"

@@ -19,7 +19,7 @@ from uuid import UUID
 
 from pgworker.model.state import CancelReason
 
-LEASES = 4  # how many a worker may hold: running, next, claimed ahead, and one whose end is on its way
+_LEASES_AHEAD = 3  # beside one for each slot: next, claimed ahead, and one whose end is on its way
 
 _HALF = (1 << 64) - 1
 
@@ -31,28 +31,39 @@ _POOL_WORDS = 5
 _FLOOR_US, _FLOOR_ID = range(2)
 _LANE_WORDS = 2
 
-# words of a worker's row
-_ID_HIGH, _ID_LOW, _PID, _FORKED_NS, _READY, _IDLE, _DRAIN, _JOBS_DONE = range(8)
-_RUN_SEQUENCE, _RUN_LEASE, _RUN_POSITION, _RUN_SINCE_NS, _RUN_DEADLINE_NS = range(8, 13)
-_CANCEL_SEQUENCE, _CANCEL_REASON, _TASKS_HASH = range(13, 16)
-_FIRST_LEASE = 16
-_ROW_WORDS_BEFORE_LEASES = _FIRST_LEASE
+# words of a worker's row, in front of those of its slots and leases
+_ID_HIGH, _ID_LOW, _PID, _FORKED_NS, _READY, _IDLE, _DRAIN, _TASKS_HASH = range(8)
+_ROW_WORDS = 8
 
-# words of a lease in a row
+# words of a slot
+_RUN_SEQUENCE, _RUN_LEASE, _RUN_POSITION, _RUN_SINCE_NS, _RUN_DEADLINE_NS, _RUN_THREAD = range(6)
+_CANCEL_SEQUENCE, _CANCEL_REASON = 6, 7
+_SLOT_WORDS = 8
+
+# words of a lease
 _LEASE_HIGH, _LEASE_LOW, _LEASE_RENEWED_NS, _LEASE_COUNT, _LEASE_STARTED, _LEASE_KEEP, _LEASE_LOST = range(7)
 _LEASE_WORDS = 7
-_ROW_WORDS = _ROW_WORDS_BEFORE_LEASES + LEASES * _LEASE_WORDS
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A job that is running now. `deadline_ns` is 0 when it has none; times are of the monotonic clock."""
+    """A job that is running now, in one slot of its worker.
 
+    `deadline_ns` is 0 when it has none; times are of the monotonic clock. `thread` is what threading.get_ident() gives
+    in the thread that runs it; 0: it is one of many on the event loop.
+    """
+
+    slot: int
     sequence: int
     lease: int
     position: int
     since_ns: int
     deadline_ns: int
+    thread: int
+
+    @property
+    def is_async(self) -> bool:
+        return self.thread == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +79,14 @@ class LeaseEntry:
 
 
 class Board:
-    """The mapping of one pool: `workers` rows and `lanes` claim lanes."""
+    """The mapping of one pool: `workers` rows with `slots` slots each, and `lanes` claim lanes."""
 
-    def __init__(self, workers: int, lanes: int) -> None:
-        size = 8 * (_POOL_WORDS + lanes * _LANE_WORDS + workers * _ROW_WORDS)
-        self._words = memoryview(mmap.mmap(-1, size)).cast("Q")
-        self.floors = Floors(self._words, _POOL_WORDS, lanes)
+    def __init__(self, workers: int, lanes: int, slots: int = 1) -> None:
+        row_words = _ROW_WORDS + slots * _SLOT_WORDS + (slots + _LEASES_AHEAD) * _LEASE_WORDS
         first_row = _POOL_WORDS + lanes * _LANE_WORDS
-        self.rows = tuple(Row(self._words, first_row + index * _ROW_WORDS, index) for index in range(workers))
+        self._words = memoryview(mmap.mmap(-1, 8 * (first_row + workers * row_words))).cast("Q")
+        self.floors = Floors(self._words, _POOL_WORDS, lanes)
+        self.rows = tuple(Row(self._words, first_row + index * row_words, index, slots) for index in range(workers))
 
     @property
     def monitor_beat_ns(self) -> int:
@@ -154,18 +165,23 @@ class Floors:
 class Row:
     """One worker. The worker writes what it does; the master and the monitor write what is asked of it."""
 
-    __slots__ = ("_at", "_words", "index")
+    __slots__ = ("_at", "_leases_at", "_slots_at", "_words", "index", "leases_limit", "slots")
 
-    def __init__(self, words: memoryview, at: int, index: int) -> None:
+    def __init__(self, words: memoryview, at: int, index: int, slots: int) -> None:
         self._words = words
         self._at = at
+        self._slots_at = at + _ROW_WORDS
+        self._leases_at = self._slots_at + slots * _SLOT_WORDS
         self.index = index
+        self.slots = slots
+        self.leases_limit = slots + _LEASES_AHEAD
+        """How many leases the worker may hold."""
 
     # -- the incarnation: written by the master around the fork
 
     def reset(self, worker_id: UUID, now_ns: int) -> None:
         """Begin a new incarnation: every word of the old one goes."""
-        for word in range(self._at, self._at + _ROW_WORDS):
+        for word in range(self._at, self._leases_at + self.leases_limit * _LEASE_WORDS):
             self._words[word] = 0
         self._words[self._at + _ID_HIGH] = worker_id.int >> 64
         self._words[self._at + _ID_LOW] = worker_id.int & _HALF
@@ -225,50 +241,49 @@ class Row:
 
     @property
     def jobs_done(self) -> int:
-        return self._words[self._at + _JOBS_DONE]
+        return sum(self._words[self._slot_at(slot) + _RUN_SEQUENCE] // 2 for slot in range(self.slots))
 
-    # -- the run: written by the runner
+    # -- the runs: each slot is written by whoever runs a job in it
 
-    def start_run(self, lease: int, position: int, now_ns: int, deadline_ns: int) -> int:
+    def start_run(self, slot: int, lease: int, position: int, now_ns: int, deadline_ns: int, thread: int) -> int:
         """Show that a job starts; returns the sequence number that cancel requests must name."""
-        words, at = self._words, self._at
-        sequence = words[at + _RUN_SEQUENCE] + 1
+        words, at = self._words, self._slot_at(slot)
+        sequence = words[at] + 1
         words[at + _RUN_LEASE] = lease
         words[at + _RUN_POSITION] = position
         words[at + _RUN_SINCE_NS] = now_ns
         words[at + _RUN_DEADLINE_NS] = deadline_ns
-        words[at + _RUN_SEQUENCE] = sequence
+        words[at + _RUN_THREAD] = thread
+        words[at] = sequence
         return sequence
 
-    def end_run(self, sequence: int) -> None:
-        self._words[self._at + _RUN_SEQUENCE] = sequence + 1
-        self._words[self._at + _JOBS_DONE] += 1
+    def end_run(self, slot: int, sequence: int) -> None:
+        self._words[self._slot_at(slot)] = sequence + 1
 
-    def run(self) -> Run | None:
-        """The job that runs now; None also when it changed while being read."""
-        words, at = self._words, self._at
-        sequence = words[at + _RUN_SEQUENCE]
+    def run(self, slot: int) -> Run | None:
+        """The job that runs in this slot now; None also when it changed while being read."""
+        at = self._slot_at(slot)
+        sequence = self._words[at]
         if sequence % 2 == 0:
             return None
-        seen = Run(
-            sequence,
-            words[at + _RUN_LEASE],
-            words[at + _RUN_POSITION],
-            words[at + _RUN_SINCE_NS],
-            words[at + _RUN_DEADLINE_NS],
-        )
-        return seen if words[at + _RUN_SEQUENCE] == sequence else None
+        seen = Run(slot, sequence, *self._words[at + _RUN_LEASE : at + _RUN_THREAD + 1].tolist())
+        return seen if self._words[at] == sequence else None
+
+    def runs(self) -> tuple[Run, ...]:
+        """All that run now."""
+        return tuple(run for slot in range(self.slots) if (run := self.run(slot)) is not None)
 
     # -- cancel requests: written by master and monitor, read by the handler's context
 
-    def ask_cancel(self, sequence: int, reason: CancelReason) -> None:
-        """Ask the run of this sequence number to stop. The first reason stays."""
-        if self.cancel_reason(sequence) is CancelReason.NONE:
-            self._words[self._at + _CANCEL_REASON] = reason.value
-            self._words[self._at + _CANCEL_SEQUENCE] = sequence
+    def ask_cancel(self, run: Run, reason: CancelReason) -> None:
+        """Ask this run to stop. The first reason stays."""
+        if self.cancel_reason(run.slot, run.sequence) is CancelReason.NONE:
+            at = self._slot_at(run.slot)
+            self._words[at + _CANCEL_REASON] = reason.value
+            self._words[at + _CANCEL_SEQUENCE] = run.sequence
 
-    def cancel_reason(self, sequence: int) -> CancelReason:
-        words, at = self._words, self._at
+    def cancel_reason(self, slot: int, sequence: int) -> CancelReason:
+        words, at = self._words, self._slot_at(slot)
         if words[at + _CANCEL_SEQUENCE] != sequence:
             return CancelReason.NONE
         return CancelReason(words[at + _CANCEL_REASON])
@@ -277,7 +292,7 @@ class Row:
 
     def show_lease(self, lease_id: UUID, count: int, sent_ns: int) -> int:
         """Show a claimed lease; returns its entry. ValueError when all entries are taken."""
-        for index in range(LEASES):
+        for index in range(self.leases_limit):
             at = self._lease_at(index)
             if self._words[at + _LEASE_HIGH] == 0:
                 self._words[at + _LEASE_LOW] = lease_id.int & _HALF
@@ -288,7 +303,7 @@ class Row:
                 self._words[at + _LEASE_LOST] = 0
                 self._words[at + _LEASE_HIGH] = lease_id.int >> 64
                 return index
-        raise ValueError(f"a worker holds at most {LEASES} leases")
+        raise ValueError(f"a worker holds at most {self.leases_limit} leases")
 
     def hide_lease(self, index: int) -> None:
         """Stop showing a lease: it is settled, released or lost, and must not be renewed any more."""
@@ -296,7 +311,7 @@ class Row:
 
     def leases(self) -> Iterator[LeaseEntry]:
         words = self._words
-        for index in range(LEASES):
+        for index in range(self.leases_limit):
             at = self._lease_at(index)
             high = words[at + _LEASE_HIGH]
             if high == 0:
@@ -360,8 +375,11 @@ class Row:
         keep = self._words[self._lease_at(index) + _LEASE_KEEP]
         return keep - 1 if keep else None
 
+    def _slot_at(self, slot: int) -> int:
+        return self._slots_at + slot * _SLOT_WORDS
+
     def _lease_at(self, index: int) -> int:
-        return self._at + _FIRST_LEASE + index * _LEASE_WORDS
+        return self._leases_at + index * _LEASE_WORDS
 
     def _still_shows(self, entry: LeaseEntry) -> bool:
         at = self._lease_at(entry.index)

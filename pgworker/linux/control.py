@@ -20,7 +20,8 @@ _PACKET = 128 * 1024
 class Death:
     """A worker process has ended: who it was, how it ended, and what that means for the job it ran.
 
-    `verdict` is the outcome of the running execution. `stack` is what faulthandler or the kill ladder left.
+    `verdict` is what its end counts as, `verdicts` what the running execution in each slot does. `stack` is what
+    faulthandler or the kill ladder left.
     """
 
     row: int
@@ -28,6 +29,7 @@ class Death:
     worker_id: str
     how: str
     verdict: str
+    verdicts: list[str]
     stack: str
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import signal
+from collections.abc import Mapping, Sequence
 
+from pgworker.linux.board import Run
 from pgworker.linux.pidfd import Exit
 from pgworker.model.state import CancelReason, Outcome
 
@@ -33,3 +36,29 @@ def explain_exit(exit_: Exit, index: int, killed_for: CancelReason, out_of_memor
     if exit_.code == 0:
         return f"{who} ended", Outcome.CRASHED
     return f"{who} died: {exit_.describe()}", Outcome.CRASHED
+
+
+def judge_slots(
+    slots: int, runs: Sequence[Run], culprits: Mapping[int, CancelReason], verdict: Outcome, stack: str
+) -> list[str]:
+    """What the execution in each slot counts as, when the worker has died with `verdict`.
+
+    Those that the worker was killed for (`culprits`) have their own reasons, and their neighbours are lost, uncharged.
+    A worker that died by itself died of the job in the thread that crashed, if the stack names one; else all that ran
+    are suspects.
+    """
+    if culprits:
+        return [(culprits[slot].outcome if slot in culprits else Outcome.LOST).value for slot in range(slots)]
+    crashed = _crashed_in(stack)
+    guilty = [run.slot for run in runs if run.thread == crashed]
+    if verdict is not Outcome.CRASHED or not guilty:
+        return [verdict.value] * slots
+    return [(verdict if slot in guilty else Outcome.LOST).value for slot in range(slots)]
+
+
+def _crashed_in(stack: str) -> int | None:
+    """The thread in which a fatal signal arrived, by what faulthandler wrote of it; None: it wrote nothing."""
+    if not stack.startswith("Fatal Python error"):
+        return None
+    found = re.search(r"^Current thread 0x([0-9a-f]+)", stack, re.MULTILINE)
+    return int(found[1], 16) if found else None

@@ -2,6 +2,7 @@
 
     flag -> grace -> stack dump -> SIGTERM -> grace -> SIGKILL to the process group
 
+A run on the event loop has its task cancelled by its own worker first, see `Graces`.
 Deadlines and the ends of leases are read off the board, so that a worker that holds its GIL in C is no exception.
 """
 
@@ -16,14 +17,11 @@ from pgworker.linux import process, stacks
 from pgworker.linux.board import Row, Run
 from pgworker.linux.pidfd import kill_group
 from pgworker.linux.stacks import StackFile
+from pgworker.model.graces import Graces
 from pgworker.model.lease import lease_margin
 from pgworker.model.state import CancelReason
 
 _DUMP_PATIENCE_NS = 300_000_000  # what Python gets to answer a request for its stacks before C is asked
-SHUTDOWN_GRACE = 2.0
-"""Seconds between the flag and the kill at the end of a drain; they are the last ones of the drain timeout."""
-
-_LEASE_GRACE = 2.5  # seconds: a job without a lease must be gone before its lease is over
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,27 +35,6 @@ class Ladder:
     forced_ns: int = 0
     term_ns: int = 0
     killed_ns: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Graces:
-    """Seconds: from the flag to SIGTERM, and from there to SIGKILL."""
-
-    cancel: float
-    term: float
-    lease_ttl: float
-
-    def before_term_ns(self, reason: CancelReason) -> int:
-        if reason is CancelReason.LEASE_LOST:
-            return int(min(self.cancel, _LEASE_GRACE, self.lease_ttl / 4) * 1e9)
-        if reason is CancelReason.SHUTDOWN:
-            return int(SHUTDOWN_GRACE * 1e9)
-        return int(self.cancel * 1e9)
-
-    def before_kill_ns(self, reason: CancelReason) -> int:
-        if reason in (CancelReason.LEASE_LOST, CancelReason.SHUTDOWN):
-            return 0
-        return int(self.term * 1e9)
 
 
 def find_overdue(row: Row, run: Run, now_ns: int, lease_ttl: float) -> CancelReason:
@@ -77,7 +54,8 @@ def is_stopped_past_lease(row: Row, pid: int, now_ns: int, lease_ttl: float) -> 
 
 def climb(ladder: Ladder, pid: int, stack: StackFile, graces: Graces, now_ns: int) -> Ladder:
     """Take the next step, if it is due: returns the ladder as it stands then."""
-    dump_at = ladder.asked_ns + max(0, graces.before_term_ns(ladder.reason) - 2 * _DUMP_PATIENCE_NS)
+    term_at = ladder.asked_ns + graces.before_term_ns(ladder.reason, is_async=ladder.run.is_async)
+    dump_at = max(ladder.asked_ns, term_at - 2 * _DUMP_PATIENCE_NS)
     if not ladder.dumped_ns:
         if now_ns < dump_at:
             return ladder
@@ -91,7 +69,7 @@ def climb(ladder: Ladder, pid: int, stack: StackFile, graces: Graces, now_ns: in
             _send(pid, stacks.FORCE)
         return replace(ladder, forced_ns=now_ns)
     if not ladder.term_ns:
-        if now_ns < max(ladder.forced_ns + _DUMP_PATIENCE_NS, ladder.asked_ns + graces.before_term_ns(ladder.reason)):
+        if now_ns < max(ladder.forced_ns + _DUMP_PATIENCE_NS, term_at):
             return ladder
         _send(pid, signal.SIGTERM)
         return replace(ladder, term_ns=now_ns)

@@ -10,7 +10,7 @@ import logging
 import selectors
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,9 +23,10 @@ from pgworker.linux.pidfd import Exit, kill_group, next_exit, reap
 from pgworker.linux.sd_notify import notify
 from pgworker.linux.signals import SignalQueue
 from pgworker.linux.wake import wake
-from pgworker.master.causes import explain_exit
+from pgworker.master.causes import explain_exit, judge_slots
 from pgworker.master.children import Forker, MonitorChild, RunMonitor, RunWorker, WorkerChild
-from pgworker.master.deadlines import SHUTDOWN_GRACE, Graces, Ladder, climb, find_overdue, is_stopped_past_lease
+from pgworker.master.deadlines import Ladder, climb, find_overdue, is_stopped_past_lease
+from pgworker.model.graces import SHUTDOWN_GRACE, Graces
 from pgworker.model.state import CancelReason, Outcome
 
 _TICK = 0.1  # seconds
@@ -77,7 +78,8 @@ class Master:
         self._graces = Graces(settings.cancel_grace, settings.term_grace, settings.lease_ttl)
         self._workers = [WorkerChild(row) for row in parts.shared.board.rows]
         self._monitor = MonitorChild()
-        self._ladders: dict[int, Ladder] = {}
+        self._ladders: dict[tuple[int, int], Ladder] = {}
+        """By pid and slot."""
         self._unrecorded: dict[str, Death] = {}
         self._signals = SignalQueue()
         self._drain_until: float | None = None
@@ -188,29 +190,35 @@ class Master:
         for child in self._workers:
             if not child.pid:
                 continue
-            run = child.row.run()
-            ladder = self._ladders.get(child.pid)
-            if ladder is not None and (run is None or run.sequence != ladder.run.sequence) and not ladder.killed_ns:
-                del self._ladders[child.pid]  # it stopped in time; after SIGTERM the worker drains
-                self._shared.stacks[child.row.index].clear()  # no evidence of how a later job ends
-                ladder = None
-            if ladder is None and run is not None:
-                ladder = self._find_reason(child, run, now_ns)
-            elif run is None and is_stopped_past_lease(child.row, child.pid, now_ns, self._settings.lease_ttl):
+            runs = child.row.runs()
+            self._forget_those_that_stopped(child, runs)
+            for run in runs:
+                key = child.pid, run.slot
+                ladder = self._ladders.get(key) or self._find_reason(child, run, now_ns)
+                if ladder is not None:
+                    stack = self._shared.stacks[child.row.index]
+                    self._ladders[key] = climb(ladder, child.pid, stack, self._graces, now_ns)
+            if not runs and is_stopped_past_lease(child.row, child.pid, now_ns, self._settings.lease_ttl):
                 self._killed[child.pid] = CancelReason.LEASE_LOST
                 kill_group(child.pid, signal.SIGKILL)
-            if ladder is not None:
-                self._ladders[child.pid] = climb(
-                    ladder, child.pid, self._shared.stacks[child.row.index], self._graces, now_ns
-                )
+
+    def _forget_those_that_stopped(self, child: WorkerChild, runs: Sequence[Run]) -> None:
+        """They stopped in time; a worker that has had SIGTERM drains."""
+        sequences = {run.slot: run.sequence for run in runs}
+        own = [(key, ladder) for key, ladder in self._ladders.items() if key[0] == child.pid]
+        stopped = [key for key, ladder in own if sequences.get(key[1]) != ladder.run.sequence and not ladder.killed_ns]
+        for key in stopped:
+            del self._ladders[key]
+        if stopped and len(stopped) == len(own):
+            self._shared.stacks[child.row.index].clear()  # no evidence of how a later job ends
 
     def _find_reason(self, child: WorkerChild, run: Run, now_ns: int) -> Ladder | None:
-        reason = child.row.cancel_reason(run.sequence)
+        reason = child.row.cancel_reason(run.slot, run.sequence)
         if reason is CancelReason.NONE:
             reason = find_overdue(child.row, run, now_ns, self._settings.lease_ttl)
             if reason is CancelReason.NONE:
                 return None
-            child.row.ask_cancel(run.sequence, reason)
+            child.row.ask_cancel(run, reason)
         return Ladder(run, reason, now_ns)
 
     def _enforce_drain(self) -> None:
@@ -222,10 +230,9 @@ class Master:
         for child in self._workers:
             if not child.pid:
                 continue
-            run = child.row.run()
-            if run is not None:
+            for run in child.row.runs():
                 self._timed_out = True
-                child.row.ask_cancel(run.sequence, CancelReason.SHUTDOWN)
+                child.row.ask_cancel(run, CancelReason.SHUTDOWN)
             if left <= -_LAST_CALL:  # no handler, so no ladder, or one that is too long
                 self._timed_out = True
                 self._killed[child.pid] = CancelReason.SHUTDOWN
@@ -250,7 +257,7 @@ class Master:
         """Stop claiming, hand back, let running jobs finish. A second TERM changes nothing."""
         if self._is_draining:
             return
-        running = sum(child.row.run() is not None for child in self._workers if child.pid)
+        running = sum(len(child.row.runs()) for child in self._workers if child.pid)
         log.info("%s: draining, %d running jobs have %g s", why, running, self._settings.drain_timeout)
         notify("STOPPING=1")
         self._drain_until = time.monotonic() + self._settings.drain_timeout
@@ -281,15 +288,20 @@ class Master:
     # -- deaths
 
     def _bury_worker(self, child: WorkerChild, exit_: Exit) -> None:
-        ladder = self._ladders.pop(exit_.pid, None)
+        ladders = {slot: self._ladders.pop((pid, slot)) for pid, slot in list(self._ladders) if pid == exit_.pid}
         killed_for = self._killed.pop(exit_.pid, CancelReason.NONE)
-        if ladder is not None and ladder.dumped_ns and exit_.signal is not None:  # a forced dump may kill by SIGSEGV
-            killed_for = ladder.reason
+        culprits = {slot: ladder.reason for slot, ladder in ladders.items() if ladder.dumped_ns}
+        if culprits and exit_.signal is not None:  # a forced dump may kill by SIGSEGV
+            killed_for = next(iter(culprits.values()))
         how, verdict = explain_exit(exit_, child.row.index, killed_for, self._saw_oom(exit_))
-        clean = exit_.code == 0 and child.row.run() is None
+        runs = child.row.runs()
+        clean = exit_.code == 0 and not runs
         stack = self._shared.stacks[child.row.index].read()
+        if exit_.signal is None:
+            culprits = {}
+        verdicts = judge_slots(child.row.slots, runs, culprits, verdict, stack)
         outcome = Outcome.SUCCEEDED if clean else verdict
-        death = Death(child.row.index, exit_.pid, str(child.row.worker_id), how, outcome.value, stack)
+        death = Death(child.row.index, exit_.pid, str(child.row.worker_id), how, outcome.value, verdicts, stack)
         was_ready, done = child.row.is_ready, child.row.jobs_done
         child.pid, child.row.pid = 0, 0
         child.awaits_ack = death.worker_id

@@ -277,9 +277,9 @@ class Monitor:
                 continue
             kill_group(row.pid, signal.SIGKILL)
             if process.state(row.pid) in (None, "Z"):
-                death = Death(
-                    row.index, row.pid, str(row.worker_id), "killed together with the master", Outcome.LOST.value, ""
-                )
+                lost = Outcome.LOST.value
+                how = "killed together with the master"
+                death = Death(row.index, row.pid, str(row.worker_id), how, lost, [lost] * row.slots, "")
                 self._reclaims.note(death)
                 row.pid = 0
 
@@ -307,7 +307,7 @@ def _gauge(row: Row) -> WorkerGauge | None:
         return WorkerGauge(
             row.index,
             is_ready=row.is_ready,
-            is_running=row.run() is not None,
+            running=len(row.runs()),
             uss_bytes=worker.memory_full_info().uss,
             cpu_seconds=times.user + times.system,
         )

@@ -37,7 +37,7 @@ class Witness:
     """What the board showed of a worker when it died."""
 
     death: Death
-    run: Run | None
+    runs: tuple[Run, ...]
     entries: tuple[LeaseEntry, ...]
     forked_ns: int
     seen_at: float
@@ -50,11 +50,12 @@ class Witness:
         outcomes: list[Outcome | None] = [None] * len(taken.job_ids)
         started_us: list[int | None] = [None] * len(taken.job_ids)
         if entry is not None:
-            for position in range(1, min(entry.started, len(outcomes)) + 1):
-                outcomes[position - 1] = Outcome.LOST
-                if self.run is not None and (self.run.lease, self.run.position) == (entry.index, position):
-                    outcomes[position - 1] = Outcome(self.death.verdict)
-                    started_us[position - 1] = (now_ns - self.run.since_ns) // 1000
+            started = min(entry.started, len(outcomes))
+            outcomes[:started] = [Outcome.LOST] * started
+            for run in self.runs:
+                if run.lease == entry.index and run.position <= started:
+                    outcomes[run.position - 1] = Outcome(self.death.verdicts[run.slot])
+                    started_us[run.position - 1] = (now_ns - run.since_ns) // 1000
         return Findings(outcomes, started_us, self.death.how, error=_error(self.death))
 
 
@@ -78,7 +79,8 @@ class Reclaims:
         worker_id = UUID(death.worker_id)
         if worker_id not in self._witnesses:
             row = self._board.rows[death.row]
-            self._witnesses[worker_id] = Witness(death, row.run(), tuple(row.leases()), row.forked_ns, time.monotonic())
+            leases = tuple(row.leases())
+            self._witnesses[worker_id] = Witness(death, row.runs(), leases, row.forked_ns, time.monotonic())
             self._metrics.count_exit(death.verdict if death.verdict != Outcome.SUCCEEDED else "drained")
         self._waiting[death.worker_id] = death
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 from uuid import UUID
 
@@ -55,9 +55,8 @@ class Renewals:
         for row, entry in self._held():
             shown.add(entry.lease_id)
             positions = self._cancelled.get(entry.lease_id)
-            run = row.run()
-            if positions and run is not None and run.lease == entry.index and run.position in positions:
-                row.ask_cancel(run.sequence, CancelReason.CANCELLED)
+            if positions:
+                _flag(row, entry, CancelReason.CANCELLED, positions)
         for gone in self._cancelled.keys() - shown:
             del self._cancelled[gone]
         self._missed &= shown
@@ -73,15 +72,13 @@ class Renewals:
         ]
 
     def _deserves(self, held: tuple[Row, LeaseEntry], now_ns: int) -> bool:
-        """Whether its worker lives, and its running job is not long past the time by which it must have been killed."""
+        """Whether its worker lives, and no job of it runs long past the time by which it must have been killed."""
         row, entry = held
         if process.state(row.pid) in _NOT_ALIVE:
             return False
-        run = row.run()
-        if run is None or run.lease != entry.index or not run.deadline_ns:
-            return True
-        patience = self._settings.cancel_grace + self._settings.term_grace + self._settings.lease_ttl
-        return now_ns < run.deadline_ns + int(patience * 1e9)
+        patience = self._settings.cancel_grace + 2 * self._settings.term_grace + self._settings.lease_ttl
+        late_ns = now_ns - int(patience * 1e9)
+        return not any(run.lease == entry.index and 0 < run.deadline_ns <= late_ns for run in row.runs())
 
     def _renew(self, connection: Connection[Any], due: list[tuple[Row, LeaseEntry]]) -> None:
         sent_ns = time.monotonic_ns()
@@ -104,24 +101,29 @@ class Renewals:
             self._missed.add(entry.lease_id)
             return
         row.mark_lost(entry)
-        run = row.run()
-        if run is not None and run.lease == entry.index:
-            row.ask_cancel(run.sequence, CancelReason.LEASE_LOST)
+        _flag(row, entry, CancelReason.LEASE_LOST)
         self._metrics.count_lost_lease()
         log.error(
-            "a lease is lost: others have its jobs, and its running job is stopped",
+            "a lease is lost: others have its jobs, and what runs of it is stopped",
             extra=fields(lease=entry.lease_id, worker=row.index),
         )
 
 
+def _flag(row: Row, entry: LeaseEntry, reason: CancelReason, positions: Collection[int] | None = None) -> None:
+    """Ask the runs of this lease to stop; None: whatever their positions."""
+    for run in row.runs():
+        if run.lease == entry.index and (positions is None or run.position in positions):
+            row.ask_cancel(run, reason)
+
+
 def draw_lines(board: Board, now_ns: int, after_ns: int, release: Callable[[UUID, int], bool]) -> None:
-    """Give back what waits behind a job that holds its worker's GIL, so that its clerk can't.
+    """Give back what waits behind jobs that hold its worker's GIL, so that its clerk can't.
 
     A line on the board first, then a pause, then a look whether the runner was quicker; see `Row.draw_line`.
     """
     for row in board.rows:
-        run = row.run()
-        if not row.pid or run is None or now_ns - run.since_ns < after_ns:
+        newest_ns = max((run.since_ns for run in row.runs()), default=now_ns)
+        if not row.pid or now_ns - newest_ns < after_ns:
             continue
         behind = [
             entry

@@ -20,7 +20,7 @@ class WorkerGauge:
 
     worker: int
     is_ready: bool
-    is_running: bool
+    running: int
     uss_bytes: int
     cpu_seconds: float
 
@@ -90,9 +90,7 @@ class PoolMetrics(Collector):
     def _pool(self) -> Iterator[Metric]:
         gauges = self._gauges()
         yield GaugeMetricFamily("pgworker_workers", "Workers that are ready.", sum(gauge.is_ready for gauge in gauges))
-        yield GaugeMetricFamily(
-            "pgworker_jobs_running", "Jobs that run now.", sum(gauge.is_running for gauge in gauges)
-        )
+        yield GaugeMetricFamily("pgworker_jobs_running", "Jobs that run now.", sum(gauge.running for gauge in gauges))
         memory = GaugeMetricFamily(
             "pgworker_worker_uss_bytes", "Memory of a worker that no other shares.", labels=["worker"]
         )

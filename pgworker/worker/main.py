@@ -1,4 +1,4 @@
-"""A worker process: two threads, one connection, one job at a time."""
+"""A worker process: a clerk with one connection, and as many jobs at a time as it has slots."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ from pgworker.errors import PgworkerError
 from pgworker.linux import stacks
 from pgworker.linux.board import Board
 from pgworker.linux.wake import wake
+from pgworker.model.graces import Graces
 from pgworker.observe import logs
 from pgworker.observe.events import Reporter
 from pgworker.worker.clerk import Clerk
+from pgworker.worker.execution import SlotTransactions
 from pgworker.worker.runner import Runner
 from pgworker.worker.transaction import JobTransactions
+from pgworker.worker.transaction_async import AsyncJobTransactions
 
 _SWITCH_INTERVAL = 0.0005
 """Seconds: how soon the clerk gets the GIL from a busy handler. Python's 5 ms would add to every claim and settle."""
@@ -54,8 +57,14 @@ def run_worker(dsn: str, app_path: str, settings: PoolSettings, place: WorkerPla
         log.error("%s", error)
         return error.exit_code
     name = f"pgworker worker {place.index}"
-    transactions = JobTransactions(dsn, f"{name} transaction")
-    runner = Runner(app.tasks, row, settings.lease_ttl, transactions)
+    state = app.start_worker()
+    runner = Runner(
+        app.tasks,
+        row,
+        Graces(settings.cancel_grace, settings.term_grace, settings.lease_ttl),
+        [_transactions(dsn, name, slot) for slot in range(settings.slots)],
+        state,
+    )
     clerk = Clerk(
         dsn=dsn,
         application_name=name,
@@ -73,9 +82,14 @@ def run_worker(dsn: str, app_path: str, settings: PoolSettings, place: WorkerPla
     row.set_ready()
     runner.run_jobs(clerk.wake)
     thread.join()
-    transactions.close()
+    app.stop_worker(state)
     app.close()
     return clerk.failure.exit_code if clerk.failure is not None else 0
+
+
+def _transactions(dsn: str, name: str, slot: int) -> SlotTransactions:
+    title = f"{name} slot {slot} transaction"
+    return SlotTransactions(JobTransactions(dsn, title), AsyncJobTransactions(dsn, title))
 
 
 def _drain_on_term(place: WorkerPlace) -> None:

@@ -10,11 +10,12 @@ _TREND = 0.75  # how far an estimate falls towards what was just measured; it ri
 
 
 class Prefetch:
-    """The estimate of one worker. It begins with one job at a time."""
+    """The estimate of one worker. It begins with one job per slot at a time."""
 
-    def __init__(self, seconds: float, max_batch: int) -> None:
+    def __init__(self, seconds: float, max_batch: int, slots: int) -> None:
         self._seconds = seconds
         self._max_batch = max_batch
+        self._slots = slots
         self._mean = max(seconds, _QUICKEST)
 
     def observe(self, jobs: int, seconds: float) -> None:
@@ -27,17 +28,18 @@ class Prefetch:
 
     @property
     def target(self) -> int:
-        """How many jobs are about `seconds` of work; at least 1, at most two batches."""
-        return max(1, min(2 * self._max_batch, int(self._seconds / self._mean)))
+        """How many jobs are about `seconds` of work for all slots; at least one each, at most two batches."""
+        return max(self._slots, min(2 * self._max_batch, int(self._seconds * self._slots / self._mean)))
 
-    def wanted(self, waiting: int, running_for: float | None) -> int:
-        """How many to claim now, with `waiting` claimed and not started, and a job that has run for so many seconds.
+    def wanted(self, waiting: int, free: int, since_last_start: float) -> int:
+        """How many to claim now, with `waiting` claimed and not started, and so many free slots.
 
-        `running_for` None: nothing runs. Behind a job that turns out long nothing is claimed: it would only wait.
+        What free slots would run at once, and ahead of them about `seconds` of work. Nothing is claimed ahead if a slot
+        does less than two jobs in that time, or behind jobs that turn out long: it would only wait.
         """
-        target = self.target
-        if running_for is not None and (target == 1 or running_for > self._seconds):
+        goal = free
+        if self.target >= 2 * self._slots and (free or since_last_start <= self._seconds):
+            goal = max(free, self.target)
+        if goal == 0 or (waiting and waiting > goal // 2):
             return 0
-        if waiting and waiting > target // 2:
-            return 0
-        return min(self._max_batch, target - waiting)
+        return max(0, min(self._max_batch, goal - waiting))

@@ -11,25 +11,41 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import psycopg
 from psycopg import Connection, IsolationLevel
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
+from pgworker.app.leases import ClaimedJob
 from pgworker.db.connect import connect
 from pgworker.errors import EXIT_BUG, Cancelled, DatabaseUnavailable, LeaseLost
 from pgworker.lifecycle.settle import Ended, Settlement, check_settled, is_settled, settle_jobs
-from pgworker.linux.board import Run
 from pgworker.observe.logs import fields, logger
-from pgworker.worker.lease import ClaimedJob
+
+if TYPE_CHECKING:
+    from typing_extensions import LiteralString
 
 Answer = TypeVar("Answer")
 
 log = logger("worker.transaction")
 
-_IDLE_LIMIT = 600.0  # seconds a handler without a deadline may keep its transaction open without a statement
+
+class Settleable(Protocol):
+    """The execution that a transaction settles."""
+
+    claimed: ClaimedJob
+    started_ns: int
+    is_settled: bool
+
+    @property
+    def must_end(self) -> bool:
+        """Whether it has been asked to stop."""
+
+    @property
+    def idle_limit_ms(self) -> int:
+        """How long its transaction may stay open without a statement."""
 
 
 class JobTransactions:
@@ -42,16 +58,13 @@ class JobTransactions:
         self._is_used = False
 
     @contextmanager
-    def open(
-        self, claimed: ClaimedJob, run: Run | None, must_end: Callable[[], bool], on_settled: Callable[[], None]
-    ) -> Iterator[Connection[Any]]:
-        """A transaction at READ COMMITTED that ends by settling `claimed` as succeeded.
+    def open(self, execution: Settleable) -> Iterator[Connection[Any]]:
+        """A transaction at READ COMMITTED that ends by settling `execution` as succeeded.
 
         Waits while the database is away; raises Cancelled once the execution must end. Raises LeaseLost, with nothing
         committed, if another worker has the job by now.
         """
-        connection, transaction = self._begin(run, must_end)
-        started_ns = time.monotonic_ns() if run is None else run.since_ns
+        connection, transaction = self._begin(execution)
         pid = os.getpid()
         has_settled = False
         try:
@@ -59,19 +72,16 @@ class JobTransactions:
                 try:
                     yield connection
                 finally:
-                    _leave_if_forked(pid)
-                _settle(connection, _settlement(claimed, started_ns))
+                    leave_if_forked(pid)
+                _settle(connection, settlement_of(execution))
                 has_settled = True
         except psycopg.OperationalError as error:
-            if not (connection.closed and self._has_committed(claimed, started_ns, must_end)):
+            if not (connection.closed and self._has_committed(execution)):
                 raise
-            log.info(
-                "the reply to a commit was lost; the commit was found",
-                extra=fields(job=claimed.row.job_id, error=error),
-            )
+            log_found_commit(execution, error)
             has_settled = True
         if has_settled:  # psycopg.Rollback leaves the transaction without an error, and without a settle
-            on_settled()
+            execution.is_settled = True
 
     def reset(self) -> None:
         """Make the connection as new, or drop it: nothing that a handler did to it reaches the next job."""
@@ -94,7 +104,7 @@ class JobTransactions:
             self._connection.close()
             self._connection = None
 
-    def _begin(self, run: Run | None, must_end: Callable[[], bool]) -> tuple[Connection[Any], ExitStack]:
+    def _begin(self, execution: Settleable) -> tuple[Connection[Any], ExitStack]:
         """The connection, and the transaction begun on it."""
 
         def begin() -> tuple[Connection[Any], ExitStack]:
@@ -102,28 +112,25 @@ class JobTransactions:
             self._is_used = True
             with ExitStack() as begun:
                 begun.enter_context(connection.transaction())
-                connection.execute(
-                    "select set_config('idle_in_transaction_session_timeout', %s, true)", [_idle_limit_ms(run)]
-                )
+                connection.execute(*settings_of(execution))
                 return connection, begun.pop_all()
 
-        return self._patiently(begin, must_end)
+        return self._patiently(begin, execution)
 
-    def _patiently(self, ask: Callable[[], Answer], must_end: Callable[[], bool]) -> Answer:
+    def _patiently(self, ask: Callable[[], Answer], execution: Settleable) -> Answer:
         """What `ask` gives, on a new connection if the old one has died: that an outage comes is no job's failure."""
-        while (answer := self._attempt(ask, must_end)) is None:
+        while (answer := self._attempt(ask, execution)) is None:
             time.sleep(random.uniform(0.1, 0.3))
         return answer
 
-    def _attempt(self, ask: Callable[[], Answer], must_end: Callable[[], bool]) -> Answer | None:
+    def _attempt(self, ask: Callable[[], Answer], execution: Settleable) -> Answer | None:
         """None: there is no connection."""
         try:
             return ask()
         except (DatabaseUnavailable, psycopg.OperationalError) as error:
             if self._connection is not None and not self._connection.closed:
                 raise
-            if must_end():
-                raise Cancelled("the execution had to end before the database was back") from error
+            raise_if_it_must_end(execution, error)
             return None
 
     def _connected(self) -> Connection[Any]:
@@ -133,41 +140,58 @@ class JobTransactions:
             self._connection.isolation_level = IsolationLevel.READ_COMMITTED
         return self._connection
 
-    def _has_committed(self, claimed: ClaimedJob, started_ns: int, must_end: Callable[[], bool]) -> bool:
+    def _has_committed(self, execution: Settleable) -> bool:
         """After a connection died, perhaps at COMMIT: whether that took effect."""
 
         def look() -> bool:
             with self._connected().cursor() as cursor:
-                check_settled(cursor, _settlement(claimed, started_ns))
+                check_settled(cursor, settlement_of(execution))
             return True
 
         try:
-            return self._patiently(look, must_end)
+            return self._patiently(look, execution)
         except LeaseLost:
             return False
-
-
-def _settlement(claimed: ClaimedJob, started_ns: int) -> Settlement:
-    ended = Ended(claimed.row.job_id, claimed.row.execution, started_ns, time.monotonic_ns())
-    return Settlement(claimed.lease.lease_id, claimed.position, [ended], ends_lease=False)
 
 
 def _settle(connection: Connection[Any], settlement: Settlement) -> None:
     with psycopg.Cursor(connection, row_factory=tuple_row) as cursor:  # whatever the handler has set on its connection
         settle_jobs(cursor, settlement, time.monotonic_ns())
         if not is_settled(cursor, settlement):
-            raise LeaseLost(
-                f"the lease {settlement.lease_id} is gone: another worker has this job, its transaction is rolled back"
-            )
+            raise lease_is_gone(settlement)
 
 
-def _leave_if_forked(pid: int) -> None:
+def settlement_of(execution: Settleable) -> Settlement:
+    """That it succeeds, now."""
+    claimed = execution.claimed
+    ended = Ended(claimed.row.job_id, claimed.row.execution, execution.started_ns, time.monotonic_ns())
+    return Settlement(claimed.lease.lease_id, claimed.position, [ended], ends_lease=False)
+
+
+def settings_of(execution: Settleable) -> tuple[LiteralString, list[str]]:
+    """The statement, and its parameters, that makes a transaction this execution's own."""
+    return "select set_config('idle_in_transaction_session_timeout', %s, true)", [str(execution.idle_limit_ms)]
+
+
+def lease_is_gone(settlement: Settlement) -> LeaseLost:
+    return LeaseLost(
+        f"the lease {settlement.lease_id} is gone: another worker has this job, its transaction is rolled back"
+    )
+
+
+def raise_if_it_must_end(execution: Settleable, error: BaseException) -> None:
+    if execution.must_end:
+        raise Cancelled("the execution had to end before the database was back") from error
+
+
+def log_found_commit(execution: Settleable, error: BaseException) -> None:
+    log.info(
+        "the reply to a commit was lost; the commit was found",
+        extra=fields(job=execution.claimed.row.job_id, error=error),
+    )
+
+
+def leave_if_forked(pid: int) -> None:
     """A child that the handler has forked would end the transaction on the connection that it shares with us."""
     if os.getpid() != pid:
         os._exit(EXIT_BUG)
-
-
-def _idle_limit_ms(run: Run | None) -> str:
-    if run is None or not run.deadline_ns:
-        return str(round(_IDLE_LIMIT * 1000))
-    return str(max(1000, (run.deadline_ns - time.monotonic_ns()) // 1_000_000 + 1000))

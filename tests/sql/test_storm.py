@@ -226,7 +226,7 @@ class Claimer(Actor):
         self.check(cursor, settlement, settled)
 
     def check(self, cursor: psycopg.Cursor[Any], settlement: Settlement, settled: bool) -> None:
-        runs = [(run.job_id, run.execution, settlement.lease_id) for run in settlement.ended]
+        runs = [(run.job_id, run.execution, settlement.lease_id) for run in settlement.executions]
         try:
             if not settled:
                 check_settled(cursor, settlement)

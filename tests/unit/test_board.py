@@ -4,35 +4,61 @@ from uuid import uuid4
 
 import pytest
 
-from pgworker.linux.board import LEASES, Board
+from pgworker.linux.board import Board, Row, Run
 from pgworker.model.state import CancelReason
+
+
+def started(row: Row, slot: int = 0, thread: int = 1) -> Run:
+    row.start_run(slot, lease=2, position=7, now_ns=100, deadline_ns=200, thread=thread)
+    run = row.run(slot)
+    assert run is not None
+    return run
 
 
 def test_a_run_is_seen_from_its_start_to_its_end_and_counted_then() -> None:
     row = Board(2, 10).rows[1]
     row.reset(uuid4(), 1)
-    assert row.run() is None
-    sequence = row.start_run(lease=2, position=7, now_ns=100, deadline_ns=200)
-    run = row.run()
-    assert run is not None
-    assert (run.sequence, run.lease, run.position, run.since_ns, run.deadline_ns) == (sequence, 2, 7, 100, 200)
-    row.end_run(sequence)
-    assert row.run() is None
+    run = started(row)
+    assert (run.slot, run.lease, run.position, run.since_ns, run.deadline_ns, run.is_async) == (
+        0,
+        2,
+        7,
+        100,
+        200,
+        False,
+    )
+    row.end_run(0, run.sequence)
+    assert row.run(0) is None
     assert row.jobs_done == 1
+
+
+def test_the_slots_of_a_worker_are_seen_apart() -> None:
+    row, neighbour = Board(2, 10, slots=3).rows
+    row.reset(uuid4(), 1)
+    neighbour.reset(uuid4(), 1)
+    assert [run.slot for run in row.runs()] == []
+    runs = [started(row, slot, thread=slot) for slot in (0, 2)]
+    assert [(run.slot, run.is_async) for run in row.runs()] == [(0, True), (2, False)]
+    row.ask_cancel(runs[1], CancelReason.CANCELLED)
+    assert [row.cancel_reason(run.slot, run.sequence) for run in runs] == [CancelReason.NONE, CancelReason.CANCELLED]
+    row.end_run(0, runs[0].sequence)
+    assert row.runs() == (runs[1],)
+    row.end_run(2, runs[1].sequence)
+    assert (row.jobs_done, neighbour.runs()) == (2, ())
 
 
 def test_a_cancel_request_reaches_the_run_it_names_and_no_other_and_its_first_reason_stays() -> None:
     row = Board(1, 10).rows[0]
     row.reset(uuid4(), 1)
-    first = row.start_run(0, 1, 1, 0)
+    first = started(row)
     row.ask_cancel(first, CancelReason.DEADLINE)
     row.ask_cancel(first, CancelReason.SHUTDOWN)
-    assert row.cancel_reason(first) is CancelReason.DEADLINE
-    row.end_run(first)
-    second = row.start_run(0, 2, 2, 0)
-    assert row.cancel_reason(second) is CancelReason.NONE
+    assert row.cancel_reason(0, first.sequence) is CancelReason.DEADLINE
+    row.end_run(0, first.sequence)
+    second = started(row)
+    assert row.cancel_reason(0, second.sequence) is CancelReason.NONE
     row.ask_cancel(first, CancelReason.SHUTDOWN)  # late: it was meant for the run before
-    assert row.cancel_reason(second) is CancelReason.NONE
+    assert row.cancel_reason(0, second.sequence) is CancelReason.NONE
 
 
 def test_a_lease_is_shown_renewed_lost_and_hidden() -> None:
@@ -68,7 +94,7 @@ def test_what_is_meant_for_a_lease_does_not_touch_the_one_that_took_its_place() 
 def test_a_worker_holds_no_more_leases_than_it_has_places_for() -> None:
     row = Board(1, 10).rows[0]
     row.reset(uuid4(), 1)
-    for _ in range(LEASES):
+    for _ in range(row.leases_limit):
         row.show_lease(uuid4(), 1, 1)
     with pytest.raises(ValueError, match="at most"):
         row.show_lease(uuid4(), 1, 1)
@@ -80,7 +106,7 @@ def test_a_new_incarnation_inherits_nothing_of_the_old_one() -> None:
     neighbour.reset(uuid4(), 5)
     neighbour.show_lease(uuid4(), 1, 1)
     row.reset(uuid4(), 1)
-    row.start_run(0, 1, 1, 1)
+    started(row)
     row.show_lease(uuid4(), 1, 1)
     row.set_ready()
     row.ask_drain()
@@ -93,7 +119,7 @@ def test_a_new_incarnation_inherits_nothing_of_the_old_one() -> None:
         False,
         0,
     )
-    assert row.run() is None
+    assert row.runs() == ()
     assert list(row.leases()) == []
     assert len(list(neighbour.leases())) == 1
 

@@ -3,9 +3,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime, timezone
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -32,11 +33,18 @@ class Worker:
             deadline_ns=deadline_ns,
             cancel_reason=lambda: self.reason,
             transaction=self.transaction,
+            transaction_async=self.transaction_async,
+            state=SimpleNamespace(),
         )
 
     def make_job(self) -> Job:
         self.jobs_made += 1
         return JOB
+
+    @asynccontextmanager
+    async def transaction_async(self) -> AsyncIterator[Any]:
+        self.transactions += 1
+        yield "asynchronous connection"
 
     @contextmanager
     def transaction(self) -> Iterator[Any]:

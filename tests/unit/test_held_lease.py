@@ -5,8 +5,8 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pgworker.app.leases import HeldLease
 from pgworker.lifecycle.settle import Ended, Settlement
-from pgworker.worker.lease import HeldLease
 
 LEASE = UUID(int=1)
 
@@ -15,49 +15,55 @@ def ended(position: int) -> Ended:
     return Ended(UUID(int=position), 1, 0, 0)
 
 
-def parts(settlements: list[Settlement]) -> list[tuple[int, int, bool]]:
-    return [(part.first, part.last, part.ends_lease) for part in settlements]
+def positions(settlement: Settlement | None) -> list[int] | None:
+    """Those that are recorded; each stands where its lease has it."""
+    if settlement is None:
+        return None
+    found = {settlement.first + place: run for place, run in enumerate(settlement.ended) if run is not None}
+    assert all(run.job_id.int == position for position, run in found.items())
+    return list(found)
 
 
 def test_what_has_ended_is_settled_in_one_stretch_and_the_last_one_ends_the_lease() -> None:
     lease = HeldLease(LEASE, 0, count=3)
-    lease.ready = [ended(1), ended(2)]
-    assert parts(lease.settlements()) == [(1, 2, False)]
+    lease.ready = {1: ended(1), 2: ended(2)}
+    assert lease.settlement() == Settlement(LEASE, 1, [ended(1), ended(2)], ends_lease=False)
     lease.mark_settled()
     assert not lease.is_ended
-    lease.ready = [ended(3)]
-    assert parts(lease.settlements()) == [(3, 3, True)]
+    lease.ready = {3: ended(3)}
+    assert lease.settlement() == Settlement(LEASE, 3, [ended(3)], ends_lease=True)
     lease.mark_settled()
     assert lease.is_ended
 
 
-def test_a_position_that_its_own_transaction_has_settled_is_left_out() -> None:
-    lease = HeldLease(LEASE, 0, count=4)
-    lease.ready = [ended(1), None, ended(3)]
-    assert parts(lease.settlements()) == [(1, 1, False), (3, 3, False)]
+def test_what_still_runs_and_what_has_settled_itself_leave_gaps() -> None:
+    lease = HeldLease(LEASE, 0, count=9)
+    lease.ready = {6: ended(6), 2: ended(2), 4: None}
+    assert lease.settlement() == Settlement(LEASE, 2, [ended(2), None, None, None, ended(6)], ends_lease=False)
 
 
 def test_a_lease_whose_last_position_settled_itself_ends_with_nothing_to_record() -> None:
-    lease = HeldLease(LEASE, 0, count=2)
-    lease.ready = [ended(1), None]
-    assert parts(lease.settlements()) == [(1, 1, False), (3, 2, True)]
+    lease = HeldLease(LEASE, 0, count=1)
+    lease.ready = {1: None}
+    assert lease.settlement() == Settlement(LEASE, 1, [], ends_lease=True)
 
 
 def test_a_lease_with_nothing_new_has_nothing_to_settle() -> None:
-    assert HeldLease(LEASE, 0, count=2).settlements() == []
+    lease = HeldLease(LEASE, 0, count=2)
+    assert (lease.settlement(), lease.has_news) == (None, False)
 
 
 def test_a_lease_does_not_end_while_its_tail_is_going_back() -> None:
     lease = HeldLease(LEASE, 0, count=3)
-    lease.ready = [ended(1)]
+    lease.ready = {1: ended(1)}
     lease.keep(1)
-    assert parts(lease.settlements()) == [(1, 1, False)]
+    assert lease.settlement() == Settlement(LEASE, 1, [ended(1)], ends_lease=False)
     lease.mark_settled()
     assert not lease.is_ended
-    assert lease.settlements() == []
+    assert (lease.settlement(), lease.has_news) == (None, False)
     lease.mark_gone_back()
     assert not lease.is_ended
-    assert parts(lease.settlements()) == [(2, 1, True)]  # its row is still there, with one settled position
+    assert lease.settlement() == Settlement(LEASE, 1, [], ends_lease=True)  # its row is still there
 
 
 def test_a_lease_that_goes_back_whole_has_ended_with_that() -> None:
@@ -68,20 +74,19 @@ def test_a_lease_that_goes_back_whole_has_ended_with_that() -> None:
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=12), st.data())
-def test_every_position_is_settled_once_in_order_however_results_arrive(own: list[bool], data: st.DataObject) -> None:
+def test_every_position_is_settled_once_in_whatever_order_results_arrive(own: list[bool], data: st.DataObject) -> None:
     """`own[i]`: position i + 1 has settled itself."""
     lease = HeldLease(LEASE, 0, count=len(own))
+    order = data.draw(st.permutations(range(1, len(own) + 1)))
     recorded: list[int] = []
     ends = 0
-    arrived = 0
     while not lease.is_ended:
-        more = data.draw(st.integers(1, len(own) - arrived))
-        lease.ready += [None if own[index] else ended(index + 1) for index in range(arrived, arrived + more)]
-        arrived += more
-        for part in lease.settlements():
-            assert [run.job_id.int for run in part.ended] == list(range(part.first, part.last + 1))
-            recorded += [run.job_id.int for run in part.ended]
-            ends += part.ends_lease
+        more = data.draw(st.integers(1, len(order)))
+        lease.ready |= {position: None if own[position - 1] else ended(position) for position in order[:more]}
+        order = order[more:]
+        settlement = lease.settlement()
+        recorded += positions(settlement) or []
+        ends += settlement is not None and settlement.ends_lease
         lease.mark_settled()
-    assert recorded == [index + 1 for index, alone in enumerate(own) if not alone]
+    assert sorted(recorded) == [index + 1 for index, alone in enumerate(own) if not alone]
     assert ends == 1

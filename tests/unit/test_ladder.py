@@ -9,8 +9,9 @@ import pytest
 
 from pgworker.linux.board import Board, Run
 from pgworker.linux.pidfd import Exit
-from pgworker.master.causes import explain_exit
-from pgworker.master.deadlines import Graces, find_overdue
+from pgworker.master.causes import explain_exit, judge_slots
+from pgworker.master.deadlines import find_overdue
+from pgworker.model.graces import Graces
 from pgworker.model.state import CancelReason, Outcome
 
 SECOND = 1_000_000_000
@@ -22,7 +23,7 @@ def overdue(run_for: float, *, timeout: float = 0, renewed_ago: float = 0, ttl: 
     now = 1000 * SECOND
     index = row.show_lease(uuid4(), 1, now - int(renewed_ago * SECOND))
     since = now - int(run_for * SECOND)
-    run = Run(1, index, 1, since, since + int(timeout * SECOND) if timeout else 0)
+    run = Run(0, 1, index, 1, since, since + int(timeout * SECOND) if timeout else 0, 1)
     return find_overdue(row, run, now, ttl)
 
 
@@ -45,13 +46,61 @@ def test_a_run_is_overdue_at_its_deadline_or_five_seconds_before_its_lease_ends(
 def test_a_job_without_a_lease_is_gone_before_its_lease_is_over() -> None:
     graces = Graces(cancel=10, term=5, lease_ttl=60)
     reason = CancelReason.LEASE_LOST
-    assert graces.before_term_ns(reason) + graces.before_kill_ns(reason) < 5 * SECOND
+    assert graces.before_term_ns(reason, is_async=False) + graces.before_kill_ns(reason) < 5 * SECOND
 
 
 def test_a_job_that_does_not_stop_gets_the_grace_then_sigterm_and_its_grace() -> None:
     graces = Graces(cancel=10, term=5, lease_ttl=60)
     for reason in (CancelReason.CANCELLED, CancelReason.DEADLINE):
-        assert (graces.before_term_ns(reason), graces.before_kill_ns(reason)) == (10 * SECOND, 5 * SECOND)
+        assert (graces.before_term_ns(reason, is_async=False), graces.before_kill_ns(reason)) == (
+            10 * SECOND,
+            5 * SECOND,
+        )
+
+
+@pytest.mark.parametrize("reason", [reason for reason in CancelReason if reason is not CancelReason.NONE])
+def test_a_task_on_the_event_loop_is_cancelled_before_its_worker_is_told(reason: CancelReason) -> None:
+    graces = Graces(cancel=10, term=5, lease_ttl=60)
+    assert 0 < graces.before_cancel_ns(reason) < graces.before_term_ns(reason, is_async=True)
+    assert graces.before_cancel_ns(reason) <= graces.before_term_ns(reason, is_async=False)
+
+
+def run_in(slot: int, thread: int) -> Run:
+    return Run(slot, 1, 0, slot + 1, 0, 0, thread)
+
+
+RUNS = [run_in(0, 0xABC), run_in(2, 0xDEF)]
+SEGFAULT = """Fatal Python error: Segmentation fault
+
+Thread 0x0000000000000abc (most recent call first):
+  File "shop.py", line 1 in wait
+
+Current thread 0x0000000000000def (most recent call first):
+  File "shop.py", line 2 in crash
+"""
+
+
+@pytest.mark.parametrize(
+    ("culprits", "verdict", "stack", "outcomes"),
+    [
+        ({2: CancelReason.DEADLINE}, Outcome.TIMED_OUT, "", ["lost", "lost", "timed_out"]),
+        (
+            {0: CancelReason.CANCELLED, 2: CancelReason.DEADLINE},
+            Outcome.CANCELLED,
+            "",
+            ["cancelled", "lost", "timed_out"],
+        ),
+        ({}, Outcome.CRASHED, SEGFAULT, ["lost", "lost", "crashed"]),
+        ({}, Outcome.CRASHED, SEGFAULT.replace("def", "123"), ["crashed"] * 3),
+        ({}, Outcome.CRASHED, "", ["crashed"] * 3),
+        ({}, Outcome.CRASHED, SEGFAULT.partition("\n")[2], ["crashed"] * 3),
+        ({}, Outcome.RELEASED, "", ["released"] * 3),
+    ],
+)
+def test_the_neighbours_of_a_culprit_are_not_charged(
+    culprits: dict[int, CancelReason], verdict: Outcome, stack: str, outcomes: list[str]
+) -> None:
+    assert judge_slots(3, RUNS, culprits, verdict, stack) == outcomes
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from uuid import uuid4
 import pytest
 
 from pgworker import App, Backoff, Cancelled, CancelReason, Discard, Job, Retry, Snooze
+from pgworker.app.verdict import Verdict, judge
 from pgworker.lifecycle.settle import Next
 from pgworker.model.state import Outcome
-from pgworker.worker.runner import Verdict, judge
 
 NOW = datetime(2030, 1, 1, tzinfo=timezone.utc)
 

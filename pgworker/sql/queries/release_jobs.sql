@@ -2,6 +2,7 @@
 -- FOR UPDATE: a settle that comes after it finds the tail gone. SKIP LOCKED: a settle under way is not waited for.
 -- From position 1 the lease itself goes. Jobs cancelled meanwhile are recorded instead of requeued, and a job whose row in
 -- jobs is missing becomes a dead letter.
+-- Whoever sleeps is told, as by an enqueue: a long job may have held these up.
 -- Always one row or more. `is_busy`: the lease is there, but locked. The other columns tell the lanes.
 with lease as materialized (
     select * from pgworker.job_leases where lease_id = %(lease_id)s::uuid for update skip locked
@@ -38,8 +39,9 @@ with lease as materialized (
     from back, lease where back.is_cancelled
     on conflict (job_id, execution) do nothing
 )
-select answer.is_busy, lane.queue, lane.priority, lane.run_at, lane.job_id, lane.jobs
+select answer.is_busy, lane.queue, lane.priority, lane.run_at, lane.job_id, lane.jobs, lane.told
 from (select not exists (select from lease)
              and exists (select from pgworker.job_leases where lease_id = %(lease_id)s::uuid) as is_busy) as answer
-left join (select queue, priority, min(run_at) as run_at, min(job_id::text)::uuid as job_id, count(*) as jobs
+left join (select queue, priority, min(run_at) as run_at, min(job_id::text)::uuid as job_id, count(*) as jobs,
+                  case when pgworker.somebody_sleeps(queue) then pg_notify('pgworker', queue || '=' || count(*)) end as told
            from requeued group by queue, priority) as lane on true

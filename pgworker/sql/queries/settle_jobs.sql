@@ -1,4 +1,5 @@
--- End the executions at positions first..last of a lease, and the lease itself if `ends_lease`.
+-- End the executions at positions first..last of a lease, and the lease itself if `ends_lease`. A null in started_us
+-- leaves its position alone.
 -- The fence: no lease, or positions that were released, and nothing is written; the caller compares the counts.
 -- A part is settled under KEY SHARE, which no renewal waits for; the end of a lease is DELETE ... RETURNING. Never both.
 -- next: 0 the job has ended, 1 it goes back to job_queue, 2 it becomes a dead letter. A cancelled job does neither.
@@ -27,7 +28,7 @@ with part as materialized (
         %(errors)s::text[], %(results)s::text[])
         with ordinality as run(job_id, execution, failures, started_us, finished_us, outcome, charge, next, delay_ms,
                                error, result, place)
-    where run.job_id is not null
+    where run.job_id is not null and run.started_us is not null
 ), recorded as (
     insert into pgworker.job_executions
         (job_id, lease_id, worker_id, started_at, finished_at, execution, outcome, position, failures, error, result)

@@ -1,0 +1,89 @@
+"""What a worker holds: its leases, and the jobs in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from pgworker.lifecycle.claim import ClaimedRow
+from pgworker.lifecycle.settle import Ended, Settlement
+from pgworker.model.job import Job
+from pgworker.model.payload import decode
+
+
+@dataclass(slots=True)
+class HeldLease:
+    """One lease: `count` positions are ours, `settled` of them recorded; `ready` has those that ended since.
+
+    In `ready` stands None for an execution that the handler's own transaction has recorded already. While its tail is
+    going back (`is_going_back`) the lease must not end: it is all that the database knows of these jobs.
+    """
+
+    lease_id: UUID
+    entry: int
+    count: int
+    settled: int = 0
+    ready: dict[int, Ended | None] = field(default_factory=dict)
+    is_going_back: bool = False
+    is_ended: bool = False
+
+    @property
+    def has_news(self) -> bool:
+        return bool(self.ready) or self._ends
+
+    def settlement(self) -> Settlement | None:
+        """What there is to settle now, in one stretch with gaps; None: nothing."""
+        ends = self._ends
+        positions = [position for position, ended in self.ready.items() if ended is not None]
+        if not positions:
+            return Settlement(self.lease_id, 1, [], ends_lease=True) if ends else None
+        first, last = min(positions), max(positions)
+        return Settlement(self.lease_id, first, [*map(self.ready.get, range(first, last + 1))], ends)
+
+    def mark_settled(self) -> None:
+        """What `settlement` named is recorded."""
+        self.is_ended = self._ends
+        self.settled += len(self.ready)
+        self.ready = {}
+
+    def keep(self, count: int) -> None:
+        """The positions beyond `count` are going back."""
+        self.count = min(self.count, count)
+        self.is_going_back = True
+
+    def mark_gone_back(self) -> None:
+        """They are back. A lease that went back whole has ended with that."""
+        self.is_going_back = False
+        self.is_ended = self.count == 0
+
+    @property
+    def _ends(self) -> bool:
+        return not self.is_going_back and self.settled + len(self.ready) >= self.count
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedJob:
+    """A job to run: its row, and its place in a lease."""
+
+    lease: HeldLease
+    position: int
+    row: ClaimedRow
+
+    def job(self) -> Job:
+        """As handlers, middleware and `should_retry` see it."""
+        row = self.row
+        return Job(
+            id=row.job_id,
+            task=row.task,
+            queue=row.queue,
+            payload=decode(row.payload or "{}"),
+            priority=row.priority,
+            execution=row.execution,
+            failures=row.failures,
+            max_attempts=row.max_attempts or 1,
+            timeout=None if row.timeout_ms is None else row.timeout_ms / 1000,
+            run_at=row.run_at,
+            created_at=row.created_at or row.run_at,
+            org_id=row.org_id,
+            headers=decode(row.headers) if row.headers else {},
+        )

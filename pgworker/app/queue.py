@@ -1,0 +1,323 @@
+"""The queue as a worker sees it: claim jobs under leases, say how they ended, hand back what was not started.
+
+What has ended is settled together with the next claim, in one transaction and one round trip.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+from uuid import UUID, uuid4
+
+import msgspec
+import psycopg
+from psycopg import Connection, Cursor
+from psycopg.pq import TransactionStatus
+
+from pgworker.app.leases import ClaimedJob, HeldLease
+from pgworker.app.producer import enqueue_on
+from pgworker.app.verdict import judge
+from pgworker.errors import LeaseLost
+from pgworker.lifecycle.cancel import CancelAnswer, cancel_job
+from pgworker.lifecycle.claim import ClaimedRow, Lanes, claim_jobs, floor_of, lower_floor
+from pgworker.lifecycle.release import Returned, release_jobs
+from pgworker.lifecycle.settle import Ended, Settlement, check_settled, is_settled, settle_jobs
+from pgworker.linux.board import Floors, Row
+from pgworker.model.job import JobRequest
+from pgworker.model.payload import describe_error
+from pgworker.model.state import CancelReason
+from pgworker.observe.logs import fields, logger
+
+_UNSTORABLE = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded)
+"""What the server says of a result or error that it can't take; no reason to try the same again."""
+
+_LATE_COMMIT = 5.0  # seconds after which a claim without an answer can't commit any more at a backend that is gone
+
+log = logger("queue")
+
+
+class Queue(Protocol):
+    """What a worker needs of the place where jobs wait. `PostgresQueue` is the one there is."""
+
+    def enqueue(self, requests: Sequence[JobRequest]) -> Sequence[object]:
+        """Store jobs, all or none."""
+
+    def claim(self, n: int) -> list[ClaimedJob]:
+        """Up to `n` due jobs, ours until their lease ends. What was said to have ended is recorded on the way."""
+
+    def succeed(self, job: ClaimedJob, ended: Ended | None = None) -> None:
+        """This job has succeeded; recorded by the next `claim`."""
+
+    def fail(self, job: ClaimedJob, ended: Ended | BaseException) -> None:
+        """This one has not: an error, or what to record of it and how the job goes on; recorded by the next `claim`."""
+
+    def delete(self, job_id: UUID) -> bool:
+        """Take a job that waits out of the queue; False: it doesn't wait."""
+
+    def purge(self, queue: str) -> int:
+        """Take every job that waits in this queue out of it; returns how many."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """A claim on its way: what must be given back, whole, if its answer is lost."""
+
+    lease_id: UUID
+    jobs: int
+    sent_ns: int
+    floors: tuple[list[int], list[int]]
+
+
+class PostgresQueue:
+    """The queues of `lanes`, for the worker that `row` of a board shows.
+
+    `connect` gives the connection to use, in autocommit mode. After an error of it nothing is lost: what has ended is
+    sent again with the next claim, and a claim whose answer was lost is given back by `give_back`. Nothing is renewed
+    here: a lease lasts `lease_ttl` seconds unless the monitor of a pool renews what the board shows.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Connection[Any]],
+        *,
+        row: Row,
+        floors: Floors,
+        lanes: Lanes,
+        tasks: Sequence[str],
+        lease_ttl: float,
+    ) -> None:
+        self._connect = connect
+        self._row = row
+        self._floors = floors
+        self._lanes = lanes
+        self._tasks = list(tasks)
+        self._lease_ttl = lease_ttl
+        self._lost_claims: dict[UUID, float] = {}
+        self._lost_claims_at = 0.0
+        self.leases: list[HeldLease] = []
+
+    # -- the protocol
+
+    def enqueue(self, requests: Sequence[JobRequest]) -> Sequence[object]:
+        return enqueue_on(self._connect(), requests)
+
+    def claim(self, n: int) -> list[ClaimedJob]:
+        leases = sorted(self.leases, key=lambda lease: lease.lease_id)  # as a cancel locks them: no deadlock
+        settlements = [settlement for lease in leases if (settlement := lease.settlement()) is not None]
+        if settlements or n:
+            return self._trip(settlements, n)
+        self._mark_settled()
+        return []
+
+    def succeed(self, job: ClaimedJob, ended: Ended | None = None) -> None:
+        if ended is None:
+            now_ns = time.monotonic_ns()
+            ended = Ended(job.row.job_id, job.row.execution, self._row.renewed_ns(job.lease.entry), now_ns)
+        job.lease.ready[job.position] = ended
+
+    def fail(self, job: ClaimedJob, ended: Ended | BaseException) -> None:
+        job.lease.ready[job.position] = self._failed(job, ended) if isinstance(ended, BaseException) else ended
+
+    def succeeded_itself(self, job: ClaimedJob) -> None:
+        """Its own transaction has recorded it already."""
+        job.lease.ready[job.position] = None
+
+    def delete(self, job_id: UUID) -> bool:
+        return cancel_job(self._connect(), job_id) is CancelAnswer.CANCELLED
+
+    def _failed(self, job: ClaimedJob, error: BaseException) -> Ended:
+        row, now_ns = job.row, time.monotonic_ns()
+        verdict = judge(error, CancelReason.NONE, False, row.failures, row.max_attempts or 1, None, job.job)
+        return Ended(
+            row.job_id,
+            row.execution,
+            self._row.renewed_ns(job.lease.entry),
+            now_ns,
+            verdict.outcome,
+            verdict.next,
+            verdict.delay,
+            msgspec.json.encode(describe_error(error)).decode(),
+        )
+
+    # -- the trip
+
+    @property
+    def has_results(self) -> bool:
+        """Whether anything has ended that the next claim will settle."""
+        return any(lease.has_news for lease in self.leases)
+
+    @property
+    def may_claim(self) -> bool:
+        """Whether one lease more can be held."""
+        return len(self.leases) < self._row.leases_limit
+
+    def _trip(self, settlements: list[Settlement], wanted: int) -> list[ClaimedJob]:
+        """Settle and claim in one transaction and one round trip."""
+        connection = self._connect()
+        claim = _Claim(uuid4(), wanted, time.monotonic_ns(), self._floors.read()) if wanted else None
+        if claim is not None:
+            self._lost_claims[claim.lease_id] = time.monotonic() + _LATE_COMMIT  # until its answer is here
+        settling = [connection.cursor() for _ in settlements]
+        claiming = connection.cursor(binary=True)
+        try:
+            with connection.pipeline():
+                connection.execute("begin isolation level read committed")
+                if not settlements:
+                    connection.execute("set local synchronous_commit = off")  # a durable settle implies its claim
+                for cursor, settlement in zip(settling, settlements, strict=True):
+                    settle_jobs(cursor, settlement, time.monotonic_ns())
+                if claim is not None:
+                    self._send(claiming, claim)
+                connection.execute("commit")
+        except _UNSTORABLE:
+            self._settle_one_by_one(settlements)
+            return []
+        for cursor, settlement in zip(settling, settlements, strict=True):
+            if not is_settled(cursor, settlement):
+                self._settled_before(settlement)
+        self._mark_settled()
+        if claim is None:
+            return []
+        jobs = self._take(claim, [ClaimedRow(*row) for row in claiming.fetchall()])
+        del self._lost_claims[claim.lease_id]
+        return jobs
+
+    def _send(self, cursor: Cursor[Any], claim: _Claim) -> None:
+        claim_jobs(
+            cursor,
+            lease_id=claim.lease_id,
+            worker_id=self._row.worker_id,
+            ttl=self._lease_ttl,
+            slots=self._row.slots,
+            jobs=claim.jobs,
+            tasks=self._tasks,
+            lanes=self._lanes,
+            floors=claim.floors,
+        )
+
+    def _take(self, claim: _Claim, rows: list[ClaimedRow]) -> list[ClaimedJob]:
+        if not rows:
+            return []
+        lease = HeldLease(claim.lease_id, self._row.show_lease(claim.lease_id, len(rows), claim.sent_ns), len(rows))
+        self.leases.append(lease)
+        self._advance_floors(claim, rows)
+        return [ClaimedJob(lease, position, row) for position, row in enumerate(rows, start=1)]
+
+    def _advance_floors(self, claim: _Claim, rows: list[ClaimedRow]) -> None:
+        last = {(row.queue, row.priority): row for row in (rows if rows[0][6:8] != rows[-1][6:8] else rows[-1:])}
+        for (queue, priority), row in last.items():
+            lane = self._lanes.index(queue, priority)
+            if lane is not None:
+                seen = (claim.floors[0][lane], claim.floors[1][lane])
+                self._floors.advance(lane, seen, floor_of(row.run_at, row.job_id))
+
+    def _settled_before(self, settlement: Settlement) -> None:
+        """A settlement that recorded less than it should: sent before and committed, or its lease is gone."""
+        try:
+            with self._connect().cursor() as cursor:
+                check_settled(cursor, settlement)
+        except LeaseLost as error:
+            for lease in self.leases:
+                if lease.lease_id == settlement.lease_id:
+                    self._row.lose(lease.entry)
+            jobs = ", ".join(f"{run.job_id}/{run.execution}" for run in settlement.executions)
+            log.error("%s", error, extra=fields(lease=settlement.lease_id, jobs=jobs, worker=self._row.worker_id))
+
+    def _mark_settled(self) -> None:
+        for lease in self.leases:
+            lease.mark_settled()
+        self._drop_ended_leases()
+
+    def _drop_ended_leases(self) -> None:
+        for lease in [lease for lease in self.leases if lease.is_ended]:
+            self._row.hide_lease(lease.entry)
+            self.leases.remove(lease)
+
+    def _settle_one_by_one(self, settlements: list[Settlement]) -> None:
+        """The server would not store something in a group: find it, and record its job without it."""
+        connection = self._connect()
+        if connection.info.transaction_status is not TransactionStatus.IDLE:
+            connection.rollback()
+        for settlement in settlements:
+            for position, run in enumerate(settlement.ended, start=settlement.first):
+                if run is not None:
+                    self._settle_alone(connection, Settlement(settlement.lease_id, position, [run], ends_lease=False))
+            if settlement.ends_lease:
+                with connection.cursor() as cursor:
+                    settle_jobs(cursor, Settlement(settlement.lease_id, 1, [], ends_lease=True), time.monotonic_ns())
+        self._mark_settled()
+
+    def _settle_alone(self, connection: Connection[Any], single: Settlement) -> None:
+        with connection.cursor() as cursor:
+            try:
+                settle_jobs(cursor, single, time.monotonic_ns())
+            except _UNSTORABLE as error:
+                run = single.executions[0]
+                log.error(
+                    "the server would not store the result or error of a job; it is recorded without",
+                    extra=fields(job=run.job_id, execution=run.execution, error=error),
+                )
+                bare = replace(single, ended=[run._replace(result=None, error=None)])
+                settle_jobs(cursor, bare, time.monotonic_ns())
+            if not is_settled(cursor, single):
+                self._settled_before(single)
+
+    # -- handing back
+
+    @property
+    def has_lost_claims(self) -> bool:
+        """Whether a claim is without an answer, and perhaps still to be given back."""
+        return bool(self._lost_claims)
+
+    @property
+    def has_line(self) -> bool:
+        """Whether the monitor keeps us from starting what we hold."""
+        return any(self._row.line(lease.entry) is not None for lease in self.leases)
+
+    def keep_only_started(self, unstarted: Iterable[ClaimedJob]) -> None:
+        """These will not be started here; `give_back` returns them to the queue."""
+        for job in unstarted:
+            job.lease.keep(job.position - 1)
+        for lease in self.leases:
+            if not lease.is_going_back:
+                self._erase_line(lease)
+
+    def give_back(self) -> None:
+        """Release what is not to be started, and claims without an answer."""
+        if self._lost_claims and time.monotonic() >= self._lost_claims_at:
+            self._release_lost_claims()
+        for lease in self.leases:
+            if lease.is_going_back:
+                self._release(lease)
+        self._drop_ended_leases()
+
+    def _release_lost_claims(self) -> None:
+        """Again and again for a while: a claim may commit at a backend that has not yet noticed our end."""
+        self._lost_claims_at = time.monotonic() + _LATE_COMMIT / 10
+        for lease_id, give_up_at in list(self._lost_claims.items()):
+            answer = release_jobs(self._connect(), lease_id, first=1)
+            self._lower_floors(answer.lanes)
+            if answer.lanes or time.monotonic() > give_up_at:
+                del self._lost_claims[lease_id]
+
+    def _erase_line(self, lease: HeldLease) -> None:
+        """Only when every position that is ours has shown its start: until then the line may be meant for one that the
+        runner has in hand and has not shown yet."""
+        if self._row.started(lease.entry) >= lease.count:
+            self._row.erase_line(lease.entry)
+
+    def _release(self, lease: HeldLease) -> None:
+        """Give a tail back. Repeatable: what the monitor or a try without an answer has released is not there."""
+        self._row.show_count(lease.entry, lease.count)
+        answer = release_jobs(self._connect(), lease.lease_id, lease.count + 1)
+        if answer.is_busy:
+            return
+        lease.mark_gone_back()
+        self._erase_line(lease)
+        self._lower_floors(answer.lanes)
+
+    def _lower_floors(self, returned: Sequence[Returned]) -> None:
+        for back in returned:
+            lower_floor(self._floors, self._lanes, back.queue, back.priority, back.run_at, back.job_id)

@@ -1,0 +1,79 @@
+"""What an execution that raised counts as, and how its job goes on."""
+
+from __future__ import annotations
+
+import random
+from asyncio import CancelledError
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+from pgworker.app.task import Task
+from pgworker.errors import Cancelled, Discard, JobControl, Retry, Snooze
+from pgworker.lifecycle.settle import Next
+from pgworker.model.durations import seconds
+from pgworker.model.job import Job
+from pgworker.model.state import CancelReason, Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What an execution that raised counts as, and how its job goes on; `consequence` is for the log."""
+
+    outcome: Outcome
+    next: Next
+    delay: float
+    consequence: str
+
+
+def judge(
+    error: BaseException,
+    reason: CancelReason,
+    cancel_seen: bool,
+    failures: int,
+    max_attempts: int,
+    task: Task[..., Any] | None,
+    job: Callable[[], Job],
+) -> Verdict:
+    """Who raised what, after which request to stop, and with how many failures before.
+
+    An asyncio.CancelledError after such a request is ours, sent to a handler on the loop that did not look.
+    """
+    if isinstance(error, CancelledError) and reason is not CancelReason.NONE:
+        error = Cancelled("the task was cancelled")
+    if isinstance(error, Cancelled) or (cancel_seen and reason is not CancelReason.NONE):
+        outcome = Outcome.CANCELLED if reason is CancelReason.NONE else reason.outcome
+        if outcome is Outcome.CANCELLED:
+            return Verdict(outcome, Next.END, 0.0, "cancelled")
+        if not outcome.is_charged:
+            return Verdict(outcome, Next.REQUEUE, 0.0, "it goes back to the queue, uncharged")
+    else:
+        outcome = Outcome.TIMED_OUT if reason is CancelReason.DEADLINE else Outcome.FAILED
+    if isinstance(error, Snooze):
+        delay = _until(error)
+        return Verdict(Outcome.SNOOZED, Next.REQUEUE, delay, f"it runs again in {delay:.1f} s")
+    failed = failures + 1
+    if isinstance(error, Discard) or (task is not None and not _is_worth_retrying(task, error, job)):
+        return Verdict(outcome, Next.BURY, 0.0, "not to be retried: it is a dead letter now")
+    if failed >= max_attempts:
+        return Verdict(outcome, Next.BURY, 0.0, f"failure {failed} of {max_attempts}: it is a dead letter now")
+    if isinstance(error, Retry) and error.after is not None:
+        delay = seconds(error.after)
+    else:
+        delay = task.backoff.delay(failed, random.random()) if task is not None else 1.0
+    return Verdict(outcome, Next.REQUEUE, delay, f"failure {failed} of {max_attempts}: it runs again in {delay:.1f} s")
+
+
+def _until(snooze: Snooze) -> float:
+    if isinstance(snooze.until, datetime):
+        return max(0.0, (snooze.until - datetime.now(timezone.utc)).total_seconds())
+    return seconds(snooze.until)
+
+
+def _is_worth_retrying(task: Task[..., Any], error: BaseException, job: Callable[[], Job]) -> bool:
+    if isinstance(error, JobControl) or not isinstance(error, Exception):
+        return True
+    if isinstance(error, task.discard_on):
+        return False
+    return task.should_retry is None or bool(task.should_retry(job(), error))

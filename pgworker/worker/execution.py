@@ -1,0 +1,223 @@
+"""One run of one job: what its context asks for, made only when asked, and what is recorded of its end."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, NoReturn
+
+import msgspec
+from psycopg import AsyncConnection, Connection
+
+from pgworker.app.context import Context
+from pgworker.app.leases import ClaimedJob
+from pgworker.app.task import Task
+from pgworker.app.verdict import Verdict, judge
+from pgworker.errors import EXIT_BUG, Discard
+from pgworker.lifecycle.settle import Ended
+from pgworker.linux.board import Row
+from pgworker.model.payload import describe_error, encode_result
+from pgworker.model.state import CancelReason, Outcome
+from pgworker.observe.logs import fields, logger
+from pgworker.worker.transaction import JobTransactions
+from pgworker.worker.transaction_async import AsyncJobTransactions
+
+_FAR_AWAY_NS = 2**63 - 1  # what a word of the board holds; some 292 years
+
+log = logger("worker.runner")
+
+
+@dataclass(frozen=True, slots=True)
+class SlotTransactions:
+    """The connections of one slot for handlers' own transactions, made when they are first used."""
+
+    sync: JobTransactions
+    on_loop: AsyncJobTransactions
+
+
+class Execution:
+    """From its start, shown on the board, to its end."""
+
+    __slots__ = (
+        "_context",
+        "_deadline_ns",
+        "_row",
+        "_sequence",
+        "_slot",
+        "_state",
+        "_thread",
+        "_transactions",
+        "claimed",
+        "has_ended",
+        "is_settled",
+        "started_ns",
+    )
+
+    def __init__(
+        self,
+        claimed: ClaimedJob,
+        row: Row,
+        slot: int,
+        thread: int,
+        transactions: SlotTransactions,
+        state: SimpleNamespace,
+    ) -> None:
+        """`thread`: 0 for a run on the event loop."""
+        self.claimed = claimed
+        self._row = row
+        self._slot = slot
+        self._thread = thread
+        self._transactions = transactions
+        self._state = state
+        self._context: Context | None = None
+        self.is_settled = False
+        self.has_ended = False
+        timeout_ms = claimed.row.timeout_ms
+        self.started_ns = started_ns = time.monotonic_ns()
+        self._deadline_ns = min(_FAR_AWAY_NS, started_ns + timeout_ms * 1_000_000) if timeout_ms else 0
+        self._sequence = row.start_run(
+            slot, claimed.lease.entry, claimed.position, started_ns, self._deadline_ns, thread
+        )
+
+    @property
+    def reason(self) -> CancelReason:
+        return self._row.cancel_reason(self._slot, self._sequence)
+
+    def call(self, tasks: dict[str, Task[..., Any]]) -> Any:
+        """Run the handler; whatever it raises comes through."""
+        task = self.task(tasks)
+        context = self._made_context() if task.takes_context else None
+        return task.invoke(self.payload, context, self.claimed.job)
+
+    async def call_async(self, tasks: dict[str, Task[..., Any]]) -> Any:
+        """As `call`, on the event loop."""
+        task = self.task(tasks)
+        context = self._made_context() if task.takes_context else None
+        return await task.invoke_async(self.payload, context, self.claimed.job)
+
+    def task(self, tasks: dict[str, Task[..., Any]]) -> Task[..., Any]:
+        return tasks[self.claimed.row.task]
+
+    @property
+    def payload(self) -> str:
+        """Discard if there is none."""
+        if self.claimed.row.payload is None:
+            raise Discard("its row in pgworker.jobs is missing: the partition was dropped while it waited")
+        return self.claimed.row.payload
+
+    def end(self) -> None:
+        """The handler runs no more."""
+        self.has_ended = True
+        self._row.end_run(self._slot, self._sequence)
+
+    @property
+    def has_context(self) -> bool:
+        return self._context is not None
+
+    # -- what is recorded
+
+    def succeeded(self, returned: object) -> Ended:
+        job, finished_ns = self.claimed.row, time.monotonic_ns()
+        if returned is None and self._context is None:
+            return Ended(job.job_id, job.execution, self.started_ns, finished_ns)
+        if self._cancel_seen and self.reason is CancelReason.CANCELLED:
+            return Ended(job.job_id, job.execution, self.started_ns, finished_ns, Outcome.CANCELLED)
+        if returned is None:
+            return Ended(job.job_id, job.execution, self.started_ns, finished_ns)
+        result = encode_result(returned)
+        if result.problem:
+            log.warning("%s", result.problem, extra=fields(**self._who()))
+        text = None if result.json is None else result.json.decode()
+        return Ended(job.job_id, job.execution, self.started_ns, finished_ns, result=text)
+
+    def failed(self, error: BaseException, tasks: dict[str, Task[..., Any]]) -> Ended:
+        job = self.claimed.row
+        verdict = self._judge(error, tasks.get(job.task))
+        described = describe_error(error)
+        if verdict.outcome.is_charged and not self.is_settled:
+            log.warning(
+                "job failed; %s",
+                verdict.consequence,
+                extra=fields(
+                    **self._who(), outcome=verdict.outcome.value, error=described["type"], message=described["message"]
+                ),
+            )
+        return Ended(
+            job.job_id,
+            job.execution,
+            self.started_ns,
+            time.monotonic_ns(),
+            verdict.outcome,
+            verdict.next,
+            verdict.delay,
+            None if verdict.outcome is Outcome.CANCELLED else msgspec.json.encode(described).decode(),
+        )
+
+    def warn_of_failure_after_commit(self, ended: Ended) -> None:
+        log.warning(
+            "the handler failed after its transaction had committed: the job has succeeded all the same",
+            extra=fields(**self._who(), error=ended.error),
+        )
+
+    def _judge(self, error: BaseException, task: Task[..., Any] | None) -> Verdict:
+        job, make_job = self.claimed.row, self.claimed.job
+        attempts = job.max_attempts or 1
+        try:
+            return judge(error, self.reason, self._cancel_seen, job.failures, attempts, task, make_job)
+        except BaseException as second:
+            log.exception("should_retry or a delay is broken: an ordinary failure", extra=fields(job=job.job_id))
+            return judge(second, self.reason, self._cancel_seen, job.failures, attempts, None, make_job)
+
+    @property
+    def _cancel_seen(self) -> bool:
+        return self._context is not None and self._context.cancel_seen
+
+    def _who(self) -> dict[str, object]:
+        row = self.claimed.row
+        who: dict[str, object] = {"job": row.job_id, "execution": row.execution, "task": row.task}
+        return who | {"org": row.org_id} if row.org_id is not None else who
+
+    # -- the context
+
+    def _made_context(self) -> Context:
+        self._context = Context(
+            make_job=self.claimed.job,
+            lease_id=self.claimed.lease.lease_id,
+            position=self.claimed.position,
+            deadline_ns=self._deadline_ns,
+            cancel_reason=lambda: self.reason,
+            state=self._state,
+            transaction=self._transaction,
+            transaction_async=self._transaction_async,
+        )
+        return self._context
+
+    def _transaction(self) -> AbstractContextManager[Connection[Any]]:
+        if not self._thread:
+            raise RuntimeError("ctx.transaction() would block the event loop: `async with ctx.transaction_async()`")
+        return self._transactions.sync.open(self)
+
+    def _transaction_async(self) -> AbstractAsyncContextManager[AsyncConnection[Any]]:
+        if self._thread:
+            raise RuntimeError("ctx.transaction_async() is for `async def` tasks: `with ctx.transaction()`")
+        return self._transactions.on_loop.open(self)
+
+    @property
+    def must_end(self) -> bool:
+        return self.reason is not CancelReason.NONE
+
+    @property
+    def idle_limit_ms(self) -> int:
+        """How long a transaction of this run may stay open without a statement."""
+        if not self._deadline_ns:
+            return 600_000
+        return max(1000, (self._deadline_ns - time.monotonic_ns()) // 1_000_000 + 1000)
+
+
+def end_for_a_bug() -> NoReturn:
+    """A bug must end this worker, not leave it running with a part of it gone."""
+    log.exception("a thread of the worker failed: this is a bug in pgworker; the worker ends and is replaced")
+    os._exit(EXIT_BUG)

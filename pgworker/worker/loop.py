@@ -1,0 +1,107 @@
+"""The event loop of a worker, in a thread of its own: all its async handlers run on it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Coroutine
+from typing import Any, Protocol
+
+from pgworker.model.graces import Graces
+from pgworker.model.state import CancelReason
+from pgworker.worker.execution import Execution, end_for_a_bug
+
+_LOOK = 0.05
+"""Seconds between two looks at the cancel flags, which are words in shared memory that nothing can wait for."""
+
+
+class Jobs(Protocol):
+    """Where the loop gets its jobs from."""
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether there will be no more."""
+
+    def take_async(self, freed: int | None) -> tuple[Execution, int] | None:
+        """Give back a slot; the next job, started, and its slot."""
+
+    def run_async(self, execution: Execution, slot: int) -> Coroutine[Any, Any, None]:
+        """Run it to its end."""
+
+    async def close_async(self) -> None:
+        """Close what belongs to the loop."""
+
+
+class EventLoop:
+    """Runs jobs from `start` until the jobs have stopped and the last one has ended."""
+
+    def __init__(self, jobs: Jobs, graces: Graces) -> None:
+        self._jobs = jobs
+        self._graces = graces
+        self._running: dict[int, tuple[Execution, asyncio.Task[None]]] = {}
+        self._asked_ns: dict[int, int] = {}
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="event loop")
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._has_news = asyncio.Event()
+        self._is_up = threading.Event()
+        self._is_told = False
+
+    def start(self) -> None:
+        self._thread.start()
+        self._is_up.wait()
+
+    def join(self) -> None:
+        self._thread.join()
+
+    def look(self) -> None:
+        """There may be something to do. Called from any thread."""
+        if self._loop is not None and not self._is_told:
+            self._is_told = True
+            self._loop.call_soon_threadsafe(self._pump)
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._is_up.set()
+        while self._running or not self._jobs.has_stopped:
+            if self._running:
+                await asyncio.sleep(_LOOK)
+                self._cancel_the_deaf()
+            else:
+                await self._has_news.wait()
+                self._has_news.clear()
+        self._loop = None
+        await self._jobs.close_async()
+
+    def _pump(self) -> None:
+        self._is_told = False
+        self._has_news.set()
+        self._take(None)
+
+    def _take(self, freed: int | None) -> None:
+        while (taken := self._jobs.take_async(freed)) is not None:
+            freed = None
+            execution, slot = taken
+            task = asyncio.get_running_loop().create_task(self._run(execution, slot))
+            self._running[slot] = execution, task
+
+    async def _run(self, execution: Execution, slot: int) -> None:
+        try:
+            await self._jobs.run_async(execution, slot)
+        except Exception:  # noqa: BLE001 - what handlers raise ends in their execution
+            end_for_a_bug()
+        del self._running[slot]
+        self._asked_ns.pop(slot, None)
+        self._take(slot)
+
+    def _cancel_the_deaf(self) -> None:
+        """Who was flagged long enough ago and still runs has its task cancelled, once."""
+        now_ns = time.monotonic_ns()
+        for slot, (execution, task) in self._running.items():
+            reason = execution.reason
+            if reason is CancelReason.NONE or execution.has_ended:
+                continue
+            asked_ns = self._asked_ns.setdefault(slot, now_ns)
+            if asked_ns and now_ns - asked_ns >= self._graces.before_cancel_ns(reason):
+                self._asked_ns[slot] = 0
+                task.cancel()

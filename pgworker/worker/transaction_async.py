@@ -1,0 +1,139 @@
+"""`ctx.transaction_async()`: the same as `ctx.transaction()`, for a handler on the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg import AsyncConnection, IsolationLevel
+from psycopg.pq import TransactionStatus
+from psycopg.rows import tuple_row
+
+from pgworker.db.connect import connect_async
+from pgworker.errors import DatabaseUnavailable, LeaseLost
+from pgworker.lifecycle.settle import Settlement, check_settled_async, settle_success_async
+from pgworker.worker.transaction import (
+    Settleable,
+    lease_is_gone,
+    leave_if_forked,
+    log_found_commit,
+    raise_if_it_must_end,
+    settings_of,
+    settlement_of,
+)
+
+Answer = TypeVar("Answer")
+
+
+class AsyncJobTransactions:
+    """An asynchronous connection of one slot, and the jobs that settle through it, one at a time."""
+
+    def __init__(self, dsn: str, application_name: str) -> None:
+        self._dsn = dsn
+        self._application_name = application_name
+        self._connection: AsyncConnection[Any] | None = None
+        self._is_used = False
+
+    @asynccontextmanager
+    async def open(self, execution: Settleable) -> AsyncIterator[AsyncConnection[Any]]:
+        """As `JobTransactions.open`."""
+        connection, transaction = await self._begin(execution)
+        pid = os.getpid()
+        has_settled = False
+        try:
+            async with transaction:
+                try:
+                    yield connection
+                finally:
+                    leave_if_forked(pid)
+                await _settle(connection, settlement_of(execution))
+                has_settled = True
+        except psycopg.OperationalError as error:
+            if not (connection.closed and await self._has_committed(execution)):
+                raise
+            log_found_commit(execution, error)
+            has_settled = True
+        if has_settled:
+            execution.is_settled = True
+
+    async def reset(self) -> None:
+        """Make the connection as new, or drop it: nothing that a handler did to it reaches the next job."""
+        connection = self._connection
+        if connection is None or not self._is_used:
+            return
+        self._is_used = False
+        try:
+            if connection.info.transaction_status is not TransactionStatus.IDLE:
+                await connection.rollback()
+            await connection.set_autocommit(True)
+            await connection.execute("discard all")
+            await connection.set_isolation_level(IsolationLevel.READ_COMMITTED)
+            connection.row_factory, connection.cursor_factory = tuple_row, psycopg.AsyncCursor
+        except psycopg.Error:
+            await self.close()
+
+    async def close(self) -> None:
+        if self._connection is not None:
+            await self._connection.close()
+            self._connection = None
+
+    async def _begin(self, execution: Settleable) -> tuple[AsyncConnection[Any], AsyncExitStack]:
+        """The connection, and the transaction begun on it."""
+
+        async def begin() -> tuple[AsyncConnection[Any], AsyncExitStack]:
+            connection = await self._connected()
+            self._is_used = True
+            async with AsyncExitStack() as begun:
+                await begun.enter_async_context(connection.transaction())
+                await connection.execute(*settings_of(execution))
+                return connection, begun.pop_all()
+
+        return await self._patiently(begin, execution)
+
+    async def _patiently(self, ask: Callable[[], Awaitable[Answer]], execution: Settleable) -> Answer:
+        while (answer := await self._attempt(ask, execution)) is None:
+            await asyncio.sleep(random.uniform(0.1, 0.3))
+        return answer
+
+    async def _attempt(self, ask: Callable[[], Awaitable[Answer]], execution: Settleable) -> Answer | None:
+        """None: there is no connection."""
+        try:
+            return await ask()
+        except (DatabaseUnavailable, psycopg.OperationalError) as error:
+            if self._connection is not None and not self._connection.closed:
+                raise
+            raise_if_it_must_end(execution, error)
+            return None
+
+    async def _connected(self) -> AsyncConnection[Any]:
+        if self._connection is None or self._connection.closed:
+            self._connection = await connect_async(
+                self._dsn, application_name=self._application_name, prepare_threshold=None
+            )
+            await self._connection.set_isolation_level(IsolationLevel.READ_COMMITTED)
+        return self._connection
+
+    async def _has_committed(self, execution: Settleable) -> bool:
+        """After a connection died, perhaps at COMMIT: whether that took effect."""
+
+        async def look() -> bool:
+            async with (await self._connected()).cursor() as cursor:
+                await check_settled_async(cursor, settlement_of(execution))
+            return True
+
+        try:
+            return await self._patiently(look, execution)
+        except LeaseLost:
+            return False
+
+
+async def _settle(connection: AsyncConnection[Any], settlement: Settlement) -> None:
+    async with psycopg.AsyncCursor(connection, row_factory=tuple_row) as cursor:
+        if not await settle_success_async(cursor, settlement, time.monotonic_ns()):
+            raise lease_is_gone(settlement)
