@@ -393,7 +393,8 @@ def test_a_settlement_of_many_kinds_is_one_statement(db: Connection[Any], worker
     ids = enqueue(db, 4)
     held = worker.claim()
     ended_as = [(Outcome.SUCCEEDED, Next.END), (Outcome.FAILED, Next.REQUEUE), (Outcome.TIMED_OUT, Next.BURY)]
-    runs = [run._replace(outcome=o, next=n) for run, (o, n) in zip(held.settlement(1, 3).executions, ended_as, strict=True)]
+    succeeded = held.settlement(1, 3).executions
+    runs = [run._replace(outcome=o, next=n) for run, (o, n) in zip(succeeded, ended_as, strict=True)]
     assert worker.settle(Settlement(held.lease_id, 1, runs, False))
     assert statuses(db, ids) == ["succeeded", "failed", "dead_letter", "running"]
     assert leases(db) == {held.lease_id: ids}
