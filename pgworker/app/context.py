@@ -13,6 +13,7 @@ from uuid import UUID
 from pgworker.db.connect import AsyncConnection, Connection
 from pgworker.errors import Cancelled
 from pgworker.model.job import Job
+from pgworker.model.payload import decode
 from pgworker.model.state import CancelReason
 from pgworker.observe import logs
 
@@ -41,12 +42,14 @@ class Context:
 
     __slots__ = (
         "_cancel_reason",
+        "_checkpoint",
         "_deadline_ns",
         "_job",
         "_lease_id",
         "_logger",
         "_make_job",
         "_position",
+        "_progress",
         "_transaction",
         "_transaction_async",
         "_transaction_entered",
@@ -65,6 +68,8 @@ class Context:
         transaction: Callable[[], AbstractContextManager[Connection]],
         transaction_async: Callable[[], AbstractAsyncContextManager[AsyncConnection]],
         state: SimpleNamespace,
+        progress: Callable[[float, str, Mapping[str, Any] | None], None],
+        checkpoint: str | None,
     ) -> None:
         """`deadline_ns` is on the monotonic clock, 0 means none. `make_job` is called once, if ever."""
         self._make_job = make_job
@@ -75,6 +80,8 @@ class Context:
         self._transaction = transaction
         self._transaction_async = transaction_async
         self.state = state
+        self._progress = progress
+        self._checkpoint = checkpoint
         self._transaction_entered = False
         self._job: Job | None = None
         self._logger: _JobLogger | None = None
@@ -132,6 +139,20 @@ class Context:
                 return False
             time.sleep(min(left, _POLL))
         return True
+
+    def progress(self, fraction: float, message: str = "", *, checkpoint: Mapping[str, Any] | None = None) -> None:
+        """Say how far the job is: from 0 to 1, in words, and with what its next execution is to begin from.
+
+        Stored within a second or so, at the latest when this execution ends, if its worker lives; the last one counts.
+        A checkpoint stays until another is given; at most 64 KiB of JSON.
+        ValueError or InvalidPayload for what can't be stored.
+        """
+        self._progress(fraction, message, checkpoint)
+
+    @property
+    def checkpoint(self) -> Any:
+        """The checkpoint that an earlier execution of this job left; None: there is none."""
+        return None if self._checkpoint is None else decode(self._checkpoint)
 
     @property
     def logger(self) -> logging.LoggerAdapter[logging.Logger]:

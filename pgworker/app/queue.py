@@ -22,11 +22,13 @@ from pgworker.app.verdict import judge
 from pgworker.errors import LeaseLost
 from pgworker.lifecycle.cancel import CancelAnswer, cancel_job
 from pgworker.lifecycle.claim import ClaimedRow, Lanes, claim_jobs, floor_of, lower_floor
+from pgworker.lifecycle.progress import Place, forget_progress, save_progress
 from pgworker.lifecycle.release import Returned, release_jobs
-from pgworker.lifecycle.settle import Ended, Settlement, check_settled, is_settled, settle_jobs
+from pgworker.lifecycle.settle import Ended, Next, Settlement, check_settled, is_settled, settle_jobs
 from pgworker.linux.board import Floors, Row
 from pgworker.model.job import JobRequest
 from pgworker.model.payload import describe_error
+from pgworker.model.progress import Said
 from pgworker.model.state import CancelReason
 from pgworker.observe.logs import fields, logger
 
@@ -96,6 +98,9 @@ class PostgresQueue:
         self._lease_ttl = lease_ttl
         self._lost_claims: dict[UUID, float] = {}
         self._lost_claims_at = 0.0
+        self._said: dict[Place, Said] = {}
+        self._outspoken: set[UUID] = set()
+        self._silent: set[UUID] = set()
         self.leases: list[HeldLease] = []
 
     # -- the protocol
@@ -106,7 +111,7 @@ class PostgresQueue:
     def claim(self, n: int) -> list[ClaimedJob]:
         leases = sorted(self.leases, key=lambda lease: lease.lease_id)  # as a cancel locks them: no deadlock
         settlements = [settlement for lease in leases if (settlement := lease.settlement()) is not None]
-        if settlements or n:
+        if settlements or n or self._said:
             return self._trip(settlements, n)
         self._mark_settled()
         return []
@@ -115,14 +120,31 @@ class PostgresQueue:
         if ended is None:
             now_ns = time.monotonic_ns()
             ended = Ended(job.row.job_id, job.row.execution, self._row.renewed_ns(job.lease.entry), now_ns)
-        job.lease.ready[job.position] = ended
+        self._end(job, ended)
 
     def fail(self, job: ClaimedJob, ended: Ended | BaseException) -> None:
-        job.lease.ready[job.position] = self._failed(job, ended) if isinstance(ended, BaseException) else ended
+        self._end(job, self._failed(job, ended) if isinstance(ended, BaseException) else ended)
 
     def succeeded_itself(self, job: ClaimedJob) -> None:
         """Its own transaction has recorded it already."""
-        job.lease.ready[job.position] = None
+        self._end(job, None)
+
+    def _end(self, job: ClaimedJob, ended: Ended | None) -> None:
+        """None: its own transaction has recorded it."""
+        job.lease.ready[job.position] = ended
+        if self._outspoken and job.row.job_id in self._outspoken:
+            self._outspoken.remove(job.row.job_id)
+            if ended is None or ended.next is Next.END:
+                self._silent.add(job.row.job_id)
+
+    def progress(self, job: ClaimedJob, said: Said) -> None:
+        """What a running job says of itself; stored by the next `claim`, before anything is settled."""
+        self._said[job.lease.lease_id, job.position] = said
+        self._outspoken.add(job.row.job_id)
+
+    @property
+    def has_progress(self) -> bool:
+        return bool(self._said)
 
     def delete(self, job_id: UUID) -> bool:
         return cancel_job(self._connect(), job_id) is CancelAnswer.CANCELLED
@@ -166,14 +188,20 @@ class PostgresQueue:
                 connection.execute("begin isolation level read committed")
                 if not settlements:
                     connection.execute("set local synchronous_commit = off")  # a durable settle implies its claim
+                if self._said:
+                    save_progress(connection, self._said)
                 for cursor, settlement in zip(settling, settlements, strict=True):
                     settle_jobs(cursor, settlement, time.monotonic_ns())
+                if self._silent:
+                    forget_progress(connection, [*self._silent])
                 if claim is not None:
                     self._send(claiming, claim)
                 connection.execute("commit")
         except _UNSTORABLE:
             self._settle_one_by_one(settlements)
             return []
+        self._said.clear()
+        self._silent.clear()
         for cursor, settlement in zip(settling, settlements, strict=True):
             if not is_settled(cursor, settlement):
                 self._settled_before(settlement)
@@ -203,6 +231,7 @@ class PostgresQueue:
         lease = HeldLease(claim.lease_id, self._row.show_lease(claim.lease_id, len(rows), claim.sent_ns), len(rows))
         self.leases.append(lease)
         self._advance_floors(claim, rows)
+        self._outspoken.update(row.job_id for row in rows if row.checkpoint is not None)
         return [ClaimedJob(lease, position, row) for position, row in enumerate(rows, start=1)]
 
     def _advance_floors(self, claim: _Claim, rows: list[ClaimedRow]) -> None:
@@ -240,6 +269,9 @@ class PostgresQueue:
         connection = self._connect()
         if connection.info.transaction_status is not TransactionStatus.IDLE:
             connection.rollback()
+        if self._said:
+            save_progress(connection, self._said)
+            self._said.clear()
         for settlement in settlements:
             for position, run in enumerate(settlement.ended, start=settlement.first):
                 if run is not None:

@@ -35,6 +35,7 @@ class ClaimedRow(NamedTuple):
     timeout_ms: int | None
     headers: str | None
     created_at: datetime | None
+    checkpoint: str | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,9 @@ from pgworker.worker.sweep import Sweeper
 SETTLE_INTERVAL = 0.005
 """Seconds that finished jobs wait for company before they are settled, unless a claim goes the same way."""
 
+PROGRESS_INTERVAL = 1.0
+"""Seconds that what a job says of itself waits to be stored, unless a trip goes the same way."""
+
 HOLD_UP = 0.25
 """Seconds a running job may hold up the jobs claimed behind it before they go back to the queue."""
 
@@ -132,7 +135,7 @@ class Clerk:
             if not wanted and self._queue.has_results and not self._is_settle_due():
                 self._sleep(SETTLE_INTERVAL, _GROUPING)
                 return 0.0
-            if wanted or self._queue.has_results:
+            if wanted or self._queue.has_results or self._is_progress_due():
                 self._trip(wanted)
                 if self._sweeper.sweep(self._require_connection()):
                     self._dry_until = 0.0
@@ -145,11 +148,13 @@ class Clerk:
 
     def _collect(self) -> None:
         """What has ended goes to the queue's books, to be settled by the next trip."""
-        finished, queue = self._runner.finished, self._queue
+        finished, said, queue = self._runner.finished, self._runner.said, self._queue
         jobs, seconds = 0, 0.0
         while finished:
             job = finished.popleft()
             row, ended = job.claimed.row, job.ended
+            if said:  # by a job that has ended, perhaps: what it said is there before its end is
+                self._collect_progress()
             if ended is None:
                 queue.succeeded_itself(job.claimed)
             elif ended.outcome is Outcome.SUCCEEDED:
@@ -161,6 +166,12 @@ class Clerk:
             seconds += job.seconds
         if jobs:
             self._prefetch.observe(jobs, seconds)
+        self._collect_progress()
+
+    def _collect_progress(self) -> None:
+        said = self._runner.said
+        while said:
+            self._queue.progress(*said.popitem()[1])
 
     def _trip(self, wanted: int) -> None:
         """Settle what has ended and claim what is wanted."""
@@ -178,6 +189,9 @@ class Clerk:
 
     def _is_settle_due(self) -> bool:
         return time.monotonic() - self._settled_at >= SETTLE_INTERVAL or self._runner.is_idle
+
+    def _is_progress_due(self) -> bool:
+        return self._queue.has_progress and time.monotonic() - self._settled_at >= PROGRESS_INTERVAL
 
     def _wanted(self) -> int:
         if self._row.is_draining or not self._queue.may_claim or not self._tasks:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from pgworker.errors import EXIT_BUG, Discard
 from pgworker.lifecycle.settle import Ended
 from pgworker.linux.board import Row
 from pgworker.model.payload import describe_error, encode_result
+from pgworker.model.progress import Said, say
 from pgworker.model.state import CancelReason, Outcome
 from pgworker.observe.logs import fields, logger
 from pgworker.worker.transaction import JobTransactions
@@ -44,7 +46,9 @@ class Execution:
     __slots__ = (
         "_context",
         "_deadline_ns",
+        "_on_progress",
         "_row",
+        "_said",
         "_sequence",
         "_slot",
         "_state",
@@ -64,8 +68,11 @@ class Execution:
         thread: int,
         transactions: SlotTransactions,
         state: SimpleNamespace,
+        on_progress: Callable[[ClaimedJob, Said], None],
     ) -> None:
         """`thread`: 0 for a run on the event loop."""
+        self._on_progress = on_progress
+        self._said: Said | None = None
         self.claimed = claimed
         self._row = row
         self._slot = slot
@@ -192,6 +199,8 @@ class Execution:
             state=self._state,
             transaction=self._transaction,
             transaction_async=self._transaction_async,
+            progress=self._progress,
+            checkpoint=self.claimed.row.checkpoint,
         )
         return self._context
 
@@ -204,6 +213,10 @@ class Execution:
         if self._thread:
             raise RuntimeError("ctx.transaction_async() is for `async def` tasks: `with ctx.transaction()`")
         return self._transactions.on_loop.open(self)
+
+    def _progress(self, fraction: float, message: str, checkpoint: Mapping[str, Any] | None) -> None:
+        self._said = say(fraction, message, checkpoint, self._said)
+        self._on_progress(self.claimed, self._said)
 
     @property
     def must_end(self) -> bool:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
 
 from pgworker.app.leases import ClaimedJob, HeldLease
 from pgworker.app.task import Task
@@ -23,6 +24,7 @@ from pgworker.lifecycle.settle import Ended
 from pgworker.linux.board import Row
 from pgworker.model.graces import Graces
 from pgworker.model.lease import lease_margin
+from pgworker.model.progress import Said
 from pgworker.model.state import Outcome
 from pgworker.worker.execution import Execution, SlotTransactions, end_for_a_bug
 from pgworker.worker.loop import EventLoop
@@ -53,6 +55,8 @@ class Runner:
         self.todo: deque[ClaimedJob] = deque()
         self.finished: deque[FinishedJob] = deque()
         self.refused: deque[ClaimedJob] = deque()
+        self.said: dict[tuple[UUID, int], tuple[ClaimedJob, Said]] = {}
+        """What running jobs say of themselves: of each, by its lease and position, the last."""
         self._tasks = dict(tasks)
         self._row = row
         self._start_within_ns = int((graces.lease_ttl - lease_margin(graces.lease_ttl)) * 1e9)
@@ -204,9 +208,12 @@ class Runner:
     # -- one job
 
     def _start(self, claimed: ClaimedJob, slot: int, thread: int) -> Execution:
-        execution = Execution(claimed, self._row, slot, thread, self._transactions[slot], self._state)
+        execution = Execution(claimed, self._row, slot, thread, self._transactions[slot], self._state, self._note)
         self.started_ns = execution.started_ns
         return execution
+
+    def _note(self, claimed: ClaimedJob, said: Said) -> None:
+        self.said[claimed.lease.lease_id, claimed.position] = claimed, said
 
     def _run(self, claimed: ClaimedJob, slot: int, thread: int) -> None:
         execution = self._start(claimed, slot, thread)

@@ -35,6 +35,8 @@ class Worker:
             transaction=self.transaction,
             transaction_async=self.transaction_async,
             state=SimpleNamespace(),
+            progress=lambda *_said: None,
+            checkpoint=None,
         )
 
     def make_job(self) -> Job:

@@ -1,7 +1,8 @@
 -- Take up to `jobs` due jobs into one new lease, lane by lane: queues in strict order, priorities from 9 down.
 -- Each lane starts at its floor, beyond the dead index entries of what was claimed before.
 -- LATERAL locks exactly the rows that it returns. The scalar subselect around clock_timestamp() makes it an index
--- condition; OFFSET 0 keeps the look-up of jobs a nested loop whatever the statistics say.
+-- condition; OFFSET 0 keeps the look-up of jobs a nested loop whatever the statistics say. Only a job that has run before
+-- can have a checkpoint; JSON null: it has said how far it was, and left none.
 with lane as materialized (
     select lane.queue, lane.priority, lane.place,
            timestamptz 'epoch' + lane.floor_us * interval '1 microsecond' as floor_at,
@@ -38,7 +39,9 @@ with lane as materialized (
     from claimed having count(*) > 0
 )
 select claimed.job_id, claimed.task, job.payload::text, claimed.execution, claimed.failures, claimed.run_at,
-       claimed.queue, claimed.priority, claimed.org_id, job.max_attempts, job.timeout_ms, job.headers::text, job.created_at
+       claimed.queue, claimed.priority, claimed.org_id, job.max_attempts, job.timeout_ms, job.headers::text, job.created_at,
+       case when claimed.execution > 1
+            then (select coalesce(p.checkpoint, 'null')::text from pgworker.job_progress p where p.job_id = claimed.job_id) end
 from claimed
 left join lateral (select * from pgworker.jobs where jobs.id = claimed.job_id offset 0) as job on true
 order by claimed.place, claimed.run_at, claimed.job_id
