@@ -241,13 +241,13 @@ class Row:
 
     @property
     def jobs_done(self) -> int:
-        return sum(self._words[self._slot_at(slot) + _RUN_SEQUENCE] // 2 for slot in range(self.slots))
+        return sum(self._words[self._slots_at + slot * _SLOT_WORDS + _RUN_SEQUENCE] // 2 for slot in range(self.slots))
 
     # -- the runs: each slot is written by whoever runs a job in it
 
     def start_run(self, slot: int, lease: int, position: int, now_ns: int, deadline_ns: int, thread: int) -> int:
         """Show that a job starts; returns the sequence number that cancel requests must name."""
-        words, at = self._words, self._slot_at(slot)
+        words, at = self._words, self._slots_at + slot * _SLOT_WORDS
         sequence = words[at] + 1
         words[at + _RUN_LEASE] = lease
         words[at + _RUN_POSITION] = position
@@ -258,11 +258,11 @@ class Row:
         return sequence
 
     def end_run(self, slot: int, sequence: int) -> None:
-        self._words[self._slot_at(slot)] = sequence + 1
+        self._words[self._slots_at + slot * _SLOT_WORDS] = sequence + 1
 
     def run(self, slot: int) -> Run | None:
         """The job that runs in this slot now; None also when it changed while being read."""
-        at = self._slot_at(slot)
+        at = self._slots_at + slot * _SLOT_WORDS
         sequence = self._words[at]
         if sequence % 2 == 0:
             return None
@@ -278,12 +278,12 @@ class Row:
     def ask_cancel(self, run: Run, reason: CancelReason) -> None:
         """Ask this run to stop. The first reason stays."""
         if self.cancel_reason(run.slot, run.sequence) is CancelReason.NONE:
-            at = self._slot_at(run.slot)
+            at = self._slots_at + run.slot * _SLOT_WORDS
             self._words[at + _CANCEL_REASON] = reason.value
             self._words[at + _CANCEL_SEQUENCE] = run.sequence
 
     def cancel_reason(self, slot: int, sequence: int) -> CancelReason:
-        words, at = self._words, self._slot_at(slot)
+        words, at = self._words, self._slots_at + slot * _SLOT_WORDS
         if words[at + _CANCEL_SEQUENCE] != sequence:
             return CancelReason.NONE
         return CancelReason(words[at + _CANCEL_REASON])
@@ -374,9 +374,6 @@ class Row:
         """The last position that may start; None: no line."""
         keep = self._words[self._lease_at(index) + _LEASE_KEEP]
         return keep - 1 if keep else None
-
-    def _slot_at(self, slot: int) -> int:
-        return self._slots_at + slot * _SLOT_WORDS
 
     def _lease_at(self, index: int) -> int:
         return self._leases_at + index * _LEASE_WORDS

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, NoReturn
+from uuid import UUID
 
 import msgspec
 from psycopg import AsyncConnection, Connection
@@ -29,6 +30,9 @@ from pgworker.worker.transaction_async import AsyncJobTransactions
 
 _FAR_AWAY_NS = 2**63 - 1  # what a word of the board holds; some 292 years
 
+Sayings = dict[tuple[UUID, int], tuple[ClaimedJob, Said]]
+"""What running jobs say of themselves: of each, by its lease and position, the last."""
+
 log = logger("worker.runner")
 
 
@@ -44,17 +48,17 @@ class Execution:
     """From its start, shown on the board, to its end."""
 
     __slots__ = (
-        "_context",
         "_deadline_ns",
-        "_on_progress",
         "_row",
         "_said",
+        "_sayings",
         "_sequence",
         "_slot",
         "_state",
         "_thread",
         "_transactions",
         "claimed",
+        "context",
         "has_ended",
         "is_settled",
         "started_ns",
@@ -68,10 +72,10 @@ class Execution:
         thread: int,
         transactions: SlotTransactions,
         state: SimpleNamespace,
-        on_progress: Callable[[ClaimedJob, Said], None],
+        sayings: Sayings,
     ) -> None:
         """`thread`: 0 for a run on the event loop."""
-        self._on_progress = on_progress
+        self._sayings = sayings
         self._said: Said | None = None
         self.claimed = claimed
         self._row = row
@@ -79,7 +83,7 @@ class Execution:
         self._thread = thread
         self._transactions = transactions
         self._state = state
-        self._context: Context | None = None
+        self.context: Context | None = None
         self.is_settled = False
         self.has_ended = False
         timeout_ms = claimed.row.timeout_ms
@@ -95,40 +99,32 @@ class Execution:
 
     def call(self, tasks: dict[str, Task[..., Any]]) -> Any:
         """Run the handler; whatever it raises comes through."""
-        task = self.task(tasks)
+        row = self.claimed.row
+        if row.payload is None:
+            raise _row_is_missing()
+        task = tasks[row.task]
         context = self._made_context() if task.takes_context else None
-        return task.invoke(self.payload, context, self.claimed.job)
+        return task.invoke(row.payload, context, self.claimed.job)
 
     async def call_async(self, tasks: dict[str, Task[..., Any]]) -> Any:
         """As `call`, on the event loop."""
-        task = self.task(tasks)
+        row = self.claimed.row
+        if row.payload is None:
+            raise _row_is_missing()
+        task = tasks[row.task]
         context = self._made_context() if task.takes_context else None
-        return await task.invoke_async(self.payload, context, self.claimed.job)
-
-    def task(self, tasks: dict[str, Task[..., Any]]) -> Task[..., Any]:
-        return tasks[self.claimed.row.task]
-
-    @property
-    def payload(self) -> str:
-        """Discard if there is none."""
-        if self.claimed.row.payload is None:
-            raise Discard("its row in pgworker.jobs is missing: the partition was dropped while it waited")
-        return self.claimed.row.payload
+        return await task.invoke_async(row.payload, context, self.claimed.job)
 
     def end(self) -> None:
         """The handler runs no more."""
         self.has_ended = True
         self._row.end_run(self._slot, self._sequence)
 
-    @property
-    def has_context(self) -> bool:
-        return self._context is not None
-
     # -- what is recorded
 
     def succeeded(self, returned: object) -> Ended:
         job, finished_ns = self.claimed.row, time.monotonic_ns()
-        if returned is None and self._context is None:
+        if returned is None and self.context is None:
             return Ended(job.job_id, job.execution, self.started_ns, finished_ns)
         if self._cancel_seen and self.reason is CancelReason.CANCELLED:
             return Ended(job.job_id, job.execution, self.started_ns, finished_ns, Outcome.CANCELLED)
@@ -180,7 +176,7 @@ class Execution:
 
     @property
     def _cancel_seen(self) -> bool:
-        return self._context is not None and self._context.cancel_seen
+        return self.context is not None and self.context.cancel_seen
 
     def _who(self) -> dict[str, object]:
         row = self.claimed.row
@@ -190,7 +186,7 @@ class Execution:
     # -- the context
 
     def _made_context(self) -> Context:
-        self._context = Context(
+        self.context = Context(
             make_job=self.claimed.job,
             lease_id=self.claimed.lease.lease_id,
             position=self.claimed.position,
@@ -202,7 +198,7 @@ class Execution:
             progress=self._progress,
             checkpoint=self.claimed.row.checkpoint,
         )
-        return self._context
+        return self.context
 
     def _transaction(self) -> AbstractContextManager[Connection[Any]]:
         if not self._thread:
@@ -216,7 +212,7 @@ class Execution:
 
     def _progress(self, fraction: float, message: str, checkpoint: Mapping[str, Any] | None) -> None:
         self._said = say(fraction, message, checkpoint, self._said)
-        self._on_progress(self.claimed, self._said)
+        self._sayings[self.claimed.lease.lease_id, self.claimed.position] = self.claimed, self._said
 
     @property
     def must_end(self) -> bool:
@@ -228,6 +224,10 @@ class Execution:
         if not self._deadline_ns:
             return 600_000
         return max(1000, (self._deadline_ns - time.monotonic_ns()) // 1_000_000 + 1000)
+
+
+def _row_is_missing() -> Discard:
+    return Discard("its row in pgworker.jobs is missing: the partition was dropped while it waited")
 
 
 def end_for_a_bug() -> NoReturn:
