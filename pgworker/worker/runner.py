@@ -163,7 +163,7 @@ class Runner:
             task = self._tasks[job.task]
             if job.payload is None:
                 raise Discard("its row in pgworker.jobs is missing: the partition was dropped while it waited")
-            context = execution.context() if task.takes_context else None
+            context = execution.context() if task.needs_context else None
             returned = task.invoke(job.payload, context, execution.job)
             self._leave_if_forked(0)
         except BaseException as error:  # noqa: BLE001 - whatever a handler raises ends this execution, nothing else

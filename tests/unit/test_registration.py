@@ -144,7 +144,7 @@ def test_a_return_annotation_and_a_context_before_the_slash_are_no_hindrance() -
     def hand_over(ctx: Context, /, order_id: int) -> Missing: ...  # type: ignore[name-defined]  # noqa: F821
 
     task = App().task(name="hand_over")(hand_over)
-    assert task.takes_context
+    assert task.needs_context
     assert task.job(order_id=7).payload == '{"order_id":7}'
 
 
@@ -191,7 +191,7 @@ class Purge:
 def test_an_object_with_name_and_handle_is_a_task_whose_arguments_are_named_freely() -> None:
     app = App()
     task = app.register(Purge(), queue="night", max_attempts=3)
-    assert (task.name, task.queue, task.max_attempts, task.takes_context) == ("purge", "night", 3, True)
+    assert (task.name, task.queue, task.max_attempts, task.needs_context) == ("purge", "night", 3, True)
     assert app.tasks["purge"] is task
     assert task.job(older_than=7).payload == '{"older_than":7}'
     with pytest.raises(TypeError, match="pass its arguments by name"):
