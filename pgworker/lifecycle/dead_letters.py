@@ -10,6 +10,7 @@ from uuid import UUID
 
 from psycopg import Connection
 
+from pgworker.lifecycle.transaction import read_committed
 from pgworker.sql.load import query
 
 
@@ -44,19 +45,22 @@ class DeadLetterHook:
 
 
 def declare_hooks(connection: Connection[Any], tasks: Sequence[str], hooks: Sequence[DeadLetterHook]) -> None:
-    """From now on these are the hooks of `tasks`: others that they had are gone. Those of other tasks stay."""
-    connection.execute(
-        query("declare_dead_letter_hooks"),
-        {
-            "served": list(tasks),
-            "tasks": [hook.task for hook in hooks],
-            "handlers": [hook.handler for hook in hooks],
-            "queues": [hook.queue for hook in hooks],
-            "priorities": [hook.priority for hook in hooks],
-            "max_attempts": [hook.max_attempts for hook in hooks],
-            "timeouts_ms": [None if hook.timeout is None else round(hook.timeout * 1000) for hook in hooks],
-        },
-    )
+    """From now on these are the hooks of `tasks`: others that they had are gone. Those of other tasks stay.
+
+    A transaction of its own, on a connection in autocommit mode.
+    """
+    declared = {
+        "served": list(tasks),
+        "tasks": [hook.task for hook in hooks],
+        "handlers": [hook.handler for hook in hooks],
+        "queues": [hook.queue for hook in hooks],
+        "priorities": [hook.priority for hook in hooks],
+        "max_attempts": [hook.max_attempts for hook in hooks],
+        "timeouts_ms": [None if hook.timeout is None else round(hook.timeout * 1000) for hook in hooks],
+    }
+    with read_committed(connection) as cursor:
+        cursor.execute(query("lock_dead_letter_hooks"))
+        cursor.execute(query("declare_dead_letter_hooks"), declared)
 
 
 def list_dead_letters(

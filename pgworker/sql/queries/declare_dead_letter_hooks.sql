@@ -1,5 +1,4 @@
 -- The hooks of the tasks that a worker serves, as its code has them: stale ones go, what is there already is not written.
--- In the order of tasks, so that workers which start together wait for each other instead of deadlocking.
 with stale as (
     delete from pgworker.dead_letter_hooks where task = any (%(served)s::text[]) and task <> all (%(tasks)s::text[])
 )
@@ -7,7 +6,6 @@ insert into pgworker.dead_letter_hooks as hook (task, handler, queue, priority, 
 select * from unnest(%(tasks)s::text[], %(handlers)s::text[], %(queues)s::text[], %(priorities)s::smallint[],
                      %(max_attempts)s::smallint[], %(timeouts_ms)s::bigint[])
               as asked(task, handler, queue, priority, max_attempts, timeout_ms)
-order by task
 on conflict (task) do update
 set handler = excluded.handler, queue = excluded.queue, priority = excluded.priority,
     max_attempts = excluded.max_attempts, timeout_ms = excluded.timeout_ms
