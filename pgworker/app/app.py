@@ -273,6 +273,10 @@ class App:
 
     def _add_dead_letter_hook(self, task: Task[..., Any], function: Callable[..., Any], /) -> Task[..., Any]:
         name = _check_name(hook_name(task.name))
+        if isinstance(function, Task):
+            raise RegistrationError(
+                f"{function.name} is a task already; write a function of its own, which may call it"
+            )
         if name in self._tasks:
             raise RegistrationError(f"{task.name} has a dead-letter hook already; call both functions in one")
         # A job may have died of having no org: its hook must run all the same.

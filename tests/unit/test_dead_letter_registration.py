@@ -120,6 +120,9 @@ def test_a_task_has_one_hook_and_a_hook_has_none(app: App, charge: Task[..., Any
     hook = charge.on_dead_letter(says_nothing)
     with pytest.raises(RegistrationError, match="charge has a dead-letter hook already"):
         charge.on_dead_letter(says_nothing)
+    other = app.task(name="other")(lambda: None)
+    with pytest.raises(RegistrationError, match="charge:dead_letter is a task already; write a function of its own"):
+        other.on_dead_letter(hook)
     with pytest.raises(RegistrationError, match="charge:dead_letter is a dead-letter hook itself"):
         hook.on_dead_letter(says_nothing)
 
