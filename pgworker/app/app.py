@@ -200,10 +200,12 @@ class App:
         """
 
         def register(function: Around) -> Around:
-            layers = [*self._middleware, middleware(function, twin)]
+            layer = middleware(function, twin)
+            for task in self._tasks.values():  # all of them before the first is wrapped
+                layer.form(task.name, of_async=task.is_async)
+            self._middleware.append(layer)
             for task in self._tasks.values():
-                task.wrap(layers)
-            self._middleware = layers
+                task.wrap(self._middleware)
             return function
 
         return register if function is None else register(function)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 import subprocess
 import sys
 import uuid
@@ -115,6 +117,22 @@ def test_a_call_that_does_not_fit_is_a_type_error_before_anything_is_sent(
 ) -> None:
     with pytest.raises(TypeError, match=complaint):
         call()
+
+
+def three(a, b=1, *, c=2):  # type: ignore[no-untyped-def]
+    return a, b, c
+
+
+@given(st.lists(st.integers(), max_size=4), st.dictionaries(st.sampled_from("abcd"), st.integers()))
+def test_arguments_are_named_as_python_names_them(args: list[int], kwargs: dict[str, int]) -> None:
+    task = App("").task(name="three")(three)
+    try:
+        expected = inspect.signature(three).bind(*args, **kwargs).arguments
+    except TypeError as error:
+        with pytest.raises(TypeError, match=re.escape(str(error))):
+            task.job(*args, **kwargs)
+    else:
+        assert json.loads(task.job(*args, **kwargs).payload) == expected
 
 
 def test_an_argument_that_cannot_be_stored_is_named() -> None:

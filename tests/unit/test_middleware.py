@@ -222,6 +222,13 @@ def without_context(job: Job, call_next: CallNext) -> Any:
     return call_next()
 
 
+def test_one_that_can_wrap_only_some_of_the_tasks_wraps_none(app: App, add: Task[..., Any]) -> None:
+    app.task(name="slow")(slow)
+    with pytest.raises(RegistrationError, match="tenfold is a plain function and can't wrap slow"):
+        app.middleware(tenfold)
+    assert Execution(app).run(add, PAYLOAD) == 3
+
+
 def generating(job: Job, ctx: Context, call_next: CallNext) -> Iterator[Any]:
     yield call_next()
 
