@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pgworker.app.app import App
     from pgworker.app.context import Context
+    from pgworker.app.orgs import Org
     from pgworker.app.task import Enqueuer, Task
     from pgworker.errors import (
         Cancelled,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         SchemaError,
         Snooze,
     )
+    from pgworker.model.dead_letter import DeadLetter
     from pgworker.model.job import Job, JobRequest
     from pgworker.model.retry import Backoff
     from pgworker.model.state import CancelReason
@@ -41,6 +43,7 @@ __all__ = [
     "ConfigurationError",
     "Context",
     "DatabaseUnavailable",
+    "DeadLetter",
     "Discard",
     "Enqueuer",
     "InvalidJob",
@@ -50,6 +53,7 @@ __all__ = [
     "JobNotFound",
     "JobRequest",
     "LeaseLost",
+    "Org",
     "PgworkerError",
     "RegistrationError",
     "Retry",
@@ -63,9 +67,11 @@ _HOMES = {
     "Backoff": "model.retry",
     "CancelReason": "model.state",
     "Context": "app.context",
+    "DeadLetter": "model.dead_letter",
     "Enqueuer": "app.task",
     "Job": "model.job",
     "JobRequest": "model.job",
+    "Org": "app.orgs",
     "Task": "app.task",
 }
 """The modules of the names that are no errors."""

@@ -116,7 +116,7 @@ class Cancelled(JobControl):
 
 
 def _check_delay(what: str, delay: object) -> None:
-    """ValueError, in the handler that wrote it, for a delay that can't be one."""
+    """ValueError, in the handler that wrote it, for a delay that can't be one; `model.durations` converts it later."""
     seconds = delay.total_seconds() if isinstance(delay, timedelta) else delay
     if seconds is None:
         return

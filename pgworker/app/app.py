@@ -5,25 +5,36 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
-from typing import Any, Concatenate, Protocol, overload
+from typing import Any, Concatenate, Protocol, TypeVar, overload
 from uuid import UUID
 
-from pgworker.app.arguments import arguments_of, named_arguments, refuse_coroutine
+from pgworker.app.arguments import Arguments, free_arguments, typed_arguments
 from pgworker.app.context import Context
-from pgworker.app.options import ShouldRetry, task_options
+from pgworker.app.dead_letters import hook_arguments, hook_declaration, hook_name, hook_options
+from pgworker.app.hooks import WorkerHooks
+from pgworker.app.middleware import Middleware, middleware
+from pgworker.app.options import ShouldRetry, check_org, task_options
+from pgworker.app.orgs import Org, OrgConfig, OrgRules, org_rules, refuse_request_without_org
 from pgworker.app.producer import Producer, SyncTarget, check_target, enqueue_on
-from pgworker.app.task import P, R, Task
+from pgworker.app.scope import org_scope
+from pgworker.app.signatures import is_async, read_signature, refuse_generators
+from pgworker.app.task import P, R, Sender, Task
 from pgworker.config.sources import resolve_dsn
 from pgworker.errors import ConfigurationError, InvalidJob, RegistrationError
+from pgworker.lifecycle.dead_letters import DeadLetterHook
 from pgworker.model.job import DEFAULT_PRIORITY, DEFAULT_QUEUE, Job, JobRequest
 from pgworker.model.names import check_task
 from pgworker.model.retry import DEFAULT_MAX_ATTEMPTS, DEFAULT_TIMEOUT, Backoff
 
 _DEFAULT_BACKOFF = Backoff()
+
+Around = TypeVar("Around", bound=Callable[[Job, Context, Any], Any])
+Hook = TypeVar("Hook", bound=Callable[[Any], None])
 
 
 class Handler(Protocol):
@@ -48,11 +59,20 @@ class App:
 
     `dsn` is what libpq takes, or `embedded:DIR`; without it PGWORKER_DSN or DATABASE_URL, read at first use. Nothing
     is connected before a job is enqueued without a connection.
+
+    `require_org`: a job without an org can't be enqueued, and is given up if SQL or another app has enqueued it.
+    `org_config`: a function of an org's id, whose answer is `ctx.org.config`. ConfigurationError for anything else.
     """
 
-    def __init__(self, dsn: str | None = None) -> None:
+    def __init__(
+        self, dsn: str | None = None, *, require_org: bool = False, org_config: OrgConfig | None = None
+    ) -> None:
         self._given_dsn = dsn
+        self._orgs = org_rules(require_org, org_config)
         self._tasks: dict[str, Task[..., Any]] = {}
+        self._dead_letter_hooks: dict[str, DeadLetterHook] = {}
+        self._middleware: list[Middleware] = []
+        self._hooks = WorkerHooks()
         self._producer = Producer(lambda: self.dsn)
 
     @property
@@ -70,6 +90,16 @@ class App:
     def tasks(self) -> Mapping[str, Task[..., Any]]:
         """The tasks by name, to read only."""
         return MappingProxyType(self._tasks)
+
+    @property
+    def org_config(self) -> OrgConfig | None:
+        """What a Context asks for the config of its org."""
+        return self._orgs.config
+
+    @property
+    def dead_letter_hooks(self) -> tuple[DeadLetterHook, ...]:
+        """What a worker declares to the database when it starts."""
+        return tuple(self._dead_letter_hooks.values())
 
     @overload
     def task(self, function: Callable[Concatenate[Context, P], R], /) -> Task[P, R]: ...
@@ -124,7 +154,8 @@ class App:
         def register(function: Callable[..., Any]) -> Task[..., Any]:
             _refuse_what_is_no_function(function)
             own_name = _check_name(_default_name(function) if name is None else name)
-            return self._add(Task(own_name, function, options, arguments_of(function, own_name), self._producer))
+            arguments = typed_arguments(read_signature(function, own_name), own_name)
+            return self._add(Task(own_name, function, options, self._sender(arguments), self._add_dead_letter_hook))
 
         return register if function is None else register(function)
 
@@ -140,7 +171,7 @@ class App:
         should_retry: ShouldRetry | None = None,
         priority: int = DEFAULT_PRIORITY,
     ) -> Task[..., Any]:
-        """Register an object with `name` and `handle(job, ctx)` as a task. Options and errors as of `task`."""
+        """Register an object with `name` and `handle(job, ctx)`, async or not, as a task; the rest as of `task`."""
         options = task_options(
             queue=queue,
             max_attempts=max_attempts,
@@ -151,29 +182,82 @@ class App:
             priority=priority,
         )
         name = _check_handler(handler)
-        arguments = named_arguments(name)
-        return self._add(Task(name, handler.handle, options, arguments, self._producer, takes_job=True))
+        sender = self._sender(free_arguments(name, is_async=is_async(handler.handle)))
+        return self._add(Task(name, handler.handle, options, sender, self._add_dead_letter_hook, takes_job=True))
+
+    @overload
+    def middleware(self, function: Around, /) -> Around: ...
+    @overload
+    def middleware(
+        self, function: None = None, /, *, twin: Callable[[Job, Context, Any], Any] | None = None
+    ) -> Callable[[Around], Around]: ...
+    def middleware(self, function: Any = None, /, *, twin: Callable[[Job, Context, Any], Any] | None = None) -> Any:
+        """Run `function(job, ctx, call_next)` around every handler of the app, the first registered outermost.
+
+        It returns what `call_next()` returns, or something else; it may raise what a handler may; it calls `call_next`
+        at most once. A plain function wraps plain tasks, an `async def`, which awaits `call_next()`, async ones; an app
+        with both gives the other form as `twin`. RegistrationError: it can't wrap one of the tasks.
+        """
+
+        def register(function: Around) -> Around:
+            layer = middleware(function, twin)
+            for task in self._tasks.values():  # all of them before the first is wrapped
+                layer.form(task.name, of_async=task.is_async)
+            self._middleware.append(layer)
+            for task in self._tasks.values():
+                task.wrap(self._middleware)
+            return function
+
+        return register if function is None else register(function)
+
+    def on_worker_start(self, hook: Hook, /) -> Hook:
+        """Run `hook(state)` in each worker process before its first job; what it puts there is at `ctx.state`.
+
+        If it raises, the worker ends. RegistrationError: it is async, or doesn't take the state alone.
+        """
+        self._hooks.add_start(hook)
+        return hook
+
+    def on_worker_stop(self, hook: Hook, /) -> Hook:
+        """Run `hook(state)` in each worker process after its last job, the last registered first. Errors as above."""
+        self._hooks.add_stop(hook)
+        return hook
+
+    def start_worker(self) -> SimpleNamespace:
+        """Run the start hooks, in order; their state. ConfigurationError, which says where, for one that raises."""
+        return self._hooks.start()
+
+    def stop_worker(self, state: SimpleNamespace) -> None:
+        """Run the stop hooks. One that raises is logged."""
+        self._hooks.stop(state)
+
+    @contextmanager
+    def org(self, org_id: str) -> Iterator[Org]:
+        """Jobs that are enqueued inside, by any App, are for this org, unless their options say otherwise.
+
+        A contextvar: it follows `await` and `asyncio.to_thread`, not threads that were there before. InvalidJob for
+        an id that can't be one.
+        """
+        org = Org(check_org(org_id), self._orgs.config)
+        with org_scope(org.id):
+            yield org
 
     def enqueue_many(self, requests: Iterable[JobRequest], connection: SyncTarget | None = None) -> list[UUID]:
         """Store jobs, a thousand per statement, and return their ids in order.
 
         All of them or none, in the transaction of `connection`, a psycopg connection or cursor, or in one of its own.
-        InvalidJob for a job that PostgreSQL refuses.
+        InvalidJob for a job that PostgreSQL refuses, or that lacks an org which the app requires.
         """
         jobs = list(requests)
         for job in jobs:
             if not isinstance(job, JobRequest):
                 raise TypeError(f"enqueue_many takes jobs as made by task.job(...), not {type(job).__qualname__}")
+            if self._orgs.is_required:
+                refuse_request_without_org(job.task, job.org_id)
         if connection is None:
             return self._producer.enqueue(jobs)
         check_target(connection)
         return enqueue_on(connection, jobs)
-
-    def start_worker(self) -> SimpleNamespace:
-        return SimpleNamespace()
-
-    def stop_worker(self, state: SimpleNamespace) -> None:
-        pass
 
     def close(self) -> None:
         """Close the App's own connections, if there are any. The next enqueue without a connection opens them again."""
@@ -182,8 +266,27 @@ class App:
     def _add(self, task: Task[..., Any]) -> Task[..., Any]:
         if task.name in self._tasks:
             raise RegistrationError(f"a task named {task.name} is registered already; pass another one with name=...")
+        task.wrap(self._middleware)
         self._tasks[task.name] = task
         return task
+
+    def _sender(self, arguments: Arguments) -> Sender:
+        return Sender(arguments, self._producer, self._orgs)
+
+    def _add_dead_letter_hook(self, task: Task[..., Any], function: Callable[..., Any], /) -> Task[..., Any]:
+        name = _check_name(hook_name(task.name))
+        if isinstance(function, Task):
+            raise RegistrationError(
+                f"{function.name} is a task already; write a function of its own, which may call it"
+            )
+        if name in self._tasks:
+            raise RegistrationError(f"{task.name} has a dead-letter hook already; call both functions in one")
+        # A job may have died of having no org: its hook must run all the same.
+        sender = Sender(hook_arguments(function, name), self._producer, OrgRules(False, self._orgs.config))
+        options = hook_options(task.queue, task.priority)
+        hook = self._add(Task(name, function, options, sender, self._add_dead_letter_hook))
+        self._dead_letter_hooks[task.name] = hook_declaration(task.name, name, options)
+        return hook
 
 
 def _refuse_what_is_no_function(function: object) -> None:
@@ -232,7 +335,7 @@ def _check_handler(handler: object) -> str:
         raise RegistrationError(
             f"app.register takes an object with a string `name` and a method handle(job, ctx), not {handler!r:.60}"
         )
-    refuse_coroutine(handle, _check_name(name))
+    refuse_generators(handle, f"task {_check_name(name)}")
     try:
         inspect.signature(handle).bind(None, None)
     except TypeError:

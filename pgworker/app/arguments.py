@@ -1,4 +1,4 @@
-"""How a function is called from a stored payload: its signature is read once, when it is registered.
+"""The arguments of a job: from a call to a stored payload, and from that to the arguments of the handler.
 
 A payload is a JSON object of the arguments that the caller gave, by name. Defaults are not stored, so a job that waits
 over a deploy gets those of the code that runs it.
@@ -9,50 +9,56 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any, Final, get_origin, get_type_hints
+from typing import Any, Final, get_origin
 
 import msgspec
 from msgspec.structs import asdict
 
-from pgworker.app.context import Context
-from pgworker.errors import RegistrationError
+from pgworker.app.signatures import Signature, shown
+from pgworker.errors import InvalidPayload, RegistrationError
+from pgworker.model import pydantic_models
+from pgworker.model.payload import encode_payload
 
 Decode = Callable[[str], dict[str, Any]]
 Bind = Callable[[tuple[Any, ...], Mapping[str, Any]], dict[str, Any]]
+Check = Callable[[dict[str, Any], bytes], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
-    """`bind` names the arguments of a call, TypeError if they don't fit; `decode` reads what was stored of them.
+    """How the arguments of one task are stored and read.
 
-    `decode` converts by annotation, fills in defaults, and raises msgspec.ValidationError for what doesn't fit.
+    `bind` names those of a call, TypeError if they don't fit. `check` raises InvalidPayload for stored ones that would
+    not decode. `decode` converts by annotation, fills in defaults, and raises msgspec.ValidationError for what doesn't
+    fit.
     """
 
     takes_context: bool
+    is_async: bool
     bind: Bind
+    check: Check
     decode: Decode
 
+    def encode(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+        """The payload of a job with these arguments. TypeError: they don't fit; InvalidPayload: they can't be stored,
+        or what is stored of them would not be what the annotations say."""
+        named = self.bind(args, kwargs)
+        text = encode_payload(named)
+        self.check(named, text)
+        return text.decode()
 
-def arguments_of(function: Callable[..., Any], name: str) -> Arguments:
-    """How `function`, the task `name`, is called. RegistrationError if it can't be called from a payload."""
-    _refuse_generators(function, name)
-    signature = _signature(function, name)
-    hints = {parameter.name: _hint(parameter, function, name) for parameter in signature.parameters.values()}
-    parameters = list(signature.parameters.values())
-    takes_context = bool(parameters) and _is_context(hints[parameters[0].name]) and _is_positional(parameters[0])
-    stored = parameters[1:] if takes_context else parameters
-    for parameter in stored:
-        _refuse_kind(parameter, name)
-        _refuse_type(parameter.name, hints[parameter.name], name)
+
+def typed_arguments(signature: Signature, name: str) -> Arguments:
+    """For a function, the task `name`. RegistrationError for a type that nobody can decode."""
+    for parameter, hint in signature.hints.items():
+        _refuse_type(parameter, hint, name)
+    read = _reader(signature)
     return Arguments(
-        takes_context=takes_context,
-        bind=_binder(signature.replace(parameters=stored), name),
-        decode=_decoder(stored, hints),
+        signature.takes_context, signature.is_async, _binder(signature, name), _checker(signature, read), _decoder(read)
     )
 
 
-def named_arguments(name: str) -> Arguments:
+def free_arguments(name: str, *, is_async: bool) -> Arguments:
     """For a handler object, the task `name`: whatever was given by name, as plain JSON values."""
 
     def bind(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,112 +66,72 @@ def named_arguments(name: str) -> Arguments:
             raise TypeError(f"{name}: a handler object has no parameters to match, so pass its arguments by name")
         return dict(kwargs)
 
-    return Arguments(takes_context=True, bind=bind, decode=msgspec.json.Decoder(dict[str, Any]).decode)
+    decode = msgspec.json.Decoder(dict[str, Any]).decode
+    return Arguments(True, is_async, bind, lambda _named, _text: None, decode)
 
 
-def refuse_coroutine(function: Callable[..., Any], name: str) -> None:
-    """RegistrationError for `async def`: nobody would await it."""
-    called = getattr(type(function), "__call__", None)  # noqa: B004  an object may be callable by an async method
-    if any(inspect.iscoroutinefunction(code) or inspect.isasyncgenfunction(code) for code in (function, called)):
-        raise RegistrationError(f"task {name}: an async function can't be a task; write `def`, and asyncio.run() in it")
+def _binder(signature: Signature, name: str) -> Bind:
+    """Python's own, which takes 3 µs and says best what is wrong, only when something is: 0.5 µs otherwise."""
+    parameters = signature.parameters
+    whole = inspect.Signature(parameters)
+    positional = [each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD]
+    known = {each.name for each in parameters}
+    required = {each.name for each in parameters if each.default is each.empty}
 
-
-def _refuse_generators(function: Callable[..., Any], name: str) -> None:
-    if inspect.isgeneratorfunction(function):
-        raise RegistrationError(f"task {name}: a function with `yield` does nothing when it is called; return a result")
-
-
-def _signature(function: Callable[..., Any], name: str) -> inspect.Signature:
-    try:
-        return inspect.signature(function)
-    except (ValueError, TypeError) as error:
-        raise RegistrationError(f"task {name}: its signature can't be read ({error}); wrap it in a `def`") from None
-
-
-def _hint(parameter: inspect.Parameter, function: Callable[..., Any], name: str) -> Any:
-    """The annotation as a type; Any if there is none. Each by itself: a name that is missing elsewhere is no matter."""
-    if parameter.annotation is inspect.Parameter.empty:
-        return Any
-    holder = SimpleNamespace(__annotations__={parameter.name: parameter.annotation})
-    known = getattr(inspect.unwrap(function), "__globals__", {})
-    try:
-        return get_type_hints(holder, known, include_extras=True)[parameter.name]
-    except Exception as error:  # noqa: BLE001  an annotation is any expression
-        raise RegistrationError(
-            f"task {name}: the annotation {_shown(parameter.annotation)} of parameter {parameter.name!r} can't be "
-            f"resolved ({type(error).__name__}: {error}); import or define it in the module itself, at run time"
-        ) from None
-
-
-def _is_context(hint: Any) -> bool:
-    return isinstance(hint, type) and issubclass(hint, Context)
-
-
-def _is_positional(parameter: inspect.Parameter) -> bool:
-    return parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-
-
-def _refuse_kind(parameter: inspect.Parameter, name: str) -> None:
-    advices: dict[Any, str] = {
-        parameter.VAR_POSITIONAL: f"*{parameter.name} has no name in a payload; take a list instead",
-        parameter.VAR_KEYWORD: f"**{parameter.name} could be anything; name the parameters, or take a dict",
-        parameter.POSITIONAL_ONLY: f"{parameter.name!r} can't be passed by name; remove the / behind it",
-    }
-    if parameter.kind in advices:
-        raise RegistrationError(f"task {name}: {advices[parameter.kind]}")
-
-
-def _refuse_type(parameter: str, hint: Any, name: str) -> None:
-    if _is_context(hint):
-        raise RegistrationError(
-            f"task {name}: the Context must be the first parameter; move {parameter!r} to the front"
-        )
-    try:
-        msgspec.json.Decoder(hint)
-        problem = next(_undecodable(msgspec.inspect.type_info(hint), set()), None)
-    except Exception as error:  # noqa: BLE001  types run their own code, and msgspec that of their annotations
-        problem = str(error)
-    if problem:
-        raise RegistrationError(
-            f"task {name}: parameter {parameter!r} of type {_shown(hint)} can't be read from JSON ({problem}); "
-            "use what JSON has, dataclasses, TypedDicts, enums, datetimes, UUIDs, Decimals, or msgspec structs"
-        )
-
-
-def _undecodable(info: Any, seen: set[int]) -> Iterator[str]:
-    """The classes in a type that msgspec leaves to its callers, unless JSON has some already (object, Iterable)."""
-    if isinstance(info, tuple):
-        for part in info:
-            yield from _undecodable(part, seen)
-    elif isinstance(info, msgspec.inspect.CustomType):
-        if not any(issubclass(kind, info.cls) for kind in _JSON_TYPES):
-            yield f"nothing says how to make a {info.cls.__qualname__} of it"
-    elif isinstance(info, msgspec.inspect.Type | msgspec.inspect.Field) and id(info) not in seen:
-        seen.add(id(info))
-        for field in info.__struct_fields__:
-            yield from _undecodable(getattr(info, field), seen)
-
-
-def _binder(signature: inspect.Signature, name: str) -> Bind:
     def bind(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        named = dict(zip(positional, args))  # noqa: B905  the number of them is looked at below
+        named.update(kwargs)
+        if len(named) == len(args) + len(kwargs) and required <= named.keys() <= known:
+            return named
         try:
-            return signature.bind(*args, **kwargs).arguments
+            return whole.bind(*args, **kwargs).arguments
         except TypeError as error:
             raise TypeError(f"{name}(): {error}") from None
 
     return bind
 
 
-def _decoder(parameters: list[inspect.Parameter], hints: Mapping[str, Any]) -> Decode:
-    """Decodes into a struct, then a dict: 0.3 µs for four fields, faster than a dict whose names are checked (0.4)."""
-    fields = [(parameter.name, hints[parameter.name], _default(parameter)) for parameter in parameters]
+def _reader(signature: Signature) -> Callable[[str | bytes], msgspec.Struct]:
+    hints = signature.hints
+    fields = [(parameter.name, hints[parameter.name], _default(parameter)) for parameter in signature.parameters]
     struct = msgspec.defstruct("Arguments", fields, kw_only=True, forbid_unknown_fields=True)
-    read = msgspec.json.Decoder(struct).decode
+    return msgspec.json.Decoder(struct, dec_hook=_foreign).decode
+
+
+def _decoder(read: Callable[[str], msgspec.Struct]) -> Decode:
+    """Decodes into a struct, then a dict: 0.3 µs for four fields, faster than a dict whose names are checked (0.4)."""
 
     def decode(text: str) -> dict[str, Any]:
         return asdict(read(text))
 
     return decode
+
+
+def _checker(signature: Signature, read: Callable[[bytes], msgspec.Struct]) -> Check:
+    """Reads what was just written: 0.3 µs, and the caller learns at once what a worker would learn at every attempt."""
+
+    def check(named: dict[str, Any], text: bytes) -> None:
+        try:
+            read(text)
+        except Exception as error:  # noqa: BLE001  types run their own code when they are made
+            raise _misfit(signature, named, error) from None
+
+    return check if any(hint is not Any for hint in signature.hints.values()) else lambda _named, _text: None
+
+
+def _misfit(signature: Signature, named: Mapping[str, Any], error: Exception) -> InvalidPayload:
+    """Which argument it is, by trying them one at a time."""
+    for name, value in named.items():
+        hint = signature.hints[name]
+        try:
+            msgspec.json.decode(encode_payload({name: value}), type=dict[str, hint], dec_hook=_foreign)  # type: ignore[valid-type]  # made at run time
+        except Exception as own:  # noqa: BLE001  as above
+            said = " ".join(str(own).split())[:500]
+            return InvalidPayload(
+                f"argument {name!r} would not decode as {shown(hint)} when the job runs ({said}); "
+                f"pass what its annotation says, not {type(value).__qualname__}"
+            )
+    return InvalidPayload(f"the arguments would not decode when the job runs: {error}")
 
 
 def _default(parameter: inspect.Parameter) -> Any:
@@ -174,9 +140,41 @@ def _default(parameter: inspect.Parameter) -> Any:
     return msgspec.NODEFAULT if default is parameter.empty else msgspec.field(default_factory=lambda: default)
 
 
-def _shown(hint: Any) -> str:
-    is_class = isinstance(hint, type) and get_origin(hint) is None  # before Python 3.11 list[int] is a type too
-    return hint.__qualname__ if is_class else repr(hint)
+def _foreign(kind: type, value: object) -> object:
+    """What msgspec has no decoder for: a model of pydantic, or a class that JSON's own values are instances of."""
+    if pydantic_models.is_model(kind):
+        return pydantic_models.load(kind, value)
+    if isinstance(value, get_origin(kind) or kind):
+        return value
+    raise TypeError(f"Expected `{shown(kind)}`, got `{type(value).__qualname__}`")
+
+
+def _refuse_type(parameter: str, hint: Any, name: str) -> None:
+    try:
+        msgspec.json.Decoder(hint)
+        problem = next(_undecodable(msgspec.inspect.type_info(hint), set()), None)
+    except Exception as error:  # noqa: BLE001  types run their own code, and msgspec that of their annotations
+        problem = str(error)
+    if problem:
+        raise RegistrationError(
+            f"task {name}: parameter {parameter!r} of type {shown(hint)} can't be read from JSON ({problem}); use what "
+            "JSON has, dataclasses, TypedDicts, enums, datetimes, UUIDs, Decimals, msgspec structs, or pydantic models"
+        )
+
+
+def _undecodable(info: Any, seen: set[int]) -> Iterator[str]:
+    """The classes in a type that nobody decodes: neither msgspec nor pydantic, nor are JSON's values of that class
+    already (object, Iterable)."""
+    if isinstance(info, tuple):
+        for part in info:
+            yield from _undecodable(part, seen)
+    elif isinstance(info, msgspec.inspect.CustomType):
+        if not pydantic_models.is_model(info.cls) and not any(issubclass(kind, info.cls) for kind in _JSON_TYPES):
+            yield f"nothing says how to make a {info.cls.__qualname__} of it"
+    elif isinstance(info, msgspec.inspect.Type | msgspec.inspect.Field) and id(info) not in seen:
+        seen.add(id(info))
+        for field in info.__struct_fields__:
+            yield from _undecodable(getattr(info, field), seen)
 
 
 _JSON_TYPES: Final = (dict, list, str, int, float, bool, type(None))

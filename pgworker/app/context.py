@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, MutableMapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
+from pgworker.app.orgs import Org, OrgConfig
 from pgworker.db.connect import AsyncConnection, Connection
 from pgworker.errors import Cancelled
+from pgworker.model.durations import seconds
 from pgworker.model.job import Job
 from pgworker.model.payload import decode
 from pgworker.model.state import CancelReason
@@ -37,7 +41,8 @@ _WORDS: Final = {
 class Context:
     """One execution of a job. Made by the worker; asks nobody until a handler does.
 
-    `cancel_seen` is True once the handler has learned here that it is to stop.
+    `state` is what the worker's start hooks have made; `cancel_seen` is True once the handler has learned here that it
+    is to stop.
     """
 
     __slots__ = (
@@ -48,6 +53,8 @@ class Context:
         "_lease_id",
         "_logger",
         "_make_job",
+        "_org",
+        "_org_config",
         "_position",
         "_progress",
         "_transaction",
@@ -70,8 +77,12 @@ class Context:
         state: SimpleNamespace,
         progress: Callable[[float, str, Mapping[str, Any] | None], None],
         checkpoint: str | None,
+        org_config: OrgConfig | None,
     ) -> None:
-        """`deadline_ns` is on the monotonic clock, 0 means none. `make_job` is called once, if ever."""
+        """`deadline_ns` is on the monotonic clock, 0 means none. `make_job` is called once, if ever.
+
+        `state` is what `App.start_worker()` returned, `org_config` is the App's.
+        """
         self._make_job = make_job
         self._lease_id = lease_id
         self._position = position
@@ -79,12 +90,14 @@ class Context:
         self._cancel_reason = cancel_reason
         self._transaction = transaction
         self._transaction_async = transaction_async
-        self.state = state
         self._progress = progress
         self._checkpoint = checkpoint
         self._transaction_entered = False
+        self._org_config = org_config
         self._job: Job | None = None
+        self._org: Org | None = None
         self._logger: _JobLogger | None = None
+        self.state: Any = state
         self.cancel_seen = False
 
     @property
@@ -93,6 +106,13 @@ class Context:
         if self._job is None:
             self._job = self._make_job()
         return self._job
+
+    @property
+    def org(self) -> Org | None:
+        """The org that the job is for, None if it has none."""
+        if self._org is None and self.job.org_id is not None:
+            self._org = Org(self.job.org_id, self._org_config)
+        return self._org
 
     @property
     def idempotency_key(self) -> str:
@@ -130,14 +150,24 @@ class Context:
         if reason is not CancelReason.NONE:
             raise Cancelled(_WORDS[reason])
 
-    def wait_cancelled(self, timeout: float) -> bool:
-        """Sleep `timeout` seconds, or until this execution is to stop: True, within 50 ms."""
-        ends = time.monotonic() + timeout
+    def wait_cancelled(self, timeout: float | timedelta) -> bool:
+        """Sleep `timeout` (seconds or timedelta), or until this execution is to stop: True, within 50 ms."""
+        ends = _ends(timeout)
         while not self.cancelled:
             left = ends - time.monotonic()
             if left <= 0:
                 return False
             time.sleep(min(left, _POLL))
+        return True
+
+    async def wait_cancelled_async(self, timeout: float | timedelta) -> bool:
+        """As `wait_cancelled`, for async handlers."""
+        ends = _ends(timeout)
+        while not self.cancelled:
+            left = ends - time.monotonic()
+            if left <= 0:
+                return False
+            await asyncio.sleep(min(left, _POLL))
         return True
 
     def progress(self, fraction: float, message: str = "", *, checkpoint: Mapping[str, Any] | None = None) -> None:
@@ -156,10 +186,12 @@ class Context:
 
     @property
     def logger(self) -> logging.LoggerAdapter[logging.Logger]:
-        """Logs with the fields job, execution and task, and those in `extra={"fields": {...}}`."""
+        """Logs with the fields job, execution, task and, if it has one, org, and those in `extra={"fields": {...}}`."""
         if self._logger is None:
             job = self.job
-            fields = {"job": job.id, "execution": job.execution, "task": job.task}
+            fields: dict[str, object] = {"job": job.id, "execution": job.execution, "task": job.task}
+            if job.org_id is not None:
+                fields["org"] = job.org_id
             self._logger = _JobLogger(logs.logger("task"), fields)
         return self._logger
 
@@ -184,6 +216,10 @@ class Context:
         if self._transaction_entered:
             raise RuntimeError("a job's transaction can be entered only once: its commit is the success of the job")
         self._transaction_entered = True
+
+
+def _ends(timeout: object) -> float:
+    return time.monotonic() + seconds(timeout, "timeout", error=ValueError)
 
 
 class _JobLogger(_Adapter):

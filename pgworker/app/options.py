@@ -67,6 +67,14 @@ def job_options(given: Mapping[str, object]) -> dict[str, Any]:
     return {name: _OF_JOBS[name](value, InvalidJob) for name, value in given.items()}
 
 
+def check_org(value: object) -> str:
+    """`value` if an org may have this id; InvalidJob otherwise."""
+    org_id = _org_id(value, InvalidJob)
+    if org_id is None:
+        raise InvalidJob("an org's id must be a string; a job for no org is enqueued with .options(org_id=None)")
+    return org_id
+
+
 def _queue(value: object, error: Refusal) -> str:
     try:
         return names.check_queue(value)

@@ -6,17 +6,14 @@ import importlib
 import os
 import re
 import sys
-import sysconfig
-import traceback
 from difflib import get_close_matches
-from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
 
 from pgworker.app.app import App
+from pgworker.app.origin import told
 from pgworker.errors import ConfigurationError
 
 _TARGET = re.compile(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<name>[^\W\d]\w*)")
-_PACKAGE = Path(__file__).parents[1]
 
 
 def load_app(target: str) -> App:
@@ -41,11 +38,9 @@ def _import(name: str) -> ModuleType:
             raise ConfigurationError(
                 f"there is no module {error.name} here (in {os.getcwd()}) or among the installed packages"  # noqa: PTH109
             ) from error
-        raise ConfigurationError(
-            f"can't import {name}: {_told(error)}. Is it installed in this environment?"
-        ) from error
+        raise ConfigurationError(f"can't import {name}: {told(error)}. Is it installed in this environment?") from error
     except (Exception, SystemExit) as error:
-        raise ConfigurationError(f"can't import {name}: {_told(error)}") from error
+        raise ConfigurationError(f"can't import {name}: {told(error)}") from error
 
 
 def _app_in(module: ModuleType, name: str) -> App:
@@ -67,27 +62,3 @@ def _kind(value: object) -> str:
         return f"the class {value.__qualname__}"
     kind = type(value).__qualname__
     return f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}"
-
-
-def _told(error: BaseException) -> str:
-    """The error, and where it comes from in the user's own code."""
-    return f"{type(error).__qualname__}: {error} ({_own_line(error)})"
-
-
-def _own_line(error: BaseException) -> str:
-    """`file:line` of the innermost frame in the user's own files, or in an app that is installed like a library."""
-    if isinstance(error, SyntaxError) and error.filename:
-        return f"{error.filename}:{error.lineno}"
-    frames = [frame for frame in _frames(error.__traceback__) if Path(frame.filename).is_absolute()]
-    frame = ([frame for frame in frames if _is_own(frame)] or frames)[-1]
-    return f"{frame.filename}:{frame.lineno}"
-
-
-def _frames(trace: TracebackType | None) -> traceback.StackSummary:
-    return traceback.StackSummary.extract(traceback.walk_tb(trace), lookup_lines=False)
-
-
-def _is_own(frame: traceback.FrameSummary) -> bool:
-    path = Path(frame.filename)
-    libraries = [str(_PACKAGE), *(sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib"))]
-    return not any(path.is_relative_to(library) for library in libraries)

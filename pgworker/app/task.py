@@ -10,43 +10,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import copy_context
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import update_wrapper
-from inspect import iscoroutinefunction
 from types import CoroutineType
-from typing import Any, Generic, ParamSpec, TypeVar, overload
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 from uuid import UUID
 
 from msgspec import UNSET, UnsetType
 
 from pgworker.app.arguments import Arguments
 from pgworker.app.context import Context
+from pgworker.app.middleware import Middleware, Run, wrapped
 from pgworker.app.options import TaskOptions, job_options
+from pgworker.app.orgs import OrgRules, refuse_job_without_org, refuse_request_without_org
 from pgworker.app.producer import Producer, Target, check_target, enqueue_on, enqueue_on_async
+from pgworker.app.scope import enter_job, leave_job, run_in_job, scope_here
+from pgworker.model.dead_letter import DeadLetter
 from pgworker.model.job import Job, JobRequest
-from pgworker.model.payload import encode_payload
 
 P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
+Returned = TypeVar("Returned")
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """How the jobs of a task are made and where they go, if nothing else is said."""
+
+    arguments: Arguments
+    producer: Producer
+    orgs: OrgRules
 
 
 class Enqueuer(Generic[P]):
     """A task with options and a place to go: enqueues any number of jobs. Immutable."""
 
     def __init__(
-        self, arguments: Arguments, producer: Producer, template: JobRequest, target: Target | None = None
+        self, sender: Sender, template: JobRequest, target: Target | None = None, chosen: frozenset[str] = frozenset()
     ) -> None:
-        self._arguments = arguments
-        self._producer = producer
+        """`chosen` are the options that were set for the job: of those it inherits nothing."""
+        self._sender = sender
         self._template = template
         self._target = target
+        self._chosen = chosen
 
     def using(self, target: Target) -> Enqueuer[P]:
         """Enqueue on this psycopg connection or cursor, in the transaction that it is in."""
         check_target(target)
-        return Enqueuer(self._arguments, self._producer, self._template, target)
+        return Enqueuer(self._sender, self._template, target, self._chosen)
 
     def options(
         self,
@@ -63,6 +77,7 @@ class Enqueuer(Generic[P]):
         """The same with other options than the task's; what was set before stays. InvalidJob for values that can't be.
 
         `priority` 0 to 9, 9 first · `run_at` aware, not before then · `timeout` in seconds or a timedelta, None: none ·
+        `org_id` and `headers` instead of those that the job would inherit, None: none ·
         `id` a UUIDv7 of your own, which makes a second enqueue of the same job fail.
         """
         all_options = {
@@ -76,32 +91,55 @@ class Enqueuer(Generic[P]):
             "id": id,
         }
         given = job_options({name: value for name, value in all_options.items() if value is not UNSET})
-        return Enqueuer(self._arguments, self._producer, replace(self._template, **given), self._target)
+        return Enqueuer(self._sender, replace(self._template, **given), self._target, self._chosen.union(given))
 
     def job(self, *args: P.args, **kwargs: P.kwargs) -> JobRequest:
-        """The job, unsent. TypeError if the arguments don't fit the task, InvalidPayload if they can't be stored."""
-        payload = encode_payload(self._arguments.bind(args, kwargs)).decode()
-        return replace(self._template, payload=payload)
+        """The job, unsent, with the org and headers of here and now. TypeError if the arguments don't fit the task,
+        InvalidPayload if they can't be stored or decoded, InvalidJob if it lacks an org that the App requires."""
+        payload = self._sender.arguments.encode(args, kwargs)
+        template, scope, chosen = self._template, scope_here(), self._chosen
+        org_id = template.org_id if "org_id" in chosen else scope.org_id
+        if self._sender.orgs.is_required:
+            refuse_request_without_org(template.task, org_id)
+        return JobRequest(
+            task=template.task,
+            payload=payload,
+            queue=template.queue,
+            priority=template.priority,
+            run_at=template.run_at,
+            max_attempts=template.max_attempts,
+            timeout=template.timeout,
+            org_id=org_id,
+            headers=template.headers if "headers" in chosen else scope.headers,
+            id=template.id,
+        )
 
     def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> UUID:
         """Store the job and return its id. Errors as of `job`, and those of the database."""
         request = self.job(*args, **kwargs)
         if self._target is None:
-            return self._producer.enqueue([request])[0]
+            return self._sender.producer.enqueue([request])[0]
         return enqueue_on(self._target, [request])[0]
 
     async def enqueue_async(self, *args: P.args, **kwargs: P.kwargs) -> UUID:
         """As `enqueue`; on an asynchronous connection, or in a thread if none was named."""
         request = self.job(*args, **kwargs)
         if self._target is None:
-            return await self._producer.enqueue_async(request)
+            return await self._sender.producer.enqueue_async(request)
         return await enqueue_on_async(self._target, request)
+
+
+class AddHook(Protocol):
+    """How an App registers the dead-letter hook of one of its tasks."""
+
+    def __call__(self, task: Task[..., Any], function: Callable[..., Any], /) -> Task[..., Any]: ...
 
 
 class Task(Enqueuer[P], Generic[P, R]):
     """A handler under its name. Made by `@app.task` and `app.register`.
 
-    `P` are the arguments that a job has, so without the Context; `R` is what the handler returns.
+    `P` are the arguments that a job has, so without the Context; `R` is what the handler returns, of an async one what
+    it awaits to.
     """
 
     def __init__(
@@ -109,14 +147,16 @@ class Task(Enqueuer[P], Generic[P, R]):
         name: str,
         call: Callable[..., R],
         options: TaskOptions,
-        arguments: Arguments,
-        producer: Producer,
+        sender: Sender,
+        add_hook: AddHook,
         *,
         takes_job: bool = False,
     ) -> None:
         """`takes_job`: `call` is the method `handle(job, ctx)` of an object."""
-        template = JobRequest(name, "{}", options.queue, options.priority, None, options.max_attempts, options.timeout)
-        super().__init__(arguments, producer, template)
+        super().__init__(
+            sender,
+            JobRequest(name, "{}", options.queue, options.priority, None, options.max_attempts, options.timeout),
+        )
         update_wrapper(self, call, updated=())
         self.name = name
         self.queue = options.queue
@@ -126,10 +166,14 @@ class Task(Enqueuer[P], Generic[P, R]):
         self.backoff = options.backoff
         self.discard_on = options.discard_on
         self.should_retry = options.should_retry
-        self.takes_context = arguments.takes_context
-        self.is_async = iscoroutinefunction(call)
+        self.is_async = sender.arguments.is_async
+        self.needs_context = True
+        """Whether a worker must bring a Context: the handler takes one, or somebody around it does."""
         self._call = call
-        self._takes_job = takes_job
+        self._add_hook = add_hook
+        self._handle = _handling_job(call) if takes_job else _handling_arguments(call, sender.arguments)
+        self._run = self._handle
+        self.wrap(())
 
     @overload
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
@@ -142,27 +186,77 @@ class Task(Enqueuer[P], Generic[P, R]):
     def __repr__(self) -> str:
         return f"<Task {self.name}>"
 
+    @overload
+    def on_dead_letter(
+        self, function: Callable[[Context, DeadLetter], Returned], /
+    ) -> Task[[DeadLetter], Returned]: ...
+    @overload
+    def on_dead_letter(self, function: Callable[[DeadLetter], Returned], /) -> Task[[DeadLetter], Returned]: ...
+    def on_dead_letter(self, function: Callable[..., Any], /) -> Task[..., Any]:
+        """Run `function(dead)`, or `function(ctx, dead)`, as a job of its own when a job of this task is given up.
+
+        It is the task `NAME:dead_letter` on the same queue, its job made in the transaction that gives the other up.
+        RegistrationError: there is a hook already, this is one, or `function` doesn't take a DeadLetter.
+        """
+        return self._add_hook(self, function)
+
+    def wrap(self, layers: Sequence[Middleware]) -> None:
+        """Run the handler inside these from now on, the first outermost. RegistrationError: one of them can't."""
+        forms = [layer.form(self.name, of_async=self.is_async) for layer in layers]
+        run = wrapped(self._handle, forms, of_async=self.is_async)
+        requires_org = self._sender.orgs.is_required
+        self._run = _requiring_org(run) if requires_org else run
+        self.needs_context = self._sender.arguments.takes_context or bool(layers) or requires_org
+
     def decode(self, payload_json: str) -> dict[str, Any]:
         """Arguments of a stored payload, by annotation, with defaults; msgspec.ValidationError if they don't fit."""
-        return self._arguments.decode(payload_json)
+        return self._sender.arguments.decode(payload_json)
 
     def invoke(self, payload_json: str, context: Context | None, make_job: Callable[[], Job]) -> Any:
-        """Run the handler on a stored payload. `context` may be None unless `takes_context`.
+        """Run the handler on a stored payload. `context` may be None unless `needs_context`; not for async ones.
 
-        Whatever the handler raises comes through; so does `decode`'s error, an ordinary failure of the job.
+        Whatever the handler raises comes through; so does `decode`'s error, an ordinary failure of the job. Contextvars
+        that it sets end with it, and jobs that it enqueues inherit from its own.
         """
-        if self._takes_job:
-            return self._call(make_job(), context)
-        arguments = self._arguments.decode(payload_json)
-        result: object = self._call(context, **arguments) if self.takes_context else self._call(**arguments)
+        result: object = copy_context().run(run_in_job, self._run, payload_json, context, make_job)
         if type(result) is CoroutineType:  # a decorator hid it when the task was registered
-            result.close()
-            raise TypeError(
-                f"{self.name} returned a coroutine, which nobody awaits; return what asyncio.run() makes of it"
-            )
+            raise _unawaited(self.name, result)
         return result
 
     async def invoke_async(self, payload_json: str, context: Context | None, make_job: Callable[[], Job]) -> Any:
-        arguments = self._arguments.decode(payload_json)
-        call: Any = self._call
-        return await (call(context, **arguments) if self.takes_context else call(**arguments))
+        """As `invoke`, for async handlers; contextvars that it sets end with the asyncio task."""
+        token = enter_job(make_job)
+        try:
+            result: object = await self._run(payload_json, context, make_job)
+        finally:
+            leave_job(token)
+        if type(result) is CoroutineType:
+            raise _unawaited(self.name, result)
+        return result
+
+
+def _handling_arguments(call: Callable[..., Any], arguments: Arguments) -> Run:
+    decode = arguments.decode
+    if arguments.takes_context:
+        return lambda payload, context, _make_job: call(context, **decode(payload))
+    return lambda payload, _context, _make_job: call(**decode(payload))
+
+
+def _handling_job(handle: Callable[[Job, Context], Any]) -> Run:
+    return lambda _payload, context, _make_job: handle(context.job, context)
+
+
+def _requiring_org(run: Run) -> Run:
+    def guarded(payload: str, context: Context, make_job: Callable[[], Job]) -> Any:
+        refuse_job_without_org(context.job)
+        return run(payload, context, make_job)
+
+    return guarded
+
+
+def _unawaited(name: str, coroutine: CoroutineType[Any, Any, Any]) -> TypeError:
+    coroutine.close()
+    return TypeError(
+        f"{name} returned a coroutine, which nobody awaits: make the function itself, and what decorates it, "
+        "`async def`, or await it there"
+    )

@@ -18,7 +18,7 @@ from pgworker.errors import JobNotFound
 
 if TYPE_CHECKING:
     from pgworker.db.connect import Connection
-    from pgworker.lifecycle.dead_letters import DeadLetter
+    from pgworker.lifecycle.dead_letters import DeadLetterRow
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _Move = Callable[["Connection", Sequence[UUID]], list[UUID]]
@@ -124,19 +124,19 @@ def _move_all(connection: Connection, move: _Move, queue: str | None, task: str 
     return moved
 
 
-def _row(letter: DeadLetter, now: datetime) -> list[str]:
+def _row(letter: DeadLetterRow, now: datetime) -> list[str]:
     died = duration((now - letter.died_at).total_seconds())
     return [str(letter.job_id), letter.task, f"{letter.failures}/{letter.max_attempts}", died, _why(letter)]
 
 
-def _why(letter: DeadLetter) -> str:
+def _why(letter: DeadLetterRow) -> str:
     error = json.loads(letter.error) if letter.error else None
     if isinstance(error, dict) and error.get("type"):
         return f"{error['type']}: {error.get('message', '')}"
     return letter.cause or letter.outcome
 
 
-def _as_json(letter: DeadLetter) -> dict[str, Any]:
+def _as_json(letter: DeadLetterRow) -> dict[str, Any]:
     import msgspec
 
     error = None if letter.error is None else msgspec.Raw(letter.error.encode())

@@ -10,11 +10,12 @@ from uuid import UUID
 
 from psycopg import Connection
 
+from pgworker.lifecycle.transaction import read_committed
 from pgworker.sql.load import query
 
 
 @dataclass(frozen=True, slots=True)
-class DeadLetter:
+class DeadLetterRow:
     """A job that was given up; `payload` and `error` are JSON text."""
 
     job_id: UUID
@@ -31,12 +32,43 @@ class DeadLetter:
     cause: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class DeadLetterHook:
+    """What is enqueued when a job of `task` is given up. `timeout` is in seconds, None means none."""
+
+    task: str
+    handler: str
+    queue: str
+    priority: int
+    max_attempts: int
+    timeout: float | None
+
+
+def declare_hooks(connection: Connection[Any], tasks: Sequence[str], hooks: Sequence[DeadLetterHook]) -> None:
+    """From now on these are the hooks of `tasks`: others that they had are gone. Those of other tasks stay.
+
+    A transaction of its own, on a connection in autocommit mode.
+    """
+    declared = {
+        "served": list(tasks),
+        "tasks": [hook.task for hook in hooks],
+        "handlers": [hook.handler for hook in hooks],
+        "queues": [hook.queue for hook in hooks],
+        "priorities": [hook.priority for hook in hooks],
+        "max_attempts": [hook.max_attempts for hook in hooks],
+        "timeouts_ms": [None if hook.timeout is None else round(hook.timeout * 1000) for hook in hooks],
+    }
+    with read_committed(connection) as cursor:
+        cursor.execute(query("lock_dead_letter_hooks"))
+        cursor.execute(query("declare_dead_letter_hooks"), declared)
+
+
 def list_dead_letters(
     connection: Connection[Any], *, queue: str | None = None, task: str | None = None, limit: int = 100
-) -> list[DeadLetter]:
+) -> list[DeadLetterRow]:
     """The latest dead letters first."""
     rows = connection.execute(query("list_dead_letters"), {"queue": queue, "task": task, "limit": limit}).fetchall()
-    return [DeadLetter(*row) for row in rows]
+    return [DeadLetterRow(*row) for row in rows]
 
 
 def requeue_dead_letters(connection: Connection[Any], job_ids: Sequence[UUID]) -> list[UUID]:

@@ -18,6 +18,7 @@ from uuid import UUID
 import msgspec
 
 from pgworker.errors import InvalidPayload
+from pgworker.model import pydantic_models
 
 MAX_PAYLOAD_BYTES = 1 << 20
 MAX_RESULT_BYTES = 64 << 10
@@ -25,7 +26,10 @@ MAX_ERROR_BYTES = 16 << 10
 MAX_DEPTH = 64
 """Levels of objects and arrays that have something in them, the outermost included."""
 
-_ALLOWED = "use str, int, float, bool, None, lists, dicts, or what msgspec encodes (dataclasses, datetimes, UUIDs …)"
+_ALLOWED = (
+    "use str, int, float, bool, None, lists, dicts, what msgspec encodes (dataclasses, datetimes, UUIDs …), "
+    "or pydantic models"
+)
 _NO_NUMBER = "it has NaN, an infinity or an integer of over 1024 bits, which can't be stored; use None or a string"
 _TOO_DEEP = f"it is nested deeper than {MAX_DEPTH} levels or contains itself; flatten it"
 
@@ -149,13 +153,16 @@ def _survey(value: Any, limit: int) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Subclasses of str, int and float (a numpy.float64, a template's safe string), which msgspec leaves to us."""
+    """What msgspec leaves to us: subclasses of str, int and float (a numpy.float64, a template's safe string), and
+    models of pydantic."""
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, int):
         return int.__int__(value)
     if isinstance(value, float):
         return float.__float__(value)
+    if pydantic_models.is_model(type(value)):
+        return pydantic_models.dump(value)
     raise TypeError(f"objects of type {_type_name(value)} can't be encoded")
 
 

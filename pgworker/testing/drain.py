@@ -18,12 +18,13 @@ from pgworker.app.queue import PostgresQueue
 from pgworker.db.connect import connect_to_schema
 from pgworker.inspection.queues import count_queues
 from pgworker.lifecycle.claim import Lanes
+from pgworker.lifecycle.dead_letters import declare_hooks
 from pgworker.lifecycle.settle import Ended
 from pgworker.linux.board import Board, Row
 from pgworker.model.job import Job
 from pgworker.model.payload import decode
 from pgworker.model.state import Outcome
-from pgworker.worker.execution import Execution, SlotTransactions
+from pgworker.worker.execution import Execution, Sayings, SlotTransactions
 from pgworker.worker.transaction import JobTransactions
 from pgworker.worker.transaction_async import AsyncJobTransactions
 
@@ -57,6 +58,7 @@ def drain(app: App, *, queues: Sequence[str] = (), limit: int = 1000) -> list[Ra
     state = app.start_worker()
     try:
         with connect_to_schema(app.dsn, application_name=_NAME, prepare_threshold=None) as connection:
+            declare_hooks(connection, list(app.tasks), app.dead_letter_hooks)
             worker = _Worker(app, connection, state)
             try:
                 while more := worker.run(queues or _queues(app, connection), limit - len(ran)):
@@ -118,9 +120,9 @@ class _Worker:
         tasks = dict(self._app.tasks)
         is_async = tasks[claimed.row.task].is_async
         row.show_started(claimed.lease.entry, claimed.position)
-        execution = Execution(
-            claimed, row, 0, 0 if is_async else threading.get_ident(), self._transactions, self._state, queue.progress
-        )
+        sayings: Sayings = {}
+        thread = 0 if is_async else threading.get_ident()
+        execution = Execution(claimed, row, 0, thread, self._transactions, self._state, sayings, self._app.org_config)
         error: BaseException | None = None
         try:
             if is_async:
@@ -131,6 +133,8 @@ class _Worker:
             error = raised
             ended = execution.failed(raised, tasks)
         execution.end()
+        for said in sayings.values():
+            queue.progress(*said)
         self._transactions.sync.reset()
         self._loop.run_until_complete(self._transactions.on_loop.reset())
         if execution.is_settled:

@@ -22,6 +22,7 @@ from pgworker.config.settings import PoolSettings
 from pgworker.db.connect import connect_to_schema, explain, is_outage
 from pgworker.errors import EXIT_BUG, PgworkerError, SchemaError
 from pgworker.lifecycle.claim import Lanes
+from pgworker.lifecycle.dead_letters import DeadLetterHook, declare_hooks
 from pgworker.linux.board import Board, Row
 from pgworker.linux.wake import WOKEN_BY_RUNNER, wake
 from pgworker.model.state import Outcome
@@ -60,6 +61,7 @@ class Clerk:
         row: Row,
         runner: Runner,
         tasks: Sequence[str],
+        hooks: Sequence[DeadLetterHook],
         reporter: Reporter,
         wake_read: int,
         wake_write: int,
@@ -71,6 +73,7 @@ class Clerk:
         self._row = row
         self._runner = runner
         self._tasks = list(tasks)
+        self._undeclared: Sequence[DeadLetterHook] | None = hooks
         row.tasks_hash = int.from_bytes(sha256("\n".join(sorted(tasks)).encode()).digest()[:8], "big")
         lanes = Lanes.of(settings.queues)
         self._queue = PostgresQueue(
@@ -258,6 +261,9 @@ class Clerk:
         if self._connection is not None and not self._connection.closed:
             return
         self._connection = connect_to_schema(self._dsn, application_name=self._application_name, prepare_threshold=1)
+        if self._undeclared is not None:
+            declare_hooks(self._connection, self._tasks, self._undeclared)
+            self._undeclared = None
         self._failed_connects = 0
 
     def _require_connection(self) -> Connection[Any]:

@@ -16,6 +16,7 @@ from psycopg import AsyncConnection, Connection
 
 from pgworker.app.context import Context
 from pgworker.app.leases import ClaimedJob
+from pgworker.app.orgs import OrgConfig
 from pgworker.app.task import Task
 from pgworker.app.verdict import Verdict, judge
 from pgworker.errors import EXIT_BUG, Discard
@@ -49,6 +50,7 @@ class Execution:
 
     __slots__ = (
         "_deadline_ns",
+        "_org_config",
         "_row",
         "_said",
         "_sayings",
@@ -73,9 +75,11 @@ class Execution:
         transactions: SlotTransactions,
         state: SimpleNamespace,
         sayings: Sayings,
+        org_config: OrgConfig | None,
     ) -> None:
         """`thread`: 0 for a run on the event loop."""
         self._sayings = sayings
+        self._org_config = org_config
         self._said: Said | None = None
         self.claimed = claimed
         self._row = row
@@ -103,7 +107,7 @@ class Execution:
         if row.payload is None:
             raise _row_is_missing()
         task = tasks[row.task]
-        context = self._made_context() if task.takes_context else None
+        context = self._made_context() if task.needs_context else None
         return task.invoke(row.payload, context, self.claimed.job)
 
     async def call_async(self, tasks: dict[str, Task[..., Any]]) -> Any:
@@ -112,7 +116,7 @@ class Execution:
         if row.payload is None:
             raise _row_is_missing()
         task = tasks[row.task]
-        context = self._made_context() if task.takes_context else None
+        context = self._made_context() if task.needs_context else None
         return await task.invoke_async(row.payload, context, self.claimed.job)
 
     def end(self) -> None:
@@ -193,6 +197,7 @@ class Execution:
             deadline_ns=self._deadline_ns,
             cancel_reason=lambda: self.reason,
             state=self._state,
+            org_config=self._org_config,
             transaction=self._transaction,
             transaction_async=self._transaction_async,
             progress=self._progress,

@@ -59,7 +59,7 @@ def run_worker(dsn: str, app_path: str, settings: PoolSettings, place: WorkerPla
     name = f"pgworker worker {place.index}"
     state = app.start_worker()
     runner = Runner(
-        app.tasks,
+        app,
         row,
         Graces(settings.cancel_grace, settings.term_grace, settings.lease_ttl),
         [_transactions(dsn, name, slot) for slot in range(settings.slots)],
@@ -73,6 +73,7 @@ def run_worker(dsn: str, app_path: str, settings: PoolSettings, place: WorkerPla
         row=row,
         runner=runner,
         tasks=list(app.tasks),
+        hooks=app.dead_letter_hooks,
         reporter=Reporter(place.index, socket.socket(fileno=place.events)),
         wake_read=place.wake_read,
         wake_write=place.wake_write,

@@ -11,13 +11,12 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
 
+from pgworker.app.app import App
 from pgworker.app.leases import ClaimedJob, HeldLease
-from pgworker.app.task import Task
 from pgworker.errors import EXIT_BUG
 from pgworker.lifecycle.settle import Ended
 from pgworker.linux.board import Row
@@ -43,19 +42,20 @@ class Runner:
 
     def __init__(
         self,
-        tasks: Mapping[str, Task[..., Any]],
+        app: App,
         row: Row,
         graces: Graces,
         transactions: Sequence[SlotTransactions],
         state: SimpleNamespace,
     ) -> None:
-        """One of `transactions` for each slot of `row`; `state` is what the start hooks of the app made."""
+        """One of `transactions` for each slot of `row`; `state` is what the start hooks of `app` made."""
         self.todo: deque[ClaimedJob] = deque()
         self.finished: deque[FinishedJob] = deque()
         self.refused: deque[ClaimedJob] = deque()
         self.said: Sayings = {}
         """What running jobs say of themselves."""
-        self._tasks = dict(tasks)
+        self._tasks = dict(app.tasks)
+        self._org_config = app.org_config
         self._row = row
         self._start_within_ns = int((graces.lease_ttl - lease_margin(graces.lease_ttl)) * 1e9)
         self._transactions = transactions
@@ -68,7 +68,7 @@ class Runner:
         self._closed: HeldLease | None = None
         self._wake: Callable[[bool], None] = lambda _starves: None
         self._loop: EventLoop | None = None
-        if any(task.is_async for task in tasks.values()):
+        if any(task.is_async for task in self._tasks.values()):
             self._loop = EventLoop(self, graces)
         self.started_ns = 0
         """When a job was last started, by the monotonic clock."""
@@ -207,7 +207,9 @@ class Runner:
     # -- one job
 
     def _start(self, claimed: ClaimedJob, slot: int, thread: int) -> Execution:
-        execution = Execution(claimed, self._row, slot, thread, self._transactions[slot], self._state, self.said)
+        execution = Execution(
+            claimed, self._row, slot, thread, self._transactions[slot], self._state, self.said, self._org_config
+        )
         self.started_ns = execution.started_ns
         return execution
 

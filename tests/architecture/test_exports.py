@@ -15,7 +15,7 @@ from pgworker import errors
 
 PUBLIC = """
     App Task Enqueuer Context
-    Job JobRequest Backoff CancelReason
+    Job JobRequest DeadLetter Org Backoff CancelReason
     JobControl Retry Discard Snooze Cancelled
     PgworkerError ConfigurationError RegistrationError SchemaError DatabaseUnavailable
     InvalidJob InvalidPayload JobNotFound LeaseLost

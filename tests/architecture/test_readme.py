@@ -34,12 +34,16 @@ THEIR_DSN = "postgresql://app@db.example/app"
 THEIR_PORT = "127.0.0.1:9464"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, section: str | None = None) -> list[str]:
+    """The blocks of code, of the whole page or of the section of this name."""
+    text = README if section is None else README.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 # Unpacked, so that one block more or fewer is an error of this module.
-APP, ENQUEUE = blocks("python")
+(APP,) = blocks("python", "The smallest app")
+(ENQUEUE,) = blocks("python", "Enqueue")
+TASKS = blocks("python", "Tasks")
 EMBEDDED, LOOK, OWN = ([line.removeprefix("$ ") for line in block.splitlines()] for block in blocks("console"))
 (SQL,) = blocks("sql")
 

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
+import subprocess
+import sys
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
-from typing import Any, Literal, TypedDict
+from types import SimpleNamespace
+from typing import Any, Literal, NamedTuple, TypedDict
 from uuid import UUID
 
 import msgspec
+import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgworker import App, Context, InvalidJob, InvalidPayload, Job, JobRequest, Task
+from pgworker import App, Context, InvalidJob, InvalidPayload, Job, JobRequest, RegistrationError, Task
+from pgworker.model.payload import encode_result
 
 app = App()
 SHARED: list[int] = []
@@ -65,6 +72,19 @@ def rich(
     return {name: value for name, value in locals().items() if name != "ctx"}
 
 
+RICH: dict[str, Any] = {
+    "at": datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=timezone.utc),
+    "key": uuid.uuid4(),
+    "price": Decimal("1.10"),
+    "colour": Colour.RED,
+    "address": Address("Hill 1", [Address("Back")]),
+    "lines": [{"sku": "a", "count": 2}],
+    "extra": {"any": [1, None, "x"]},
+    "pair": (1, "x"),
+    "kind": "old",
+}
+
+
 def no_job() -> Job:
     raise AssertionError("nobody asked for the job")
 
@@ -99,26 +119,31 @@ def test_a_call_that_does_not_fit_is_a_type_error_before_anything_is_sent(
         call()
 
 
+def three(a, b=1, *, c=2):  # type: ignore[no-untyped-def]
+    return a, b, c
+
+
+@given(st.lists(st.integers(), max_size=4), st.dictionaries(st.sampled_from("abcd"), st.integers()))
+def test_arguments_are_named_as_python_names_them(args: list[int], kwargs: dict[str, int]) -> None:
+    task = App("").task(name="three")(three)
+    try:
+        expected = inspect.signature(three).bind(*args, **kwargs).arguments
+    except TypeError as error:
+        with pytest.raises(TypeError, match=re.escape(str(error))):
+            task.job(*args, **kwargs)
+    else:
+        assert json.loads(task.job(*args, **kwargs).payload) == expected
+
+
 def test_an_argument_that_cannot_be_stored_is_named() -> None:
     with pytest.raises(InvalidPayload, match="'b'"):
         plain.job(1, "nul \0")
 
 
 def test_a_handler_gets_what_its_annotations_say_and_its_own_defaults() -> None:
-    arguments = {
-        "at": datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=timezone.utc),
-        "key": uuid.uuid4(),
-        "price": Decimal("1.10"),
-        "colour": Colour.RED,
-        "address": Address("Hill 1", [Address("Back")]),
-        "lines": [{"sku": "a", "count": 2}],
-        "extra": {"any": [1, None, "x"]},
-        "pair": (1, "x"),
-        "kind": "old",
-    }
-    stored = rich.job(**arguments).payload
-    assert rich.decode(stored) == {**arguments, "delay": None}
-    assert run(rich, stored) == {**arguments, "delay": None}
+    stored = rich.job(**RICH).payload
+    assert rich.decode(stored) == {**RICH, "delay": None}
+    assert run(rich, stored) == {**RICH, "delay": None}
 
 
 def test_a_default_is_the_very_object_of_the_definition() -> None:
@@ -183,9 +208,9 @@ class Purge:
 
 
 def test_an_object_is_handed_the_job_and_the_context() -> None:
-    job, ctx = object(), object()
-    result = app.register(Purge()).invoke("{}", ctx, lambda: job)  # type: ignore[arg-type, return-value]
-    assert result == (job, ctx)
+    ctx = SimpleNamespace(job=object())
+    result = app.register(Purge()).invoke("{}", ctx, no_job)  # type: ignore[arg-type]
+    assert result == (ctx.job, ctx)
 
 
 async def answer() -> int:
@@ -242,3 +267,155 @@ def test_an_option_of_a_job_that_cannot_be_is_refused_with_what_is_allowed(
 ) -> None:
     with pytest.raises(InvalidJob, match=allowed):
         plain.options(**options)
+
+
+class Point(NamedTuple):
+    x: int
+    y: int = 0
+
+
+class Parcel(msgspec.Struct):
+    address: Address
+    weight: Decimal = Decimal(1)
+
+
+class Customer(pydantic.BaseModel):
+    name: str = pydantic.Field(alias="Name", min_length=1)
+    born: date
+    favourites: list[Point] = []
+
+
+class Strict(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(strict=True)
+    at: datetime
+    colour: Colour
+
+
+class Tags(pydantic.RootModel[dict[str, int]]): ...
+
+
+@dataclass
+class Visit:
+    customer: Customer
+    before: list[Customer] | None = None
+
+
+@app.task
+def typed(point: Point, parcel: Parcel, day: date, days: frozenset[int], flag: Colour | None = None) -> list[Any]:
+    return list(locals().values())
+
+
+@app.task
+def modelled(
+    customer: Customer, strict: Strict, tags: Tags, visit: Visit, others: dict[str, Customer], none: Customer | None
+) -> list[Any]:
+    return list(locals().values())
+
+
+ADA = Customer(Name="Ada", born=date(1815, 12, 10), favourites=[Point(1, 2)])
+TYPED = [Point(1), Parcel(Address("Hill 1"), Decimal("2.5")), date(2026, 1, 2), frozenset({1, 2}), Colour.RED]
+MODELLED: list[Any] = [
+    ADA,
+    Strict(at=datetime(2026, 1, 2, tzinfo=timezone.utc), colour=Colour.RED),
+    Tags({"a": 1}),
+    Visit(ADA, [ADA]),
+    {"x": ADA},
+    None,
+]
+
+
+@pytest.mark.parametrize(("task", "arguments"), [(typed, TYPED), (modelled, MODELLED)])
+def test_structs_tuples_and_models_arrive_as_they_were_given_however_deep(
+    task: Task[..., Any], arguments: list[Any]
+) -> None:
+    assert run(task, task.job(*arguments).payload) == arguments
+
+
+def test_a_model_among_untyped_arguments_and_in_a_result_is_stored_as_its_json() -> None:
+    assert json.loads(untyped.job(ADA).payload) == {
+        "a": {"Name": "Ada", "born": "1815-12-10", "favourites": [[1, 2]]},
+    }
+    result = encode_result({"customer": ADA})
+    assert result.problem is None
+    assert json.loads(result.json or b"") == {
+        "customer": {"Name": "Ada", "born": "1815-12-10", "favourites": [[1, 2]]},
+    }
+
+
+def test_a_stored_model_that_no_longer_fits_is_an_ordinary_readable_error() -> None:
+    payload = json.loads(modelled.job(*MODELLED).payload)
+    payload["visit"]["before"][0]["Name"] = ""
+    with pytest.raises(msgspec.ValidationError, match=r"(?s)at least 1 character.*\$\.visit\.before"):
+        run(modelled, json.dumps(payload))
+
+
+@dataclass
+class Even:
+    number: int
+
+    def __post_init__(self) -> None:
+        if self.number % 2:
+            raise ArithmeticError(f"{self.number} is odd")
+
+
+@app.task
+def even(number: int, even: Even | None = None, customer: Customer | None = None) -> None: ...
+
+
+def odd() -> Even:
+    made = Even(2)
+    made.number = 3
+    return made
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            {"number": "1"},
+            r"argument 'number' would not decode as int when the job runs \(Expected `int`, got `str`.*not",
+        ),
+        ({"number": 1.5}, "argument 'number' would not decode as int"),
+        ({"number": None}, "argument 'number' .* pass what its annotation says, not NoneType"),
+        ({"number": 1, "even": odd()}, r"argument 'even' would not decode as .*Even.*\(3 is odd\)"),
+        ({"number": 1, "customer": {"Name": "Ada"}}, r"argument 'customer' .*born Field required.*not dict"),
+        ({"number": 1, "customer": ADA.model_copy(update={"name": ""})}, r"argument 'customer' .*at least 1 character"),
+    ],
+)
+def test_an_argument_that_would_not_decode_is_refused_at_once_by_name(arguments: Any, sentence: str) -> None:
+    with pytest.raises(InvalidPayload, match=sentence) as caught:
+        even.job(**arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_decodes_need_not_be_of_the_very_type() -> None:
+    assert rich.decode(rich.options().job(**{**RICH, "key": str(RICH["key"]), "pair": [1, "x"]}).payload) == {
+        **RICH,
+        "delay": None,
+    }
+
+
+def test_a_model_beside_another_type_is_refused_when_it_is_registered() -> None:
+    def either(who: Customer | int) -> None: ...
+
+    with pytest.raises(RegistrationError, match=r"parameter 'who' .* may not contain any additional types"):
+        App().task(name="either")(either)
+
+
+def test_pydantic_is_not_imported_unless_the_app_does() -> None:
+    program = """
+import dataclasses, sys
+from pgworker import App
+
+@dataclasses.dataclass
+class Address: street: str
+
+app = App("")
+@app.task(name="move")
+def move(to: Address) -> Address: return to
+
+move.invoke(move.job(Address("Hill 1")).payload, None, None)
+sys.exit("pydantic" in sys.modules)
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")

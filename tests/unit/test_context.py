@@ -37,6 +37,7 @@ class Worker:
             state=SimpleNamespace(),
             progress=lambda *_said: None,
             checkpoint=None,
+            org_config=None,
         )
 
     def make_job(self) -> Job:

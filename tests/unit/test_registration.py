@@ -7,7 +7,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Optional
 
 import pytest
 
@@ -92,7 +92,9 @@ def root() -> str:
     return str(Path(pgworker.__file__).parents[1])
 
 
-async def coroutine(order_id: int) -> None: ...
+class OwnContext(Context): ...
+
+
 async def async_generator(order_id: int) -> AsyncIterator[int]:
     yield order_id
 
@@ -107,6 +109,15 @@ def positional(order_id: int, /) -> None: ...
 def context_second(order_id: int, ctx: Context) -> None: ...
 def context_by_name(*, ctx: Context) -> None: ...
 def two_contexts(ctx: Context, other: Context) -> None: ...
+def context_perhaps(ctx: Context | None) -> None: ...
+def context_optional(ctx: Optional[Context] = None) -> None: ...  # noqa: UP045  as older code has it
+def context_annotated(ctx: Annotated[Context, "mine"]) -> None: ...
+def context_of_ones_own(ctx: OwnContext) -> None: ...
+def contexts(ctx: list[Context]) -> None: ...
+def context_inside(order_id: int, callback: Callable[[Context], None]) -> None: ...
+def bare_ctx(ctx, order_id: int) -> None: ...  # type: ignore[no-untyped-def]
+def bare_context(context) -> None: ...  # type: ignore[no-untyped-def]
+def bare_ctx_later(order_id: int, ctx) -> None: ...  # type: ignore[no-untyped-def]
 def unresolvable(order: Missing) -> None: ...  # type: ignore[name-defined]  # noqa: F821
 def unsupported(path: Path) -> None: ...
 def nested(orders: dict[str, list[App | None]]) -> None: ...
@@ -116,15 +127,24 @@ def ambiguous(order: bytes | str) -> None: ...
 @pytest.mark.parametrize(
     ("function", "advice"),
     [
-        (coroutine, "write `def`"),
-        (async_generator, "write `def`"),
+        (async_generator, "return a result"),
+        (functools.partial(generator, order_id=1), "return a result"),
         (generator, "return a result"),
         (with_args, r"\*orders has no name in a payload; take a list"),
         (with_kwargs, r"\*\*orders could be anything; name the parameters"),
         (positional, "'order_id' can't be passed by name; remove the /"),
-        (context_second, "must be the first parameter; move 'ctx'"),
-        (context_by_name, "must be the first parameter; move 'ctx'"),
-        (two_contexts, "must be the first parameter; move 'other'"),
+        (context_second, "'ctx' is a Context that must be the first parameter: move 'ctx' to the front"),
+        (context_by_name, "move 'ctx' to the front, before any \\*"),
+        (two_contexts, "'other' is a second Context, and an execution has one: remove it"),
+        (context_perhaps, "every execution has a Context, whole and alone: write `ctx: Context`, as the first"),
+        (context_optional, "write `ctx: Context`, as the first parameter"),
+        (context_annotated, "write `ctx: Context`, as the first parameter"),
+        (context_of_ones_own, "is a OwnContext, and workers make nothing but a Context: write `ctx: Context`"),
+        (contexts, "write `ctx: Context`, as the first parameter"),
+        (context_inside, "'callback' .* write `ctx: Context`"),
+        (bare_ctx, "'ctx' has no annotation: for the Context write `ctx: Context`, as the first parameter"),
+        (bare_context, "'context' has no annotation"),
+        (bare_ctx_later, "'ctx' has no annotation: .* for an argument of the job, annotate it so"),
         (unresolvable, "annotation 'Missing' of parameter 'order' can't be resolved .*; import or define it"),
         (unsupported, "parameter 'path' of type Path can't be read from JSON .*; use what JSON has"),
         (nested, "parameter 'orders' of type .*App.* can't be read from JSON"),
@@ -144,8 +164,16 @@ def test_a_return_annotation_and_a_context_before_the_slash_are_no_hindrance() -
     def hand_over(ctx: Context, /, order_id: int) -> Missing: ...  # type: ignore[name-defined]  # noqa: F821
 
     task = App().task(name="hand_over")(hand_over)
-    assert task.takes_context
+    assert task.needs_context
     assert task.job(order_id=7).payload == '{"order_id":7}'
+
+
+def test_an_argument_may_be_called_ctx_if_it_is_annotated_as_something_else() -> None:
+    def render(context: dict[str, str], ctx: int = 1) -> None: ...
+
+    task = App().task(name="render")(render)
+    assert not task.needs_context
+    assert task.job({"a": "b"}, ctx=2).payload == '{"context":{"a":"b"},"ctx":2}'
 
 
 def test_a_function_is_decorated_once() -> None:
@@ -191,7 +219,7 @@ class Purge:
 def test_an_object_with_name_and_handle_is_a_task_whose_arguments_are_named_freely() -> None:
     app = App()
     task = app.register(Purge(), queue="night", max_attempts=3)
-    assert (task.name, task.queue, task.max_attempts, task.takes_context) == ("purge", "night", 3, True)
+    assert (task.name, task.queue, task.max_attempts, task.needs_context) == ("purge", "night", 3, True)
     assert app.tasks["purge"] is task
     assert task.job(older_than=7).payload == '{"older_than":7}'
     with pytest.raises(TypeError, match="pass its arguments by name"):
@@ -206,10 +234,11 @@ class Handless:
     name = "handless"
 
 
-class Async:
-    name = "async"
+class Generating:
+    name = "generating"
 
-    async def handle(self, job: Job, ctx: Context) -> None: ...
+    def handle(self, job: Job, ctx: Context) -> Iterator[object]:
+        yield job, ctx
 
 
 class OneParameter:
@@ -223,7 +252,7 @@ class OneParameter:
     [
         (Nameless(), "a string `name`"),
         (Handless(), r"a method handle\(job, ctx\)"),
-        (Async(), "write `def`"),
+        (Generating(), "return a result"),
         (OneParameter(), r"must be handle\(self, job, ctx\)"),
         (Purge, r"write app.register\(Purge\(\)\)"),
         (charge, "a string `name`"),
