@@ -32,6 +32,7 @@ from pgworker.observe.events import Reporter
 from pgworker.observe.logs import fields, logger
 from pgworker.worker.lease import ClaimedJob, HeldLease
 from pgworker.worker.prefetch import Prefetch
+from pgworker.worker.recycle import Recycling
 from pgworker.worker.runner import FinishedJob, Runner
 from pgworker.worker.sweep import Sweeper
 
@@ -78,6 +79,7 @@ class Clerk:
         reporter: Reporter,
         wake_read: int,
         wake_write: int,
+        recycling: Recycling,
     ) -> None:
         self._dsn = dsn
         self._application_name = application_name
@@ -92,6 +94,7 @@ class Clerk:
         self._reporter = reporter
         self._wake_read = wake_read
         self._wake_write = wake_write
+        self._recycling = recycling
         self._prefetch = Prefetch(settings.prefetch_seconds, settings.max_batch)
         self._connection: Connection[Any] | None = None
         self._failed_connects = 0
@@ -118,6 +121,7 @@ class Clerk:
         """Claim and settle until the worker drains and nothing is left; the runner is stopped on the way out."""
         try:
             while not self._is_done():
+                self._recycling.look()
                 self._sleep(self._go_round(), _ASLEEP)
         except SchemaError as error:
             self.failure = error
@@ -180,7 +184,7 @@ class Clerk:
         return time.monotonic() - self._settled_at >= SETTLE_INTERVAL or self._runner.is_idle
 
     def _wanted(self) -> int:
-        if self._row.is_draining or len(self._leases) >= LEASES or not self._tasks:
+        if self._claims_nothing or len(self._leases) >= LEASES:
             return 0
         now = time.monotonic()
         becomes_idle = self._runner.is_idle and not self._was_idle
@@ -193,12 +197,17 @@ class Clerk:
             running_for = (time.monotonic_ns() - started_ns) / 1e9 if started_ns else 0.0
         return self._prefetch.wanted(len(self._runner.todo), running_for)
 
+    @property
+    def _claims_nothing(self) -> bool:
+        return self._row.is_draining or self._board.is_paused or not self._tasks
+
     def _pause(self) -> float:
         if not self._runner.is_idle:
             self._row.is_idle = False
             return HOLD_UP
-        if self._row.is_draining or not self._tasks:
-            return self._settings.beat_interval / 20
+        if self._claims_nothing:
+            self._row.is_idle = False  # it need not be woken for new jobs
+            return self._settings.beat_interval / (20 if self._row.is_draining else 1)
         self._row.is_idle = True
         return self._dry_until - time.monotonic()
 
@@ -347,7 +356,7 @@ class Clerk:
         """Release what is not to run here: refused starts, a drain, jobs behind a long one, a claim without answer."""
         if self._lost_claims and time.monotonic() >= self._lost_claims_at:
             self._release_lost_claims()
-        if self._row.is_draining or self._is_held_up() or self._runner.refused or self._has_line():
+        if self._claims_nothing or self._is_held_up() or self._runner.refused or self._has_line():
             self._take_back()
         for lease in self._leases:
             if lease.is_going_back:
