@@ -77,13 +77,14 @@ def preload(app_path: str) -> frozenset[int]:
 class Interruptible:
     """TERM and QUIT while nothing runs yet: end as Ctrl-C does, undoing what was begun, with exit code 0.
 
-    Without it, QUIT would dump core, and TERM mean nothing to PID 1 of a container. On leaving, all three wait for the
-    master.
+    Without it, QUIT would dump core, TERM mean nothing to PID 1 of a container, and INT nothing to what a shell has put
+    into the background. On leaving, all three wait for the master.
     """
 
     def __enter__(self) -> None:
         for number in (signal.SIGTERM, signal.SIGQUIT):
             signal.signal(number, self._leave)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def __exit__(self, *_: object) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT))

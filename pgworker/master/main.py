@@ -218,6 +218,7 @@ class Master:
             if number in _ENDS:
                 self._rolling.abandon()
                 self._end(number)
+                self._monitor.start_at = 0.0  # should it be missing: who ends now is to be recorded
             elif number is signal.SIGUSR1:
                 self._dumps.ask(self._ladders)
             elif number in OBEYED_LATER and self._drain.is_on:
@@ -310,7 +311,7 @@ class Master:
         self._monitor.pid = 0
         self._monitor.failures = 0 if lived > _HEALTHY_AFTER else self._monitor.failures + 1
         delay = self._settings.restart_backoff.delay(self._monitor.failures, 0.0) if self._monitor.failures > 1 else 0.0
-        longest = self._settings.lease_ttl * _MONITOR_PAUSE  # leases must outlast it
+        longest = _FORK_RETRY if self._drain.is_on else self._settings.lease_ttl * _MONITOR_PAUSE  # leases outlast it
         self._monitor.start_at = time.monotonic() + min(delay, longest)
         log.warning("the monitor (pid %d): %s; a new one starts", exit_.pid, exit_.describe())
 

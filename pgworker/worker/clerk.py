@@ -127,6 +127,11 @@ class Clerk:
             self.failure = error
             log.error("%s", error)
             self._row.ask_drain()
+        except MemoryError:  # a handler holds all that the worker may have
+            try:
+                log.error("no memory is left for the clerk; the worker ends and is replaced")
+            finally:
+                os._exit(EXIT_BUG)
         except Exception:  # a bug must end this worker, not leave it running without its clerk
             log.exception("the clerk failed: this is a bug in pgworker; the worker ends and is replaced")
             os._exit(EXIT_BUG)
