@@ -17,6 +17,10 @@ from pgworker.model.names import check_queue, check_task
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
+_TIME = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?) ?([smhd]?)")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?([KMGTkmgt]?)(?:i?[Bb])?")
+
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
@@ -36,6 +40,22 @@ def queue_name(text: str) -> str:
 def task_name(text: str) -> str:
     """What a task may be called."""
     return _named(check_task, text)
+
+
+def time_span(text: str) -> float:
+    """Seconds, of a number of them or of one with a unit: 30, 0.5, 30s, 5m, 1h, 2d."""
+    parts = _TIME.fullmatch(text.strip())
+    if parts is None:
+        raise click.BadParameter(f"{text!r} is no time: give seconds, or a number with s, m, h or d, such as 30s or 5m")
+    return float(parts[1]) * _SECONDS[parts[2] or "s"]
+
+
+def byte_size(text: str) -> int:
+    """Bytes, of a number of them or of one with a unit, each 1024 of the one before: 512M, 1.5G."""
+    parts = _SIZE.fullmatch(text.strip())
+    if parts is None:
+        raise click.BadParameter(f"{text!r} is no size: give a number with K, M, G or T, such as 512M or 2G")
+    return int(float(parts[1]) * 1024 ** "BKMGT".index(parts[2].upper() or "B"))
 
 
 def _named(check: Callable[[object], str], text: str) -> str:

@@ -7,36 +7,46 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
+import resource
 import socket
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
+from typing import Any
 from uuid import uuid4
 
 import click
 import setproctitle
 
-from pgworker.app.registry import load_app
+from pgworker.cli import boot
 from pgworker.cli.database import require_dsn
-from pgworker.config.settings import PoolSettings, default_workers, parse_listen
+from pgworker.cli.options import byte_size, time_span
+from pgworker.config.settings import MAX_WORKERS, PoolSettings, parse_cpus, parse_listen
 from pgworker.config.sources import embedded_directory
 from pgworker.db import embedded
-from pgworker.db.connect import check_schema, connect
-from pgworker.db.migrate import migrate
-from pgworker.errors import EXIT_BUG, EXIT_CONFIGURATION, EXIT_UNAVAILABLE, ConfigurationError, PgworkerError
+from pgworker.errors import ConfigurationError, PgworkerError
 from pgworker.lifecycle.claim import PRIORITIES
 from pgworker.linux.board import Board
 from pgworker.linux.control import ControlChannel, Shared
-from pgworker.linux.fork import fork_child
-from pgworker.linux.pidfd import Exit
+from pgworker.linux.cpus import count_cpus, cpu_quota, divide_cpus, require_usable
+from pgworker.linux.memory import cgroup_limit
+from pgworker.linux.signals import SignalQueue
 from pgworker.linux.stacks import StackFile
-from pgworker.master.main import PoolParts, run_pool
+from pgworker.master.main import OBEYED_LATER, PoolParts, run_pool
 from pgworker.monitor.main import run_monitor
 from pgworker.observe import logs
 from pgworker.worker.main import WorkerPlace, run_worker
 
 log = logs.logger("start")
+
+_SPARE_PLACES = 8  # at least so many, or as many again as there are workers
+_DESCRIPTORS_PER_PLACE = 3  # a pipe, and a file for stacks
+_OTHER_DESCRIPTORS = 64
+
+
+def _time(name: str, default: str | None, help_text: str) -> Callable[[Any], Any]:
+    """An option that takes seconds, or 30s, 5m, 1h."""
+    return click.option(name, type=time_span, default=default, show_default=True, metavar="TIME", help=help_text)
 
 
 @click.command("start")
@@ -57,10 +67,38 @@ log = logs.logger("start")
 @click.option(
     "--metrics-listen", default="127.0.0.1:9464", show_default=True, metavar="HOST:PORT|off", help="Where /metrics is."
 )
+@_time("--drain-timeout", "25s", "What running jobs get after TERM.")
+@_time("--cancel-grace", "10s", "What a handler gets to stop by itself, from the cancel flag to SIGTERM.")
+@_time("--term-grace", "5s", "What a worker gets from SIGTERM to SIGKILL.")
+@_time("--lease-ttl", "60s", "How long a lease lasts without renewal.")
+@_time("--poll-interval", "1s", "How often an idle worker looks for jobs that nothing has woken it for.")
+@click.option("--max-batch", type=int, default=500, show_default=True, help="Jobs that one claim takes at most.")
+@click.option("--preload", is_flag=True, help="Import the app once, in the master, and share its memory.")
+@_time("--boot-timeout", "60s", "What importing the app may take after HUP.")
+@click.option("--max-jobs", type=int, default=None, metavar="N", help="Replace a worker that has run so many jobs.")
 @click.option(
-    "--drain-timeout", type=float, default=25.0, show_default=True, help="Seconds that running jobs get after TERM."
+    "--max-memory",
+    type=byte_size,
+    default=None,
+    metavar="SIZE",
+    help="Replace a worker that has so much memory of its own, such as 512M.",
 )
-@click.option("--lease-ttl", type=float, default=60.0, show_default=True, help="Seconds a lease lasts without renewal.")
+@_time("--max-age", None, "Replace a worker that has lived for so long.")
+@click.option(
+    "--cpus",
+    default="auto",
+    show_default=True,
+    metavar="auto|none|LIST",
+    help="Give every worker CPUs of its own: where there are enough, never, or of a list such as 0-3,6.",
+)
+@click.option(
+    "--memory-limit",
+    type=byte_size,
+    default=None,
+    metavar="SIZE",
+    help="Let an allocation fail that takes a worker over so much data.",
+)
+@click.option("--nice", type=int, default=0, show_default=True, metavar="0-19", help="How far workers stand back.")
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def start(
     app_path: str,
@@ -70,19 +108,17 @@ def start(
     dsn: str | None,
     embedded_in: str | None,
     metrics_listen: str,
-    drain_timeout: float,
-    lease_ttl: float,
     log_format: str,
+    **others: Any,
 ) -> None:
     """Run a pool of workers until TERM or Ctrl-C."""
     settings = PoolSettings(
-        workers=default_workers() if workers is None else workers,
+        workers=min(count_cpus(), MAX_WORKERS) if workers is None else workers,
         slots=slots,
         queues=queues or ("default",),
-        drain_timeout=drain_timeout,
-        lease_ttl=lease_ttl,
         metrics_listen=None if metrics_listen == "off" else metrics_listen,
         log_format="json" if log_format == "json" else "text",
+        **others,
     )
     if dsn is not None and embedded_in is not None:
         raise ConfigurationError("--dsn and --embedded name two databases: give one of them")
@@ -94,37 +130,78 @@ def start_pool(dsn: str, app_path: str, settings: PoolSettings, *, starts_server
     """Run a pool until it is told to stop; returns the exit code. `starts_server`: the private one of this DSN."""
     logs.configure(settings.log_format)
     logs.set_process("master")
-    setproctitle.setproctitle("pgworker: master")
-    listening = _bind(settings.metrics_listen)
-    directory = embedded_directory(dsn)
-    if directory is not None:
-        dsn = f"embedded:{directory.resolve()}"  # a handler may change the working directory
-    restart = partial(embedded.start, directory) if starts_server and directory is not None else None
-    service = restart() if restart is not None else None
-    try:
-        code = _in_child(partial(_check, dsn, app_path, migrates=starts_server))
-    except BaseException:
-        code = None
-        raise
-    finally:
-        if code != 0 and service is not None:
-            service.stop()
-    if code:
-        return code
-    shared = _share(settings, listening)
+    signals = SignalQueue()
+    signals.install(OBEYED_LATER)
+    with boot.Interruptible():
+        setproctitle.setproctitle("pgworker: master")
+        cpus = _choose_cpus(settings)
+        listening = _bind(settings.metrics_listen)
+        directory = embedded_directory(dsn)
+        if directory is not None:
+            dsn = f"embedded:{directory.resolve()}"  # a handler may change the working directory
+        restart = partial(embedded.start, directory) if starts_server and directory is not None else None
+        service = restart() if restart is not None else None
+        is_fine = False
+        try:
+            code = boot.in_child(partial(boot.check, dsn, app_path, settings, _say, migrates=starts_server))
+            if code:
+                return code
+            opened = boot.preload(app_path) if settings.preload else frozenset()
+            is_fine = True
+        finally:
+            if not is_fine and service is not None:
+                service.stop()
+    _warn_of_memory(settings)
+    shared = _share(settings, listening, opened)
     pool_id = uuid4()
     gc.collect()
     gc.freeze()  # what is imported by now stays shared with every child
 
     def work(index: int) -> int:
         read, write = shared.wakes[index]
-        place = WorkerPlace(shared.board, index, read, write, shared.events_out.fileno(), shared.stacks[index].fileno())
-        return run_worker(dsn, app_path, settings, place)
+        events, stack = shared.events_out.fileno(), shared.stacks[index].fileno()
+        return run_worker(
+            dsn, app_path, settings, WorkerPlace(shared.board, index, read, write, events, stack, cpus(index))
+        )
 
     def monitor(control: ControlChannel) -> int:
         return run_monitor(dsn, settings, shared, control, pool_id, version("pgworker"))
 
-    return run_pool(PoolParts(settings, shared, work, monitor, service, restart))
+    check_again = None if settings.preload else partial(boot.check, dsn, app_path, settings, _log_refusal)
+    return run_pool(PoolParts(settings, shared, signals, work, monitor, check_again, service, restart))
+
+
+def _say(error: PgworkerError) -> None:
+    click.echo(f"pgworker: {error}", err=True)
+
+
+def _log_refusal(error: PgworkerError) -> None:
+    log.error("HUP: %s; the old workers go on", error)
+
+
+def _choose_cpus(settings: PoolSettings) -> Callable[[int], frozenset[int]]:
+    """Which CPUs the worker of an index is to run on; an empty set: any."""
+    usable = os.sched_getaffinity(0)
+    if settings.cpus == "auto":
+        own = dict(enumerate(divide_cpus(settings.workers, cpu_quota(), usable)))
+        return lambda index: own.get(index, frozenset())
+    listed = parse_cpus(settings.cpus)
+    if not listed:
+        return lambda _index: frozenset()
+    require_usable(listed, usable)
+    return lambda index: frozenset({listed[index % len(listed)]})
+
+
+def _warn_of_memory(settings: PoolSettings) -> None:
+    """Limits that can't all be reached are no protection: the kernel kills before any of them is."""
+    allowed = cgroup_limit()
+    if settings.memory_limit is not None and allowed is not None and settings.workers * settings.memory_limit > allowed:
+        log.warning(
+            "%d workers of --memory-limit %dM are more than the %dM of this cgroup: the kernel may kill one of them",
+            settings.workers,
+            settings.memory_limit >> 20,
+            allowed >> 20,
+        )
 
 
 def _bind(listen: str | None) -> socket.socket | None:
@@ -142,42 +219,23 @@ def _bind(listen: str | None) -> socket.socket | None:
         ) from error
 
 
-def _share(settings: PoolSettings, listening: socket.socket | None) -> Shared:
+def _share(settings: PoolSettings, listening: socket.socket | None, app_fds: frozenset[int]) -> Shared:
     events_in, events_out = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    places = _count_places(settings.workers)
     return Shared(
-        Board(settings.workers, len(settings.queues) * len(PRIORITIES), settings.slots),
-        tuple(os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) for _ in range(settings.workers)),
-        tuple(StackFile() for _ in range(settings.workers)),
+        Board(places, len(settings.queues) * len(PRIORITIES), settings.slots),
+        tuple(os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) for _ in range(places)),
+        tuple(StackFile() for _ in range(places)),
+        StackFile(),
         events_in,
         events_out,
         listening,
+        app_fds,
     )
 
 
-def _check(dsn: str, app_path: str, *, migrates: bool) -> int:
-    """What would be wrong for every worker is said once, here."""
-    setproctitle.setproctitle("pgworker: start")
-    try:
-        if migrates:
-            migrate(dsn)
-        with connect(dsn, application_name="pgworker start") as connection:
-            check_schema(connection)
-        load_app(app_path)
-    except PgworkerError as error:
-        click.echo(f"pgworker: {error}", err=True)
-        return error.exit_code
-    return 0
-
-
-def _in_child(run: Callable[[], int]) -> int:
-    """Its exit code. ConfigurationError for one that no check ends with: importing the app has ended the process."""
-    pid = fork_child(run, keep_fds=(), death_signal=signal.SIGKILL, blocked=())
-    _, status = os.waitpid(pid, 0)
-    code = os.waitstatus_to_exitcode(status)
-    if code in (0, EXIT_UNAVAILABLE, EXIT_BUG, EXIT_CONFIGURATION):
-        return code
-    exit_ = Exit(pid, code if code >= 0 else None, -code if code < 0 else None, os.WCOREDUMP(status))
-    raise ConfigurationError(
-        f"the process that tried to import the app ended with it ({exit_.describe()}):"
-        " an app must not exit or crash while it is imported"
-    )
+def _count_places(workers: int) -> int:
+    """Room for workers: spare places too, for TTIN, as far as there are descriptors for their pipes and files."""
+    wished = min(max(2 * workers, workers + _SPARE_PLACES), MAX_WORKERS)
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(workers, min(wished, (limit - _OTHER_DESCRIPTORS) // _DESCRIPTORS_PER_PLACE))

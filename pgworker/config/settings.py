@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
-import math
-import os
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from pgworker.errors import ConfigurationError, InvalidJob
@@ -18,10 +15,13 @@ from pgworker.model.retry import Backoff
 MAX_WORKERS = 1024
 MAX_SLOTS = 1000
 MAX_BATCH = 10_000
+MAX_JOBS = 1_000_000_000
+MAX_NICE = 19
+LEAST_MEMORY = 16 << 20
+"""Bytes: less than an idle worker and its first job take."""
 
-_CGROUPS = Path("/sys/fs/cgroup")
-_OWN_CGROUPS = Path("/proc/self/cgroup")
-_UNLIMITED = 1e6
+_MAX_CPU = 65_535
+_CPUS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 _HOST = re.compile(r"[A-Za-z0-9_.-]+")
 
 _SHORTEST = {
@@ -33,8 +33,12 @@ _SHORTEST = {
     "beat_interval": 0.01,
     "heartbeat_interval": 0.1,
     "prefetch_seconds": 0.0,
+    "boot_timeout": 1.0,
+    "max_age": 1.0,
 }
 """Seconds below which a pool would spin, or lose its leases before it renews them."""
+
+_OPTIONAL = frozenset({"max_age"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +66,20 @@ class PoolSettings:
     max_batch: int = 500
     metrics_listen: str | None = "127.0.0.1:9464"
     """host:port of /metrics and the health pages; None for none."""
+    boot_timeout: float = 60.0
+    """After HUP, how long the app may take to be imported, and a new worker to be ready."""
+    preload: bool = False
+    """Import the app once, in the master, before the first fork."""
+    max_jobs: int | None = None
+    """A worker that has run so many jobs is replaced; this and the next two are lowered by up to a quarter, by lot."""
+    max_memory: int | None = None
+    """As max_jobs: bytes that a worker has for itself alone."""
+    max_age: float | None = None
+    cpus: str = "auto"
+    """`auto`: each worker its own, where there are enough; `none`; or a list such as 0-3,6, one for each in turn."""
+    memory_limit: int | None = None
+    """Bytes of memory beyond which an allocation in a worker fails."""
+    nice: int = 0
     restart_backoff: Backoff = field(default=Backoff(base=0.5, cap=60.0))
     log_format: Literal["text", "json"] = "text"
 
@@ -72,14 +90,31 @@ class PoolSettings:
         _whole("max_batch", self.max_batch, MAX_BATCH)
         _queues(self.queues)
         for name, shortest in _SHORTEST.items():
+            if name in _OPTIONAL and getattr(self, name) is None:
+                continue
             value = seconds(getattr(self, name), name, error=ConfigurationError)
             if value < shortest:
                 raise ConfigurationError(f"{name} must be at least {shortest:g} s, not {value:g}")
             object.__setattr__(self, name, value)
+        self._check_limits()
         if self.metrics_listen is not None:
             parse_listen(self.metrics_listen)
         if self.log_format not in ("text", "json"):
             raise ConfigurationError(f"log_format must be text or json, not {self.log_format!r}")
+
+    def _check_limits(self) -> None:
+        parse_cpus(self.cpus)
+        if self.max_jobs is not None:
+            _whole("max_jobs", self.max_jobs, MAX_JOBS)
+        _whole("nice", self.nice, MAX_NICE, least=0)
+        for name in ("max_memory", "memory_limit"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < LEAST_MEMORY):
+                raise ConfigurationError(f"{name} must be a whole number of bytes, at least {LEAST_MEMORY >> 20}M")
+        if self.max_memory is not None and self.memory_limit is not None and self.max_memory >= self.memory_limit:
+            raise ConfigurationError(
+                "max_memory must be less than memory_limit: a worker that has reached its limit is replaced too late"
+            )
 
 
 def parse_listen(text: str) -> tuple[str, int]:
@@ -96,57 +131,25 @@ def parse_listen(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def default_workers(cgroups: Path = _CGROUPS, own: Path = _OWN_CGROUPS) -> int:
-    """The CPUs that this process really has: the smaller of its affinity and its cgroups' quota, rounded up."""
-    return max(1, min(len(os.sched_getaffinity(0)), math.ceil(cpu_quota(cgroups, own)), MAX_WORKERS))
+def parse_cpus(text: str) -> tuple[int, ...]:
+    """A list of CPUs such as 0-3,6, in the order given; `auto` and `none` name no CPU and give ()."""
+    if text in ("auto", "none"):
+        return ()
+    parts = [_CPUS.fullmatch(part) for part in text.split(",")]
+    cpus: list[int] = []
+    for part in parts:
+        first, last = (int(part[1]), int(part[2] or part[1])) if part else (1, 0)
+        if not first <= last <= _MAX_CPU:
+            raise ConfigurationError(f"cpus must be auto, none or a list of CPUs like 0-3,6, not {text!r}")
+        cpus += range(first, last + 1)
+    if len(set(cpus)) < len(cpus):
+        raise ConfigurationError(f"cpus names a CPU twice: {text}")
+    return tuple(cpus)
 
 
-def cpu_quota(cgroups: Path = _CGROUPS, own: Path = _OWN_CGROUPS) -> float:
-    """CPUs that the cgroups of this process and their parents allow (v2 cpu.max, v1 cpu.cfs_quota_us); at most 10⁶.
-
-    Sources: cgroups(7); Documentation/admin-guide/cgroup-v2.rst; Documentation/scheduler/sched-bwc.rst.
-    """
-    quotas = [_UNLIMITED]
-    for line in _read(own).splitlines():
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            quotas += [_quota_v2(directory) for directory in _upwards(cgroups, path)]
-        elif "cpu" in controllers.split(","):
-            for mount in (controllers, "cpu"):
-                quotas += [_quota_v1(directory) for directory in _upwards(cgroups / mount, path)]
-    return min(quotas)
-
-
-def _upwards(root: Path, path: str) -> list[Path]:
-    """The cgroup and its parents. In a container the path may be the host's: what isn't there limits nothing."""
-    steps = [step for step in path.split("/") if step not in ("", "..")]
-    return [root.joinpath(*steps[:depth]) for depth in range(len(steps), -1, -1)]
-
-
-def _quota_v2(directory: Path) -> float:
-    quota, _, period = _read(directory / "cpu.max").partition(" ")
-    return _share(quota, period)
-
-
-def _quota_v1(directory: Path) -> float:
-    return _share(_read(directory / "cpu.cfs_quota_us"), _read(directory / "cpu.cfs_period_us"))
-
-
-def _share(quota: str, period: str) -> float:
-    """quota/period; "max", -1 and a missing file mean no limit."""
-    return int(quota) / int(period) if quota.strip().isdigit() and period.strip().isdigit() else _UNLIMITED
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""
-
-
-def _whole(name: str, value: object, largest: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
-        raise ConfigurationError(f"{name} must be a whole number from 1 to {largest}")
+def _whole(name: str, value: object, largest: int, *, least: int = 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= largest:
+        raise ConfigurationError(f"{name} must be a whole number from {least} to {largest}")
 
 
 def _queues(queues: object) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 import psycopg
 
-from pgworker.config.settings import PoolSettings, default_workers
+from pgworker.config.settings import PoolSettings
 from pgworker.db import embedded
 from pgworker.db.connect import connect, explain
 from pgworker.db.migrate import migrate
@@ -29,6 +29,7 @@ from pgworker.demo.pool import PoolProcess
 from pgworker.demo.progress import Progress, open_progress
 from pgworker.demo.report import Result, print_report
 from pgworker.demo.trouble import Trouble
+from pgworker.linux.cpus import count_cpus
 
 APP = "pgworker.demo.jobs:app"
 EXIT_FAILED = 1
@@ -66,7 +67,7 @@ class _Home:
 
 def default_demo_workers() -> int:
     """Two at least, so that one can die while the other works on."""
-    return max(2, min(8, default_workers()))
+    return max(2, min(8, count_cpus()))
 
 
 def run_demo(options: DemoOptions, run_pool: RunPool) -> int:

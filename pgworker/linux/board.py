@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from uuid import UUID
 
+from pgworker.model.recycle import RecycleReason
 from pgworker.model.state import CancelReason
 
 _LEASES_AHEAD = 3  # beside one for each slot: next, claimed ahead, and one whose end is on its way
@@ -24,16 +25,16 @@ _LEASES_AHEAD = 3  # beside one for each slot: next, claimed ahead, and one whos
 _HALF = (1 << 64) - 1
 
 # words of the pool
-_MONITOR_BEAT_NS, _SWEEP_DUE_NS, _FULL_SWEEP_DUE_NS, _CONNECTED, _OUTAGE_LINE_DUE_NS = range(5)
-_POOL_WORDS = 5
+_MONITOR_BEAT_NS, _SWEEP_DUE_NS, _FULL_SWEEP_DUE_NS, _CONNECTED, _OUTAGE_LINE_DUE_NS, _PAUSED = range(6)
+_POOL_WORDS = 6
 
 # words of a lane
 _FLOOR_US, _FLOOR_ID = range(2)
 _LANE_WORDS = 2
 
 # words of a worker's row, in front of those of its slots and leases
-_ID_HIGH, _ID_LOW, _PID, _FORKED_NS, _READY, _IDLE, _DRAIN, _TASKS_HASH = range(8)
-_ROW_WORDS = 8
+_ID_HIGH, _ID_LOW, _PID, _FORKED_NS, _READY, _IDLE, _DRAIN, _TASKS_HASH, _RECYCLE = range(9)
+_ROW_WORDS = 9
 
 # words of a slot
 _RUN_SEQUENCE, _RUN_LEASE, _RUN_POSITION, _RUN_SINCE_NS, _RUN_DEADLINE_NS, _RUN_THREAD = range(6)
@@ -105,6 +106,15 @@ class Board:
     @is_connected.setter
     def is_connected(self, connected: bool) -> None:
         self._words[_CONNECTED] = int(connected)
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether the master was told that nothing more is to be claimed."""
+        return self._words[_PAUSED] == 1
+
+    @is_paused.setter
+    def is_paused(self, paused: bool) -> None:
+        self._words[_PAUSED] = int(paused)
 
     def take_outage_line(self, now_ns: int) -> bool:
         """Whether the caller is to log that the database is away: one line a second for the whole pool."""
@@ -238,6 +248,14 @@ class Row:
 
     def ask_drain(self) -> None:
         self._words[self._at + _DRAIN] = 1
+
+    @property
+    def recycle_reason(self) -> RecycleReason:
+        """Why the worker wants to be replaced between two jobs; it works on until the master asks it to drain."""
+        return RecycleReason(self._words[self._at + _RECYCLE])
+
+    def want_recycle(self, reason: RecycleReason) -> None:
+        self._words[self._at + _RECYCLE] = reason.value
 
     @property
     def jobs_done(self) -> int:

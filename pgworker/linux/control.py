@@ -84,13 +84,16 @@ class ControlChannel:
 class Shared:
     """What all processes of a pool have in common, made by the master before the first fork.
 
-    `wakes` is a pipe per worker (read, write); `events` goes from the workers to the monitor; `listening` is the socket
-    of the metrics port, bound once for every monitor that there will be.
+    `wakes` is a pipe and `stacks` a file per place for a worker, spare ones too: nothing can be shared with a monitor
+    that was forked before it was made. `events` goes from the workers to the monitor; `listening` is the socket of the
+    metrics port, bound once for every monitor that there will be; `app_fds` is what a preloaded app has opened.
     """
 
     board: Board
     wakes: tuple[tuple[int, int], ...]
     stacks: tuple[StackFile, ...]
+    monitor_stack: StackFile
     events_in: socket.socket
     events_out: socket.socket
     listening: socket.socket | None
+    app_fds: frozenset[int] = frozenset()

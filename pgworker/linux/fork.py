@@ -22,7 +22,7 @@ from typing import NoReturn
 from pgworker.errors import EXIT_BUG
 
 _PR_SET_PDEATHSIG = 1
-_PARENTS_OWN = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)
+_PARENTS_OWN = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)
 """What means something to a master, and reaches its children too when a terminal or `systemctl kill` sends it."""
 
 _THREAD_EXIT_GRACE = 0.5  # seconds: a thread that was joined is listed by the kernel for a moment longer
@@ -38,7 +38,7 @@ def fork_child(
     """Fork a process that does `run()` and exits with what it returns; gives its pid, and never returns in the child.
 
     The child leads its own process group, has no descriptor but 0, 1, 2 and `keep_fds`, default handlers in place of
-    the parent's (what was ignored stays so), and ignores INT, HUP, USR2, TTIN and TTOU, which are the parent's.
+    the parent's (what was ignored stays so), and ignores INT, QUIT, HUP, USR2, TTIN and TTOU, which are the parent's.
     `death_signal` reaches it when this process dies, also if that happens during the fork. The signals in `blocked`
     are held back until `run` has installed its handlers and unblocks them; every other one is open. It leaves by
     os._exit: an exception that escapes `run`, SystemExit included, is printed to stderr and ends it with 70.
@@ -73,15 +73,20 @@ def set_death_signal(number: int | None) -> None:
         raise OSError(error, f"prctl(PR_SET_PDEATHSIG, {number}): {os.strerror(error)}")
 
 
-def _refuse_threads() -> None:
+def lasting_threads() -> list[str]:
+    """The names of the threads beside this one, but for those that end within a moment."""
     deadline = time.monotonic() + _THREAD_EXIT_GRACE
-    while others := _other_threads():
-        if time.monotonic() > deadline:
-            raise RuntimeError(
-                f"can't fork while other threads run ({', '.join(others)}): a child would inherit their locks held;"
-                " start threads after the fork, in the child"
-            )
+    while (others := _other_threads()) and time.monotonic() <= deadline:
         time.sleep(0.001)
+    return others
+
+
+def _refuse_threads() -> None:
+    if others := lasting_threads():
+        raise RuntimeError(
+            f"can't fork while other threads run ({', '.join(others)}): a child would inherit their locks held;"
+            " start threads after the fork, in the child"
+        )
 
 
 def _other_threads() -> list[str]:

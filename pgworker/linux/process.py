@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+
+from pgworker.linux.cgroups import hierarchies
 
 _STATE, _START_TICKS = 0, 19  # proc(5): fields 3 and 22 of stat, counted from behind the name
 
@@ -32,9 +33,10 @@ def oom_kills() -> int | None:
     None when that isn't to be seen: no memory controller, the root cgroup of v2, or no descriptor left to look.
     """
     with suppress(OSError):
-        for path in _oom_files():
-            if (count := _oom_count(path)) is not None:
-                return count
+        for hierarchy in hierarchies("memory"):
+            for name in ("memory.events", "memory.oom_control"):  # of v2, of v1
+                if (count := _oom_count(hierarchy.own / name)) is not None:
+                    return count
     return None
 
 
@@ -65,31 +67,3 @@ def _stat(pid: int) -> list[str] | None:
         return None
     # The name stands in parentheses and may hold any byte, parentheses and spaces too; the fields behind it can't.
     return text[text.rindex(b")") + 2 :].decode("ascii").split()
-
-
-def _oom_files() -> Iterator[Path]:
-    """Where our cgroup counts its kills: cgroups(7) for v1, memory.oom_control; cgroup-v2.rst, memory.events."""
-    paths = _own_cgroups()
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        left, _, right = line.partition(" - ")
-        root, mount = left.split()[3:5]
-        kind, _, options = right.split(" ", 2)
-        if kind == "cgroup2" and "" in paths:
-            yield _below(mount, root, paths[""]) / "memory.events"
-        elif kind == "cgroup" and "memory" in options.split(",") and "memory" in paths:
-            yield _below(mount, root, paths["memory"]) / "memory.oom_control"
-
-
-def _own_cgroups() -> dict[str, str]:
-    """The path of our cgroup by controller; v2 has the empty name."""
-    paths = {}
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        paths.update(dict.fromkeys(controllers.split(","), path))
-    return paths
-
-
-def _below(mount: str, root: str, path: str) -> Path:
-    """Where `path` is seen when the hierarchy is mounted from `root` on: a container mounts its own part only."""
-    prefix = root.rstrip("/")
-    return Path(mount, path.removeprefix(prefix).lstrip("/")) if path.startswith(prefix) else Path(mount)

@@ -31,6 +31,10 @@ class StackFile:
         """The descriptor: to keep across the fork, and to `install` in the child."""
         return self._fd
 
+    def size(self) -> int:
+        """Bytes that have been dumped."""
+        return os.fstat(self._fd).st_size
+
     def read(self, limit: int = 32 * 1024) -> str:
         """What has been dumped; of more than `limit` bytes, the beginning (it has the cause) and the end."""
         size = os.fstat(self._fd).st_size

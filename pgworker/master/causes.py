@@ -18,10 +18,12 @@ _WHY = {
 }
 
 
-def explain_exit(exit_: Exit, index: int, killed_for: CancelReason, out_of_memory: bool) -> tuple[str, Outcome]:
+def explain_exit(
+    exit_: Exit, index: int, killed_for: CancelReason, out_of_memory: bool, asked: str = ""
+) -> tuple[str, Outcome]:
     """How worker `index` ended, in words, and what its running execution counts as.
 
-    `killed_for` is NONE unless the master itself has sent the last signal.
+    `killed_for` is NONE unless the master itself has sent the last signal; `asked` is what it had asked it to end for.
     """
     who = f"worker {index} (pid {exit_.pid})"
     if exit_.signal is not None and killed_for is not CancelReason.NONE:
@@ -34,7 +36,7 @@ def explain_exit(exit_: Exit, index: int, killed_for: CancelReason, out_of_memor
             Outcome.CRASHED,
         )
     if exit_.code == 0:
-        return f"{who} ended", Outcome.CRASHED
+        return f"{who} ended, as asked: {asked}" if asked else f"{who} ended", Outcome.CRASHED
     return f"{who} died: {exit_.describe()}", Outcome.CRASHED
 
 

@@ -13,6 +13,7 @@ from pgworker.linux import stacks
 from pgworker.linux.board import Row
 from pgworker.linux.control import ControlChannel, Shared
 from pgworker.linux.fork import fork_child
+from pgworker.linux.wake import wake
 
 RunWorker = Callable[[int], int]
 """The worker of this index, in the child; returns its exit code."""
@@ -20,8 +21,9 @@ RunWorker = Callable[[int], int]
 RunMonitor = Callable[[ControlChannel], int]
 """The monitor, in the child, with its end of the control channel; returns its exit code."""
 
-_BLOCKED_UNTIL_HANDLED = (signal.SIGTERM, stacks.ASK, stacks.FORCE)
-"""They would kill a worker that has not installed its handlers yet; it unblocks them when it has."""
+_DUMPS_WHEN_HANDLED = (stacks.ASK, stacks.FORCE)
+_BLOCKED_UNTIL_HANDLED = (signal.SIGTERM, *_DUMPS_WHEN_HANDLED)
+"""They would kill a child that has not installed its handlers yet; it unblocks them when it has."""
 
 
 @dataclass(slots=True)
@@ -29,6 +31,9 @@ class WorkerChild:
     """One place for a worker, and the process in it, if any."""
 
     row: Row
+    wake_pipe: int
+    is_wanted: bool
+    """Whether there is to be a worker in this place; one that is not any more may still drain."""
     pid: int = 0
     forked_at: float = 0.0
     failures: int = 0
@@ -37,10 +42,26 @@ class WorkerChild:
     """When to fork the next one, by the monotonic clock."""
     awaits_ack: str | None = None
     """The incarnation whose death the monitor has not recorded yet; until then the row must stay as it is."""
+    asked: str = ""
+    """What the master has asked the process to drain for, in words."""
 
     @property
     def is_startable(self) -> bool:
-        return self.pid == 0 and self.awaits_ack is None
+        return self.is_wanted and self.pid == 0 and self.awaits_ack is None
+
+    @property
+    def is_up(self) -> bool:
+        """Whether there is a worker that works, and is to go on."""
+        return self.pid != 0 and self.row.is_ready and not self.row.is_draining
+
+    def drain(self, why: str) -> None:
+        """Have the process claim nothing more, finish what it runs and end."""
+        self.asked = self.asked or why
+        self.row.ask_drain()
+        self.wake()
+
+    def wake(self) -> None:
+        wake(self.wake_pipe)
 
 
 @dataclass(slots=True)
@@ -70,11 +91,12 @@ class Forker:
         child.row.reset(uuid4(), time.monotonic_ns())
         child.pid = fork_child(
             lambda: self._run_worker(index),
-            keep_fds={read, write, stack.fileno(), self._shared.events_out.fileno()},
+            keep_fds={read, write, stack.fileno(), self._shared.events_out.fileno(), *self._shared.app_fds},
             death_signal=signal.SIGKILL,
             blocked=_BLOCKED_UNTIL_HANDLED,
         )
         child.forked_at = time.monotonic()
+        child.asked = ""
         child.row.pid = child.pid
 
     def fork_monitor(self, child: MonitorChild) -> None:
@@ -83,11 +105,20 @@ class Forker:
             child.channel.close()
             child.channel = None
         ours, theirs = ControlChannel.pair()
-        keep = {theirs.fileno(), self._shared.events_in.fileno(), *(write for _, write in self._shared.wakes)}
+        stack = self._shared.monitor_stack
+        stack.clear()
+        keep = {
+            theirs.fileno(),
+            stack.fileno(),
+            self._shared.events_in.fileno(),
+            *(write for _, write in self._shared.wakes),
+        }
         if self._shared.listening is not None:
             keep.add(self._shared.listening.fileno())
         try:
-            child.pid = fork_child(lambda: self._run_monitor(theirs), keep_fds=keep, death_signal=None, blocked=())
+            child.pid = fork_child(
+                lambda: self._run_monitor(theirs), keep_fds=keep, death_signal=None, blocked=_DUMPS_WHEN_HANDLED
+            )
         except OSError:
             ours.close()
             raise

@@ -28,7 +28,7 @@ from pgworker.lifecycle.heartbeat import PoolIdentity, WorkerProcess, beat_worke
 from pgworker.lifecycle.partitions import make_partitions
 from pgworker.lifecycle.reclaim import Reclaimed
 from pgworker.lifecycle.release import release_jobs
-from pgworker.linux import process
+from pgworker.linux import process, stacks
 from pgworker.linux.board import Row
 from pgworker.linux.control import ControlChannel, Death, Shared
 from pgworker.linux.pidfd import kill_group
@@ -61,6 +61,7 @@ def run_monitor(
     """Look after the pool until told to stop; returns the exit code. Runs in a forked child, on its main thread."""
     logs.set_process("monitor")
     setproctitle.setproctitle("pgworker: monitor")
+    stacks.install(shared.monitor_stack.fileno())
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the master says when: workers may still drain
     monitor = Monitor(dsn, settings, shared, control, pool_id, version)
     return monitor.run()
@@ -78,7 +79,7 @@ class Monitor:
         self._board = shared.board
         self._control = control
         self._lanes = Lanes.of(settings.queues)
-        self._metrics = PoolMetrics(version, self._gauges)
+        self._metrics = PoolMetrics(version, self._gauges, lambda: self._board.is_paused)
         self._pool = PoolIdentity(pool_id, socket.gethostname(), process.boot_id(), settings.queues)
         self._renewals = Renewals(self._board, settings, self._metrics)
         self._reclaims = Reclaims(self._board, self._pool, settings.lease_ttl, Backoff(), self._metrics)

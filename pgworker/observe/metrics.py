@@ -34,9 +34,12 @@ class _Durations:
 class PoolMetrics(Collector):
     """Counts what is reported; looks at the board, through `gauges`, when it is scraped."""
 
-    def __init__(self, version: str, gauges: Callable[[], list[WorkerGauge]]) -> None:
+    def __init__(
+        self, version: str, gauges: Callable[[], list[WorkerGauge]], is_paused: Callable[[], bool] = lambda: False
+    ) -> None:
         self._version = version
         self._gauges = gauges
+        self._is_paused = is_paused
         self._finished: Counter[tuple[str, str, str]] = Counter()
         self._durations: defaultdict[tuple[str, str, str], _Durations] = defaultdict(_Durations)
         self._dropped = 0
@@ -91,6 +94,9 @@ class PoolMetrics(Collector):
         gauges = self._gauges()
         yield GaugeMetricFamily("pgworker_workers", "Workers that are ready.", sum(gauge.is_ready for gauge in gauges))
         yield GaugeMetricFamily("pgworker_jobs_running", "Jobs that run now.", sum(gauge.running for gauge in gauges))
+        yield GaugeMetricFamily(
+            "pgworker_claiming_paused", "1 while USR2 keeps this pool from claiming.", int(self._is_paused())
+        )
         memory = GaugeMetricFamily(
             "pgworker_worker_uss_bytes", "Memory of a worker that no other shares.", labels=["worker"]
         )

@@ -29,6 +29,7 @@ from pgworker.model.state import Outcome
 from pgworker.observe.events import Reporter
 from pgworker.observe.logs import fields, logger
 from pgworker.worker.prefetch import Prefetch
+from pgworker.worker.recycle import Recycling
 from pgworker.worker.runner import Runner
 from pgworker.worker.sweep import Sweeper
 
@@ -65,6 +66,7 @@ class Clerk:
         reporter: Reporter,
         wake_read: int,
         wake_write: int,
+        recycling: Recycling,
     ) -> None:
         self._dsn = dsn
         self._application_name = application_name
@@ -88,6 +90,7 @@ class Clerk:
         self._reporter = reporter
         self._wake_read = wake_read
         self._wake_write = wake_write
+        self._recycling = recycling
         self._prefetch = Prefetch(settings.prefetch_seconds, settings.max_batch, settings.slots)
         self._connection: Connection[Any] | None = None
         self._failed_connects = 0
@@ -112,11 +115,17 @@ class Clerk:
         """Claim and settle until the worker drains and nothing is left; the runner is stopped on the way out."""
         try:
             while not self._is_done():
+                self._recycling.look()
                 self._sleep(self._go_round(), _ASLEEP)
         except SchemaError as error:
             self.failure = error
             log.error("%s", error)
             self._row.ask_drain()
+        except MemoryError:  # a handler holds all that the worker may have
+            try:
+                log.error("no memory is left for the clerk; the worker ends and is replaced")
+            finally:
+                os._exit(EXIT_BUG)
         except Exception:  # a bug must end this worker, not leave it running without its clerk
             log.exception("the clerk failed: this is a bug in pgworker; the worker ends and is replaced")
             os._exit(EXIT_BUG)
@@ -197,7 +206,7 @@ class Clerk:
         return self._queue.has_progress and time.monotonic() - self._settled_at >= PROGRESS_INTERVAL
 
     def _wanted(self) -> int:
-        if self._row.is_draining or not self._queue.may_claim or not self._tasks:
+        if self._claims_nothing or not self._queue.may_claim:
             return 0
         waiting, free = len(self._runner.todo), self._runner.free
         has_room = free > waiting
@@ -211,12 +220,17 @@ class Clerk:
         """Seconds since a job was last started."""
         return (time.monotonic_ns() - self._runner.started_ns) / 1e9
 
+    @property
+    def _claims_nothing(self) -> bool:
+        return self._row.is_draining or self._board.is_paused or not self._tasks
+
     def _pause(self) -> float:
         if self._runner.todo or self._runner.finished:
             return HOLD_UP
-        if self._row.is_draining or not self._tasks:
-            return HOLD_UP if not self._runner.is_idle else self._settings.beat_interval / 20
-        if not self._runner.free:
+        if self._claims_nothing and self._runner.is_idle:
+            self._row.is_idle = False  # it need not be woken for new jobs
+            return self._settings.beat_interval / (20 if self._row.is_draining else 1)
+        if self._claims_nothing or not self._runner.free:
             return HOLD_UP
         self._row.is_idle = True
         return self._dry_until - time.monotonic()
@@ -248,7 +262,7 @@ class Clerk:
 
     def _give_back(self) -> None:
         """Release what is not to run here: refused starts, a drain, jobs behind a long one, a claim without answer."""
-        if self._row.is_draining or self._is_held_up() or self._runner.refused or self._queue.has_line:
+        if self._claims_nothing or self._is_held_up() or self._runner.refused or self._queue.has_line:
             self._queue.keep_only_started(self._runner.take_back())
         self._queue.give_back()
 

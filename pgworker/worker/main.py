@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import sys
@@ -15,12 +16,14 @@ from pgworker.config.settings import PoolSettings
 from pgworker.errors import PgworkerError
 from pgworker.linux import stacks
 from pgworker.linux.board import Board
+from pgworker.linux.memory import limit_data
 from pgworker.linux.wake import wake
 from pgworker.model.graces import Graces
 from pgworker.observe import logs
 from pgworker.observe.events import Reporter
 from pgworker.worker.clerk import Clerk
 from pgworker.worker.execution import SlotTransactions
+from pgworker.worker.recycle import Limits, Recycling
 from pgworker.worker.runner import Runner
 from pgworker.worker.transaction import JobTransactions
 from pgworker.worker.transaction_async import AsyncJobTransactions
@@ -33,7 +36,7 @@ log = logs.logger("worker")
 
 @dataclass(frozen=True, slots=True)
 class WorkerPlace:
-    """What a worker inherits from the master: its row of the board and its descriptors."""
+    """What a worker inherits from the master: its row of the board, its descriptors, its CPUs (none named: all)."""
 
     board: Board
     index: int
@@ -41,6 +44,7 @@ class WorkerPlace:
     wake_write: int
     events: int
     stacks: int
+    cpus: frozenset[int] = frozenset()
 
 
 def run_worker(dsn: str, app_path: str, settings: PoolSettings, place: WorkerPlace) -> int:
@@ -51,6 +55,7 @@ def run_worker(dsn: str, app_path: str, settings: PoolSettings, place: WorkerPla
     row = place.board.rows[place.index]
     stacks.install(place.stacks)
     _drain_on_term(place)
+    _isolate(settings, place.cpus)
     try:
         app = load_app(app_path)
     except PgworkerError as error:
@@ -77,6 +82,7 @@ def run_worker(dsn: str, app_path: str, settings: PoolSettings, place: WorkerPla
         reporter=Reporter(place.index, socket.socket(fileno=place.events)),
         wake_read=place.wake_read,
         wake_write=place.wake_write,
+        recycling=Recycling(Limits.draw(settings, row.worker_id), row),
     )
     thread = threading.Thread(target=clerk.work, name="clerk")
     thread.start()
@@ -103,3 +109,16 @@ def _drain_on_term(place: WorkerPlace) -> None:
 
     signal.signal(signal.SIGTERM, drain)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
+
+
+def _isolate(settings: PoolSettings, cpus: frozenset[int]) -> None:
+    """Keep this worker from taking what the others and the rest of the host need."""
+    if cpus:
+        try:
+            os.sched_setaffinity(0, cpus)
+        except OSError as error:  # taken out of our cpuset since the start
+            log.warning("can't stay on CPU %s: %s; it runs on any", ",".join(map(str, sorted(cpus))), error.strerror)
+    if settings.nice:
+        os.nice(settings.nice)
+    if settings.memory_limit is not None:
+        limit_data(settings.memory_limit)

@@ -176,11 +176,46 @@ def test_a_port_in_use_is_told_with_the_option_to_change(dsn: str) -> None:
     ("words", "sentence"),
     [
         (["-w", "0"], "workers must be a whole number from 1 to 1024"),
+        (["--max-batch", "0"], "max_batch must be a whole number from 1 to 10000"),
+        (["--poll-interval", "0"], "poll_interval must be at least 0.01 s, not 0"),
+        (["--lease-ttl", "500000d"], "lease_ttl must be between 0 seconds and 100 years"),
+        (["--max-memory", "1M"], "max_memory must be a whole number of bytes, at least 16M"),
+        (["--max-memory", "2G", "--memory-limit", "1G"], "max_memory must be less than memory_limit"),
+        (["--max-jobs", "0"], "max_jobs must be a whole number from 1"),
+        (["--nice", "20"], "nice must be a whole number from 0 to 19"),
+        (["--cpus", "some"], "cpus must be auto, none or a list of CPUs like 0-3,6, not 'some'"),
+        (["--cpus", "65000"], "cpus names 65000, which we may not use here; choose from 0"),
         (["-q", "default", "-q", "my queue"], "'my queue' can't name a queue: use 1 to 128 ASCII letters, digits and"),
     ],
 )
 def test_an_option_that_can_not_work_is_told_before_the_database_is_asked(words: list[str], sentence: str) -> None:
     assert sentence in refusal(78, *words, PGWORKER_DSN="host=127.0.0.1 port=1")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--drain-timeout", "soon"], "'soon' is no time: give seconds, or a number with s, m, h or d, such as 30s"),
+        (["--cancel-grace", "-1"], "'-1' is no time"),
+        (["--term-grace", "1w"], "'1w' is no time"),
+        (["--max-age", ""], "'' is no time"),
+        (["--max-memory", "much"], "'much' is no size: give a number with K, M, G or T, such as 512M or 2G"),
+        (["--memory-limit", "1P"], "'1P' is no size"),
+        (["--boot-timeout", "nan"], "'nan' is no time"),
+    ],
+)
+def test_a_time_or_a_size_that_is_none_is_a_mistake_in_the_command(words: list[str], sentence: str) -> None:
+    ended = subprocess.run(
+        command("--app", APP, *words), cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 64
+    assert sentence in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_memory_limit_below_what_the_app_needs_is_told_before_a_worker_starts(dsn: str) -> None:
+    told = refusal(78, "--memory-limit", "16M", PGWORKER_DSN=dsn)
+    assert re.search(r"memory_limit must be at least [0-9]+M with this app: a worker has [0-9]+M of data", told)
 
 
 # What ran, and how it stops

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -162,7 +163,27 @@ def die_behind_a_mess(ctx: Context, directory: str, name: str) -> None:
     if ctx.job.execution > 1:
         return
     for entry in Path("/proc/self/fd").iterdir():
-        if "pgworker-stacks" in str(entry.readlink()):
-            os.write(int(entry.name), b"\xff" * 40_000)
-            os.kill(os.getpid(), signal.SIGKILL)
+        with suppress(FileNotFoundError):  # the descriptor that lists the directory
+            if "pgworker-stacks" in str(entry.readlink()):
+                os.write(int(entry.name), b"\xff" * 40_000)
+                os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError("this worker has no file for stacks")
+
+
+_hoarded: list[bytes] = []
+
+
+@app.task(backoff=_SOON)
+def hoard(ctx: Context, directory: str, name: str, mebibytes: int) -> None:
+    """Keep so much memory for ever."""
+    note(ctx, directory, "start", name)
+    _hoarded.append(os.urandom(mebibytes << 20))
+
+
+@app.task(backoff=_SOON)
+def hog(ctx: Context, directory: str, name: str, piece: int) -> None:
+    """Take memory until there is no more, a piece at a time."""
+    note(ctx, directory, "start", name)
+    taken = []
+    while True:
+        taken.append(bytearray(piece))

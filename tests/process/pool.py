@@ -22,7 +22,9 @@ DEADLINE = 30.0
 
 Seen = TypeVar("Seen")
 
-_FLAGS = {"workers", "lease_ttl", "drain_timeout"}
+_ONLY_SETTINGS = {"beat_interval", "heartbeat_interval", "prefetch_seconds", "restart_backoff"}
+"""What `pgworker start` has no option for."""
+
 _WITH_ALL_SETTINGS = """
 import json, sys
 from pgworker.cli.start import start_pool
@@ -138,9 +140,14 @@ def start(dsn: str, log_file: Path, *, app: str = APP, cwd: Path = ROOT, **setti
 
 
 def _command(dsn: str, app: str, settings: dict[str, object]) -> list[str]:
-    if settings.keys() <= _FLAGS:
-        flags = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    if not settings.keys() & _ONLY_SETTINGS:
+        flags = [word for name, value in settings.items() for word in _flag(name, value)]
         pgworker = [sys.executable, "-m", "pgworker", "start", "--metrics-listen", "off"]
         return [*pgworker, "--dsn", dsn, "--app", app, *flags]
     given = json.dumps({"metrics_listen": None, **settings})
     return [sys.executable, "-c", _WITH_ALL_SETTINGS, dsn, app, given]
+
+
+def _flag(name: str, value: object) -> list[str]:
+    flag = f"--{name.replace('_', '-')}"
+    return [flag] if value is True else [flag, str(value)]

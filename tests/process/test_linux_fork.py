@@ -41,7 +41,7 @@ def test_a_child_inherits_nothing_but_what_is_kept() -> None:
         "leads its group": True,
         "wakeup fd": -1,
         "caught": [],
-        "ignored": ["SIGHUP", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGPIPE", "SIGTTIN", "SIGTTOU", "SIGXFSZ"],
+        "ignored": ["SIGHUP", "SIGINT", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGPIPE", "SIGTTIN", "SIGTTOU", "SIGXFSZ"],
         "blocked": ["SIGTERM"],
         "death signal": signal.SIGKILL,
     }

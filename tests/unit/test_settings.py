@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pgworker.config.settings import PoolSettings, cpu_quota, default_workers, parse_listen
+from pgworker.config.settings import PoolSettings, parse_cpus, parse_listen
 from pgworker.config.sources import UNREADABLE, embedded_directory, redact, resolve_dsn
 from pgworker.errors import ConfigurationError
 
@@ -130,6 +128,16 @@ def test_the_defaults_are_the_documented_ones() -> None:
         ({"poll_interval": 0}, "poll_interval must be at least 0.01 s, not 0"),
         ({"heartbeat_interval": float("nan")}, "heartbeat_interval must be between"),
         ({"metrics_listen": "9464"}, "'9464' names no address"),
+        ({"boot_timeout": 0}, "boot_timeout must be at least 1 s, not 0"),
+        ({"max_jobs": 0}, "max_jobs must be a whole number from 1 to 1000000000"),
+        ({"max_age": 0.5}, "max_age must be at least 1 s, not 0.5"),
+        ({"max_memory": 1 << 20}, "max_memory must be a whole number of bytes, at least 16M"),
+        ({"memory_limit": 1e9}, "memory_limit must be a whole number of bytes, at least 16M"),
+        ({"max_memory": 1 << 30, "memory_limit": 1 << 30}, "max_memory must be less than memory_limit: a worker"),
+        ({"nice": -1}, "nice must be a whole number from 0 to 19"),
+        ({"nice": 20}, "nice must be a whole number from 0 to 19"),
+        ({"cpus": "all"}, "cpus must be auto, none or a list of CPUs like 0-3,6, not 'all'"),
+        ({"cpus": "0,0-1"}, "cpus names a CPU twice: 0,0-1"),
         ({"log_format": "xml"}, "log_format must be text or json, not 'xml'"),
     ],
 )
@@ -164,35 +172,15 @@ def test_other_addresses_are_refused_with_an_example(text: str) -> None:
         parse_listen(text)
 
 
-def v2(root: Path) -> str:
-    (root / "pod" / "box").mkdir(parents=True)
-    (root / "pod" / "cpu.max").write_text("150000 100000\n")
-    (root / "pod" / "box" / "cpu.max").write_text("max 100000\n")
-    return "0::/pod/box\n"
+@pytest.mark.parametrize(
+    ("text", "cpus"),
+    [("auto", ()), ("none", ()), ("0", (0,)), ("0-3,6", (0, 1, 2, 3, 6)), ("6,0-1", (6, 0, 1)), ("2-2", (2,))],
+)
+def test_a_list_of_cpus_is_numbers_and_ranges_in_the_order_given(text: str, cpus: tuple[int, ...]) -> None:
+    assert parse_cpus(text) == cpus
 
 
-def v1(root: Path) -> str:
-    (root / "cpu,cpuacct").mkdir()
-    (root / "cpu,cpuacct" / "cpu.cfs_quota_us").write_text("150000\n")
-    (root / "cpu,cpuacct" / "cpu.cfs_period_us").write_text("100000\n")
-    return "3:memory:/docker/box\n2:cpu,cpuacct:/docker/box\n1:cpuset:/\n0::/\n"
-
-
-@pytest.mark.parametrize("write", [v2, v1])
-def test_the_quota_of_the_nearest_limited_cgroup_counts(tmp_path: Path, write: Callable[[Path], str]) -> None:
-    own = tmp_path / "self"
-    root = tmp_path / "cgroup"
-    root.mkdir()
-    own.write_text(write(root))
-    assert cpu_quota(root, own) == 1.5
-    assert default_workers(root, own) == min(2, len(os.sched_getaffinity(0)))
-
-
-def test_without_a_quota_the_affinity_counts(tmp_path: Path) -> None:
-    available = os.sched_getaffinity(0)
-    assert default_workers(tmp_path, tmp_path / "absent") == len(available)
-    os.sched_setaffinity(0, {min(available)})
-    try:
-        assert default_workers(tmp_path, tmp_path / "absent") == 1
-    finally:
-        os.sched_setaffinity(0, available)
+@pytest.mark.parametrize("text", ["", ",", "0,", "-1", "1-", "3-1", "0 1", "0x1", "٣", "99999", "0-99999", "Auto"])
+def test_other_lists_of_cpus_are_refused_with_an_example(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="like 0-3,6"):
+        parse_cpus(text)

@@ -1,0 +1,149 @@
+"""Replacing workers that work, one at a time: all of them after HUP, or one that has reached a limit.
+
+A worker imports the app after the fork, so a new process has the new app. The next worker is asked to drain only when
+every place has a worker that is ready: capacity never falls below one less than all. A long job delays its own worker
+and the ones that come after it, nobody else.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Callable, Sequence
+
+from pgworker.errors import EXIT_BUG, EXIT_CONFIGURATION, EXIT_UNAVAILABLE
+from pgworker.linux.fork import fork_child
+from pgworker.linux.pidfd import Exit, kill_group
+from pgworker.master.children import WorkerChild
+from pgworker.model.recycle import RecycleReason
+
+CheckApp = Callable[[], int]
+"""Import the app in a child that is gone afterwards; 0, or the exit code of an error that it has logged."""
+
+_SAID_WHY = (EXIT_UNAVAILABLE, EXIT_BUG, EXIT_CONFIGURATION)
+
+log = logging.getLogger("pgworker.master")
+
+
+class Rolling:
+    """The rolling restart under way, if any. `patience` in seconds: for the check of the app, and for a new worker."""
+
+    def __init__(self, workers: Sequence[WorkerChild], check_app: CheckApp | None, patience: float) -> None:
+        self._workers = workers
+        self._check_app = check_app
+        self._patience = patience
+        self._check_pid = 0
+        self._checked_at = 0.0
+        self._since: float | None = None
+        """When the new app was first imported: a worker forked before that runs the old one. None: no roll."""
+        self._once_more = False
+
+    @property
+    def is_on(self) -> bool:
+        return self._check_pid != 0 or self._since is not None
+
+    def ask(self) -> None:
+        """HUP: check the new app, then replace every worker. During a roll: once more after it."""
+        if self._check_app is None:
+            log.warning("HUP refused: with --preload the app lives in the master; stop the pool and start it anew")
+        elif self.is_on:
+            if not self._once_more:
+                log.info("HUP: once more, when the rolling restart under way is over")
+            self._once_more = True
+        else:
+            self._check(self._check_app)
+
+    def abandon(self) -> None:
+        """The pool drains: nobody is replaced any more."""
+        if self._check_pid:
+            kill_group(self._check_pid, signal.SIGKILL)
+        self._check_pid, self._since, self._once_more = 0, None, False
+
+    def bury_check(self, exit_: Exit) -> bool:
+        """Whether this was the end of the check; if so, the roll begins or is over."""
+        if exit_.pid != self._check_pid:
+            return False
+        self._check_pid = 0
+        if exit_.code == 0:
+            self._begin()
+            return True
+        if exit_.code not in _SAID_WHY:
+            log.error(
+                "HUP: the process that tried to import the app ended with it (%s); the old workers go on",
+                exit_.describe(),
+            )
+        self._end()
+        return True
+
+    def note_end(self, child: WorkerChild, exit_: Exit, *, was_ready: bool) -> None:
+        """A worker has ended: if it had the new app and never got ready, the others keep the old one."""
+        is_new = self._since is not None and child.forked_at >= self._since
+        if is_new and not was_ready and exit_.code != 0:
+            self._stop(f"worker {child.row.index} ended before it was ready ({exit_.describe()})")
+
+    def go_on(self) -> None:
+        """Take the next step, if it is due."""
+        now = time.monotonic()
+        if self._check_pid:
+            if now - self._checked_at > self._patience:
+                log.error("HUP: the app was not imported within %g s; the old workers go on", self._patience)
+                kill_group(self._check_pid, signal.SIGKILL)
+                self._check_pid = 0
+                self._end()
+            return
+        places = [child for child in self._workers if child.is_wanted]
+        if self._since is not None and (late := self._find_late(places, now)) is not None:
+            self._stop(f"worker {late.row.index} was not ready within {self._patience:g} s")
+        if not all(child.is_up for child in places):
+            return
+        if self._since is None:
+            _recycle_one(places)
+        elif (old := next((child for child in places if child.forked_at < self._since), None)) is not None:
+            old.drain("HUP")
+        else:
+            log.info("HUP: %d workers run the app as it is now", len(places))
+            self._end()
+
+    def _check(self, check_app: CheckApp) -> None:
+        try:
+            pid = fork_child(check_app, keep_fds=(), death_signal=signal.SIGKILL, blocked=())
+        except OSError as error:
+            log.error("HUP: can't fork: %s; the old workers go on", error)
+            return
+        log.info("HUP: trying the app in a process of its own")
+        self._check_pid, self._checked_at = pid, time.monotonic()
+
+    def _begin(self) -> None:
+        """Those that wait to be started after failures need not wait: they will have the new app too."""
+        now = time.monotonic()
+        self._since = self._checked_at
+        log.info("HUP: the app can be imported; workers are replaced, one at a time")
+        for child in self._workers:
+            child.failures, child.start_at = 0, min(child.start_at, now)
+
+    def _find_late(self, places: Sequence[WorkerChild], now: float) -> WorkerChild | None:
+        def is_late(child: WorkerChild) -> bool:
+            is_booting = child.pid != 0 and not child.row.is_ready
+            return is_booting and now - max(child.forked_at, self._since or now) > self._patience
+
+        return next(filter(is_late, places), None)
+
+    def _stop(self, why: str) -> None:
+        old = sum(child.pid != 0 and child.forked_at < (self._since or 0.0) for child in self._workers)
+        log.error("HUP: %s: the rolling restart stops here, %d workers go on with the old app", why, old)
+        self._end()
+
+    def _end(self) -> None:
+        self._since = None
+        if self._once_more and self._check_app is not None:
+            self._once_more = False
+            self._check(self._check_app)
+
+
+def _recycle_one(workers: Sequence[WorkerChild]) -> None:
+    for child in workers:
+        reason = child.row.recycle_reason
+        if reason is not RecycleReason.NONE:
+            child.drain(reason.words)
+            return
