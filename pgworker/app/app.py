@@ -223,8 +223,12 @@ class App:
         self._hooks.add_stop(hook)
         return hook
 
-    def start_worker(self) -> SimpleNamespace:
-        """Run the start hooks, in order; their state. ConfigurationError, which says where, for one that raises."""
+    def start_worker(self, dsn: str) -> SimpleNamespace:
+        """Run the start hooks, in order; their state. ConfigurationError, which says where, for one that raises.
+
+        `dsn` is the database of the worker: from now on the app's own jobs go there too, whatever it was made with.
+        """
+        self._given_dsn = dsn
         return self._hooks.start()
 
     def stop_worker(self, state: SimpleNamespace) -> None:

@@ -58,11 +58,11 @@ def run_worker(dsn: str, app_path: str, settings: PoolSettings, place: WorkerPla
     _isolate(settings, place.cpus)
     try:
         app = load_app(app_path)
+        state = app.start_worker(dsn)
     except PgworkerError as error:
         log.error("%s", error)
         return error.exit_code
     name = f"pgworker worker {place.index}"
-    state = app.start_worker()
     runner = Runner(
         app,
         row,

@@ -9,7 +9,6 @@ from uuid import UUID
 import pytest
 from psycopg import Connection
 
-from pgworker.lifecycle.dead_letters import declare_hooks
 from tests.process import orders, test_pool
 from tests.process.pool import eventually
 from tests.process.test_pool import Scene, StartPool
@@ -24,7 +23,6 @@ start_pool = test_pool.start_pool
 @pytest.fixture
 def pool(scene: Scene, start_pool: StartPool) -> None:
     start_pool(app=APP)
-    declare_hooks(scene.connection, list(orders.app.tasks), orders.app.dead_letter_hooks)
 
 
 def job_of(scene: Scene, task: str) -> UUID:
