@@ -24,6 +24,7 @@ from pgworker.config.settings import PoolSettings
 from pgworker.db.connect import connect_to_schema, explain, is_outage
 from pgworker.errors import EXIT_BUG, LeaseLost, PgworkerError, SchemaError
 from pgworker.lifecycle.claim import ClaimedRow, Lanes, claim_jobs, floor_of, lower_floor
+from pgworker.lifecycle.heartbeat import announce_tasks
 from pgworker.lifecycle.release import Returned, release_jobs
 from pgworker.lifecycle.settle import Settlement, check_settled, is_settled, settle_jobs
 from pgworker.linux.board import LEASES, Board, Row
@@ -409,6 +410,7 @@ class Clerk:
         if self._connection is not None and not self._connection.closed:
             return
         self._connection = connect_to_schema(self._dsn, application_name=self._application_name, prepare_threshold=1)
+        announce_tasks(self._connection, self._row.tasks_hash, self._tasks)
         self._failed_connects = 0
 
     def _require_connection(self) -> Connection[Any]:

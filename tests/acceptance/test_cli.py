@@ -29,7 +29,7 @@ from pgworker.inspection.jobs import list_jobs
 from pgworker.lifecycle.heartbeat import WorkerProcess, beat_workers
 from pgworker.lifecycle.settle import Next
 from pgworker.model.state import Outcome, Status
-from pgworker.sql.load import query
+from pgworker.sql.load import migrations, query
 from tests.sql.actors import DEADLINE, POOL, Worker, ask, enqueue
 
 Connect = Callable[[], psycopg.Connection[Any]]
@@ -203,8 +203,9 @@ def test_a_bug_is_said_as_such_with_its_traceback(dsn: str, connect: Connect) ->
 
 
 def test_migrate_says_what_it_applied_and_then_that_nothing_is_left(blank_dsn: str) -> None:
-    assert output(run("migrate", dsn=blank_dsn)) == "applied 0001_spine\n"
-    assert output(run("migrate", dsn=blank_dsn)) == "nothing to do: the schema is at 0001_spine\n"
+    names = [step.name for step in migrations()]
+    assert output(run("migrate", dsn=blank_dsn)) == "".join(f"applied {name}\n" for name in names)
+    assert output(run("migrate", dsn=blank_dsn)) == f"nothing to do: the schema is at {names[-1]}\n"
 
 
 def test_what_migrate_prints_does_the_same_by_itself_and_needs_no_database(blank_dsn: str) -> None:
@@ -217,7 +218,7 @@ def test_what_migrate_prints_does_the_same_by_itself_and_needs_no_database(blank
 def test_embedded_names_the_private_server_of_a_directory(server: embedded.Server) -> None:
     named = f"embedded:{server.directory}"
     output(run("migrate", dsn=named))
-    assert json.loads(output(run("status", "--json", "--dsn", named)))["schema"]["name"] == "0001_spine"
+    assert json.loads(output(run("status", "--json", "--dsn", named)))["schema"]["name"] == migrations()[-1].name
 
 
 # enqueue
@@ -460,15 +461,17 @@ def test_status_counts_what_waits_runs_and_lives_and_stops_counting_in_time(dsn:
     connection.execute("insert into pgworker.queues (name, paused) values ('mail', true)")
 
     page = output(run("status", dsn=dsn))
-    queues, hosts, rest = page.split("\n\n")
+    queues, unserved, hosts, rest = page.split("\n\n")
     assert [row[:5] for row in rows(queues)] == [["default", "1", "0", "1", "1"], ["mail", "10000+", "1", "0", "0+"]]
-    assert rows(queues)[1][5:] == ["3h", "paused"]
+    assert rows(queues)[1][5:] == ["3h", "1000+", "paused"]
+    assert unserved == "queue mail: 1000+ due, and no living worker serves this queue; is its name right?"
     assert [row[:3] for row in rows(hosts)] == [["host", "1", "1"]]
-    assert rest == "dead letters: 2\nschema: 0001_spine\n"
+    assert rest == f"dead letters: 2\nschema: {migrations()[-1].name}\n"
 
     shown = json.loads(output(run("status", "--json", dsn=dsn)))
     mail = shown["queues"][1]
-    assert (mail["waiting"], mail["more"], mail["paused"]) == (10_000, ["waiting", "failed"], True)
+    assert (mail["waiting"], mail["more"], mail["paused"]) == (10_000, ["waiting", "failed", "unserved"], True)
+    assert (shown["queues"][0]["unserved"], mail["unserved_tasks"]) == (0, {"t": 1000})
     assert (shown["dead_letters"], shown["dead_letters_is_more"], shown["hosts"][0]["alive"]) == (2, False, 1)
 
 
