@@ -87,19 +87,19 @@ def cancel_jobs(
     return counts
 
 
-def cancel_waiting(connection: Connection[Any], chosen: JobFilter, cause: str) -> Iterator[int]:
+def cancel_waiting(connection: Connection[Any], chosen: JobFilter, cause: str, *, batch: int = BATCH) -> Iterator[int]:
     """End all waiting jobs that match, batch by batch in the order of the claim index; yields how many each had."""
     place = {"after_queue": "", "after_priority": 0, "after_run_at": "-infinity", "after_id": UUID(int=0)}
     while True:
         with read_committed(connection) as cursor:
             cursor.execute(query("plan_for_these"))
-            parameters = {**chosen.parameters(), **place, "cause": cause, "limit": BATCH}
+            parameters = {**chosen.parameters(), **place, "cause": cause, "limit": batch}
             row = cursor.execute(query("cancel_matching_jobs"), parameters, prepare=False).fetchone()
         if row is None:
             return
         jobs, *last = row
         yield jobs
-        if jobs < BATCH:
+        if jobs < batch:
             return
         place = dict(zip(place, last, strict=True))
 
