@@ -31,7 +31,7 @@ from pgworker.model.state import Outcome
 from tests.sql.actors import DEADLINE, Connect, Held, Monitor, Worker, ask, enqueue
 from tests.sql.invariants import STORED, WITNESSED, WITNESSES, offences
 
-RACES = int(os.environ.get("PGWORKER_RACES", "420"))
+RACES = int(os.environ.get("PGWORKER_RACES", "480"))
 SEED = int(os.environ.get("PGWORKER_RACES_SEED", str(time.time_ns() % 1_000_000)))
 PAIRS = 2
 JOBS = 3
@@ -45,6 +45,7 @@ class Against(Enum):
     CLAIM = "a claim"
     SUCCESS = "a success"
     FAILURE = "a failure that requeues"
+    PART = "a failure whose lease goes on"
     CRASH = "the reclaim of a running job"
     UNSTARTED = "the reclaim of a job that had not started"
     RELEASE = "a release"
@@ -59,6 +60,10 @@ ENDS: dict[Against, dict[CancelAnswer, History]] = {
     Against.CLAIM: {CANCELLED: [(1, "cancelled", WAITED)], REQUESTED: [(1, "cancelled", "")]},
     Against.SUCCESS: {REQUESTED: [(1, "succeeded", "")], TOO_LATE: [(1, "succeeded", "")]},
     Against.FAILURE: {
+        REQUESTED: [(1, "cancelled", "")],
+        CANCELLED: [(1, "failed", ""), (2, "cancelled", WAITED)],
+    },
+    Against.PART: {
         REQUESTED: [(1, "cancelled", "")],
         CANCELLED: [(1, "failed", ""), (2, "cancelled", WAITED)],
     },
@@ -125,9 +130,11 @@ class Race:
     def run(self, other_thread: ThreadPoolExecutor) -> None:
         ids = enqueue(self.one, JOBS if self.by_filter else 1, queue=self.queue)
         self.pair.enqueued += ids
+        if self.against is Against.PART:
+            self.pair.enqueued += enqueue(self.one, task="behind", queue=self.queue)
         worker = Worker(self.one)
         waits = self.against in (Against.CLAIM, Against.CANCEL)
-        held = None if waits else worker.claim(queues=[self.queue])
+        held = None if waits else worker.claim(queues=[self.queue], tasks=["t", "behind"])
         barrier = Barrier(2, timeout=DEADLINE)
         aim = self.pair.aims.setdefault((self.against, self.by_filter), Aim())
         lead = aim.lead + self.pair.dice.gauss(0, 0.0001)
@@ -142,7 +149,7 @@ class Race:
         time.sleep(max(0, -lead))
         other = self.oppose(worker, held, ids)
         told = cancelling.result(DEADLINE)
-        self.finish(worker, other if self.against is Against.CLAIM else None)
+        self.finish(worker, other if self.against is Against.CLAIM else held, ids)
         if self.against is Against.CANCEL:
             assert told + other == {CANCELLED: len(ids), TOO_LATE: len(ids)}, (self, told, other)
         self.check(ids, told)
@@ -153,7 +160,7 @@ class Race:
         """How many jobs got which answer; one that was not found among many is too late."""
         if not self.by_filter:
             return Counter([cancel_job(connection, ids[0])])
-        counts = cancel_jobs(connection, JobFilter(queue=self.queue))
+        counts = cancel_jobs(connection, JobFilter(queue=self.queue, task="t"))
         late = len(ids) - counts.cancelled - counts.requested
         return Counter({CANCELLED: counts.cancelled, REQUESTED: counts.requested, TOO_LATE: late})
 
@@ -166,24 +173,29 @@ class Race:
         return {
             Against.SUCCESS: lambda: self.settle(worker, held),
             Against.FAILURE: lambda: self.settle(worker, held, outcome=Outcome.FAILED, then=Next.REQUEUE),
+            Against.PART: lambda: self.settle(worker, held, 1, len(ids), outcome=Outcome.FAILED, then=Next.REQUEUE),
             Against.CRASH: lambda: self.reclaim(held, [Outcome.CRASHED] * len(ids)),
             Against.UNSTARTED: lambda: self.reclaim(held, []),
             Against.RELEASE: lambda: insist(lambda: not release_jobs(self.one, held.lease_id, 1).is_busy),
         }[self.against]()
 
-    def settle(self, worker: Worker, held: Held, **how: Any) -> None:
+    def settle(self, worker: Worker, held: Held, *part: int, **how: Any) -> None:
         """A settle is never refused for a cancel."""
-        assert worker.settle(held.settlement(**how)), self
-        self.pair.acknowledged += [(row.job_id, row.execution, held.lease_id) for row in held.rows]
+        settlement = held.settlement(*part, **how)
+        assert worker.settle(settlement), self
+        self.pair.acknowledged += [(run.job_id, run.execution, held.lease_id) for run in settlement.ended]
 
     def reclaim(self, held: Held, outcomes: list[Outcome]) -> None:
         lease = Reclaimable(held.lease_id, held.worker_id, 1, KILLED, only_expired=False)
         insist(lambda: Monitor(self.one).reclaim(lease, outcomes) is not None)
 
-    def finish(self, worker: Worker, claimed: Held | None) -> None:
-        """What was claimed fails: if its cancel was told that it runs, it must not run again."""
-        if claimed is not None and claimed.rows:
-            self.settle(worker, claimed, outcome=Outcome.FAILED, then=Next.REQUEUE)
+    def finish(self, worker: Worker, held: Held | None, ids: list[UUID]) -> None:
+        """What was claimed in the race fails: if its cancel was told that it runs, it must not run again. The rest of a
+        lease whose part was settled succeeds."""
+        if self.against is Against.CLAIM and held is not None and held.rows:
+            self.settle(worker, held, outcome=Outcome.FAILED, then=Next.REQUEUE)
+        if self.against is Against.PART and held is not None:
+            self.settle(worker, held, len(ids) + 1)
 
     def check(self, ids: list[UUID], told: Counter[CancelAnswer]) -> None:
         """The histories are those of the answers, and of no other."""
