@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 from psycopg import Connection
@@ -172,11 +174,15 @@ def test_jobs_of_a_task_that_nobody_serves_wait_are_told_of_and_run_when_somebod
     unknown = tasks.app.enqueue_many([tasks.add.job(1, number) for number in range(3)], scene.connection)
     typo = "select pgworker.enqueue('pay', queue => 'elsewhere')"
     scene.connection.execute(typo.encode())
-    pool = start_pool(heartbeat_interval=0.3)
+    with closing(socket.create_server(("127.0.0.1", 0))) as listening:
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+    pool = start_pool(heartbeat_interval=0.3, metrics_listen=address)
     scene.wait_for_status("succeeded", *scene.enqueue_together(*quick(scene, "known")))
     line = pool.wait_for_log("no worker serves it")
     assert "WARNING monitor  3 due jobs of task add wait, and no worker serves it: is it deployed" in line
     assert "queue=default task=add" in line
+    with urlopen(f"http://{address}/metrics", timeout=10) as page:
+        assert 'pgworker_jobs_unserved{queue="default"} 3.0' in page.read().decode().splitlines()
     assert {scene.status(job) for job in unknown} == {"pending"}
     found = find_unserved(scene.connection, ["default", "elsewhere"], patience=20)
     assert [(one.task, one.is_queue_served) for one in found] == [("add", True), ("pay", False)]

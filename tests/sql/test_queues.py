@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import datetime, timedelta, timezone
 from typing import Any
 from uuid import uuid4
@@ -10,6 +11,7 @@ import psycopg
 import pytest
 from psycopg import Connection
 
+from pgworker.config.settings import PoolSettings
 from pgworker.control.queues import pause_queues, resume_queues
 from pgworker.errors import InvalidFilter, InvalidJob
 from pgworker.inspection.queues import UNSERVED_CAP, Count, Unserved, count_queues, find_queues, find_unserved
@@ -24,6 +26,8 @@ from pgworker.lifecycle.heartbeat import (
 from pgworker.lifecycle.purge import purge_queue
 from pgworker.lifecycle.settle import Next
 from pgworker.model.state import Outcome
+from pgworker.monitor.unserved import UnservedJobs
+from pgworker.observe.metrics import PoolMetrics
 from tests.sql.actors import POOL, Connect, Worker, ask, ended, enqueue, leases, now, statuses, waiting
 
 DIGEST = (1 << 64) - 7
@@ -253,6 +257,44 @@ def test_a_look_that_takes_too_long_is_ended_and_leaves_the_connection_as_it_was
             find_unserved(db, ["default"], patience=0.05)
     assert ask(db, "show statement_timeout") == ["0"]
     assert unserved(db) == []
+
+
+def test_a_monitor_looks_every_15_seconds_and_tells_of_each_task_once_a_minute(
+    db: Connection[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    serve(db, "t")
+    enqueue(db, 2, task="typo")
+    metrics = PoolMetrics("0", list)
+    looks = UnservedJobs(PoolSettings(workers=1, queues=("default", "mail")), metrics)
+    begun = time.monotonic() + 100
+
+    def look(at: float) -> list[str]:
+        caplog.clear()
+        looks.look(db, begun + at)
+        return [record.getMessage() for record in caplog.records]
+
+    said = "due jobs of task {} wait, and no worker serves it: is it deployed, is its name right?"
+    assert look(0) == [f"2 {said.format('typo')}"]
+    enqueue(db, 1, task="other")
+    assert look(10) == []
+    assert look(21) == [f"1 {said.format('other')}"]
+    assert look(42) == []
+    assert look(63) == [f"2 {said.format('typo')}"]
+    served = {"queue": "default"}, {"queue": "mail"}
+    assert [metrics.registry.get_sample_value("pgworker_jobs_unserved", labels) for labels in served] == [3, 0]
+    announce_tasks(db, 5, ["typo", "other"])
+    db.execute("update pgworker.worker_heartbeats set tasks_digest = 5")
+    assert look(84) == []
+    assert metrics.registry.get_sample_value("pgworker_jobs_unserved", served[0]) == 0
+
+
+def test_a_monitor_that_can_not_look_in_time_looks_again_later(db: Connection[Any], connect: Connect) -> None:
+    looks = UnservedJobs(PoolSettings(workers=1), PoolMetrics("0", list))
+    blocker = connect()
+    with blocker.transaction():
+        blocker.execute("lock table pgworker.job_queue in access exclusive mode")
+        looks.look(db, time.monotonic() + 100)
+    assert ask(db, "select 1") == [1]
 
 
 # -- purge
