@@ -7,6 +7,7 @@ PgworkerError
 ├── DatabaseUnavailable       PostgreSQL can't be reached, or refuses us (exit 69)
 ├── InvalidJob                a job that must not be enqueued: payload, option, name
 │   └── InvalidPayload        ... because of its arguments
+├── InvalidFilter             a choice of jobs that means all of them, none, or what no job can have
 ├── JobNotFound               no job has this id
 └── LeaseLost                 this execution no longer owns its job; its result is not recorded
 
@@ -63,6 +64,12 @@ class InvalidJob(PgworkerError, ValueError):
 
 class InvalidPayload(InvalidJob):
     """Arguments that can't be stored: not JSON, NUL or NaN inside, too deep or too large."""
+
+
+class InvalidFilter(PgworkerError, ValueError):
+    """A choice of jobs that would mean all of them or none, or names what no job can have."""
+
+    exit_code = EXIT_USAGE
 
 
 class JobNotFound(PgworkerError, LookupError):

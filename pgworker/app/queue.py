@@ -23,6 +23,7 @@ from pgworker.errors import LeaseLost
 from pgworker.lifecycle.cancel import CancelAnswer, cancel_job
 from pgworker.lifecycle.claim import ClaimedRow, Lanes, claim_jobs, floor_of, lower_floor
 from pgworker.lifecycle.progress import Place, forget_progress, save_progress
+from pgworker.lifecycle.purge import purge_queue
 from pgworker.lifecycle.release import Returned, release_jobs
 from pgworker.lifecycle.settle import Ended, Next, Settlement, check_settled, is_settled, settle_jobs
 from pgworker.linux.board import Floors, Row
@@ -148,6 +149,9 @@ class PostgresQueue:
 
     def delete(self, job_id: UUID) -> bool:
         return cancel_job(self._connect(), job_id) is CancelAnswer.CANCELLED
+
+    def purge(self, queue: str) -> int:
+        return purge_queue(self._connect(), queue)
 
     def _failed(self, job: ClaimedJob, error: BaseException) -> Ended:
         row, now_ns = job.row, time.monotonic_ns()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import click
 
+from pgworker.cli.bulk import Progress, confirm
 from pgworker.cli.database import open_database
-from pgworker.cli.options import dsn_option, filter_options, json_option, whole_uuid
+from pgworker.cli.options import dsn_option, filter_options, json_option, org_option, whole_uuid
 from pgworker.cli.output import Column, duration, print_json, print_table
+from pgworker.errors import JobNotFound
+from pgworker.model.selection import JobFilter
 from pgworker.model.state import Status
 
 if TYPE_CHECKING:
@@ -40,6 +44,7 @@ def jobs() -> None:
 
 @jobs.command("list")
 @filter_options
+@org_option
 @click.option(
     "statuses",
     "--status",
@@ -51,7 +56,13 @@ def jobs() -> None:
 @json_option
 @dsn_option
 def list_(
-    queue: str | None, task: str | None, statuses: tuple[str, ...], limit: int, as_json: bool, dsn: str | None
+    queue: str | None,
+    task: str | None,
+    org: str | None,
+    statuses: tuple[str, ...],
+    limit: int,
+    as_json: bool,
+    dsn: str | None,
 ) -> None:
     """The newest jobs first.
 
@@ -61,9 +72,8 @@ def list_(
     with open_database(dsn, "jobs list") as connection:
         from pgworker.inspection.jobs import list_jobs
 
-        found = list_jobs(
-            connection, queue=queue, task=task, statuses=[Status(status) for status in statuses], limit=limit
-        )
+        wanted = [Status(status) for status in statuses]
+        found = list_jobs(connection, queue=queue, task=task, org_id=org, statuses=wanted, limit=limit)
     if as_json:
         for job in found:
             print_json(job)
@@ -92,21 +102,77 @@ def show(job_id: UUID, as_json: bool, dsn: str | None) -> None:
 
 
 @jobs.command()
-@click.argument("job_id", type=whole_uuid, metavar="ID")
+@click.argument("job_ids", type=whole_uuid, nargs=-1, metavar="[ID]...")
+@filter_options
+@org_option
+@click.option("--older-than", type=float, metavar="SECONDS", help="Only jobs that were enqueued longer ago.")
+@click.option("--waiting-only", is_flag=True, help="Leave alone what a worker has claimed.")
+@click.option("--running-only", is_flag=True, help="Leave alone what waits.")
+@click.option("--yes", "-y", is_flag=True, help="Don't ask.")
 @dsn_option
-def cancel(job_id: UUID, dsn: str | None) -> int:
-    """Cancel a job. The exit code is 1 if it was too late."""
+def cancel(
+    job_ids: tuple[UUID, ...],
+    queue: str | None,
+    task: str | None,
+    org: str | None,
+    older_than: float | None,
+    waiting_only: bool,
+    running_only: bool,
+    yes: bool,
+    dsn: str | None,
+) -> int:
+    """Cancel jobs: those that are named by their ids, or all that the options leave.
+
+    What waits will never run; what is claimed by a worker is asked to stop, and killed if it doesn't. By ids, the exit
+    code is 1 if it was too late for any.
+    """
+    given = queue is not None or task is not None or org is not None or older_than is not None
+    if bool(job_ids) == given or (job_ids and (waiting_only or running_only)):
+        raise click.UsageError("name jobs either by their ids, or by -q, --task, --org or --older-than")
+    if job_ids:
+        return _cancel_named(job_ids, dsn)
+    chosen = JobFilter(
+        queue=queue, task=task, org_id=org, older_than=older_than, waiting=not running_only, running=not waiting_only
+    )
+    _cancel_matching(chosen, yes, dsn)
+    return 0
+
+
+def _cancel_named(job_ids: Sequence[UUID], dsn: str | None) -> int:
+    too_late, missing = 0, []
     with open_database(dsn, "jobs cancel") as connection:
         from pgworker.lifecycle.cancel import CancelAnswer, cancel_job
 
-        answer = cancel_job(connection, job_id)
-    said = {
-        CancelAnswer.CANCELLED: "it waited, and will never run",
-        CancelAnswer.REQUESTED: "it is claimed by a worker, which was asked to stop it",
-        CancelAnswer.TOO_LATE: "it had ended already; `pgworker jobs show` says how",
-    }
-    print(f"{answer.value}: {said[answer]}")
-    return 1 if answer is CancelAnswer.TOO_LATE else 0
+        said = {
+            CancelAnswer.CANCELLED: "it waited, and will never run",
+            CancelAnswer.REQUESTED: "it is claimed by a worker, which was asked to stop it",
+            CancelAnswer.TOO_LATE: "it had ended already; `pgworker jobs show` says how",
+        }
+        for job_id in dict.fromkeys(job_ids):
+            try:
+                answer = cancel_job(connection, job_id)
+            except JobNotFound as error:
+                missing.append(error)
+                continue
+            too_late += answer is CancelAnswer.TOO_LATE
+            print(f"{'' if len(job_ids) == 1 else f'{job_id} '}{answer.value}: {said[answer]}")
+    if missing:
+        raise JobNotFound("\n".join(map(str, missing)))
+    return 1 if too_late else 0
+
+
+def _cancel_matching(chosen: JobFilter, yes: bool, dsn: str | None) -> None:
+    with open_database(dsn, "jobs cancel") as connection:
+        from pgworker.inspection.queues import count_matching
+        from pgworker.lifecycle.cancel import cancel_jobs
+
+        def question() -> str:
+            waiting, running = count_matching(connection, chosen)
+            return f"cancel {waiting} waiting and stop {running} running jobs {chosen}"
+
+        confirm(yes, question)
+        with Progress("cancelled", "asked to stop") as progress:
+            cancel_jobs(connection, chosen, on_progress=lambda done: progress.tell(done.cancelled, done.requested))
 
 
 def _as_json(detail: JobDetail) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from uuid import UUID
 
 import click
 
-from pgworker.errors import InvalidJob
+from pgworker.errors import InvalidFilter, InvalidJob
 from pgworker.model.names import check_queue, check_task
+from pgworker.model.selection import JobFilter
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
@@ -58,6 +59,14 @@ def byte_size(text: str) -> int:
     return int(float(parts[1]) * 1024 ** "BKMGT".index(parts[2].upper() or "B"))
 
 
+def org_id(text: str) -> str:
+    """What an organisation may be called."""
+    try:
+        return JobFilter(org_id=text).org_id or ""
+    except InvalidFilter as error:
+        raise click.BadParameter(str(error)) from None
+
+
 def _named(check: Callable[[object], str], text: str) -> str:
     try:
         return check(text)
@@ -80,3 +89,8 @@ def filter_options(command: _Command) -> _Command:
     """-q and --task, for commands that choose jobs."""
     command = click.option("--task", type=task_name, metavar="NAME", help="Only jobs of this task.")(command)
     return click.option("-q", "--queue", type=queue_name, metavar="NAME", help="Only jobs of this queue.")(command)
+
+
+def org_option(command: _Command) -> _Command:
+    """--org, likewise."""
+    return click.option("--org", type=org_id, metavar="ID", help="Only jobs of this organisation.")(command)

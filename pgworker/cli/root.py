@@ -28,6 +28,7 @@ _COMMANDS = {
     "migrate": "Bring the database to this package's schema.",
     "enqueue": "Enqueue one job and print its id.",
     "jobs": "List, show and cancel jobs.",
+    "queues": "List, pause, resume and purge queues.",
     "dead-letters": "List, requeue and discard jobs that were given up.",
     "bench": "Measure pgworker on this machine and server.",
     "status": "Queues, workers and dead letters at a glance.",

@@ -10,20 +10,13 @@ import click
 from pgworker.cli.database import open_database
 from pgworker.cli.options import dsn_option, json_option
 from pgworker.cli.output import Column, duration, print_json, print_table
+from pgworker.cli.queues import print_queues, queue_as_json, shown
 
 if TYPE_CHECKING:
     from pgworker.inspection.database import SchemaVersion
     from pgworker.inspection.queues import Count, QueueCounts
     from pgworker.inspection.workers import HostWorkers
 
-_COUNTS = ("waiting", "scheduled", "running", "failed")
-
-_QUEUES = (
-    Column("QUEUE", shrinks=True),
-    *(Column(name.upper(), right=True) for name in _COUNTS),
-    Column("OLDEST", right=True),
-    Column("", styles={"paused": "yellow"}),
-)
 _HOSTS = (
     Column("HOST", shrinks=True),
     Column("ALIVE", right=True),
@@ -39,7 +32,8 @@ def status(as_json: bool, dsn: str | None) -> None:
     """Queues, workers and dead letters at a glance.
 
     Counting stops at 10000, or earlier when there are many queues: 10000+ means that many or more. `running` jobs are
-    claimed by a worker, `failed` ones wait to run again, `oldest` is how long the first due job has waited.
+    claimed by a worker, `failed` ones wait to run again, `oldest` is how long the first due job has waited, and
+    `unserved` due jobs are of a queue or a task that no living worker serves.
     """
     with open_database(dsn, "status") as connection:
         from pgworker.inspection.database import read_schema_version
@@ -59,7 +53,7 @@ def status(as_json: bool, dsn: str | None) -> None:
 
 def _print_page(queues: list[QueueCounts], hosts: list[HostWorkers], dead: Count, schema: SchemaVersion) -> None:
     if queues:
-        print_table(_QUEUES, [_row(counts) for counts in queues])
+        print_queues(queues)
     else:
         print("no jobs wait or run")
     print()
@@ -69,37 +63,15 @@ def _print_page(queues: list[QueueCounts], hosts: list[HostWorkers], dead: Count
     else:
         print("no workers: `pgworker start` runs some")
     print()
-    print(f"dead letters: {_shown(dead)}")
+    print(f"dead letters: {shown(dead)}")
     print(f"schema: {schema.name}")
-
-
-def _row(counts: QueueCounts) -> list[str]:
-    numbers = [_shown(getattr(counts, name)) for name in _COUNTS]
-    oldest = "-" if counts.oldest is None else duration(counts.oldest)
-    return [counts.queue, *numbers, oldest, "paused" if counts.paused else ""]
-
-
-def _shown(count: Count) -> str:
-    return f"{count.number}+" if count.is_more else str(count.number)
 
 
 def _as_json(queues: list[QueueCounts], hosts: list[HostWorkers], dead: Count, schema: SchemaVersion) -> dict[str, Any]:
     return {
-        "queues": [_queue_as_json(counts) for counts in queues],
+        "queues": [queue_as_json(counts) for counts in queues],
         "hosts": [dataclasses.asdict(host) for host in hosts],
         "dead_letters": dead.number,
         "dead_letters_is_more": dead.is_more,
         "schema": dataclasses.asdict(schema),
-    }
-
-
-def _queue_as_json(counts: QueueCounts) -> dict[str, Any]:
-    """`more`: the names of the numbers that are lower bounds."""
-    numbers: dict[str, Count] = {name: getattr(counts, name) for name in _COUNTS}
-    return {
-        "queue": counts.queue,
-        "paused": counts.paused,
-        **{name: count.number for name, count in numbers.items()},
-        "oldest_seconds": counts.oldest,
-        "more": [name for name, count in numbers.items() if count.is_more],
     }

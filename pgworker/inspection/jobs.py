@@ -114,6 +114,7 @@ def list_jobs(
     *,
     queue: str | None = None,
     task: str | None = None,
+    org_id: str | None = None,
     statuses: Sequence[Status] = (),
     limit: int = 20,
 ) -> list[JobSummary]:
@@ -121,7 +122,7 @@ def list_jobs(
     wanted = [status.value for status in statuses] or None
     with snapshot(connection):
         rows = connection.execute(
-            query("list_jobs"), {"queue": queue, "task": task, "statuses": wanted, "limit": limit}
+            query("list_jobs"), {"queue": queue, "task": task, "org_id": org_id, "statuses": wanted, "limit": limit}
         ).fetchall()
     return [JobSummary(*row) for row in rows]
 

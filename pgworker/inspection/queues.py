@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from psycopg import Connection
 
-from pgworker.inspection.snapshot import snapshot
+from pgworker.inspection.snapshot import go_by_index, look_no_longer_than, snapshot
+from pgworker.inspection.workers import SILENT_AFTER
+from pgworker.model.selection import JobFilter
 from pgworker.sql.load import query
 
 COUNT_CAP = 10_000
 MAX_QUEUES = 100
+
+UNSERVED_CAP = 1000
+"""How far into each lane, one priority of one queue, we look for jobs that nobody serves."""
+
+_LATEST = 10_000
+_MAX_NAMES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +32,21 @@ class Count:
 
 
 @dataclass(frozen=True, slots=True)
+class Unserved:
+    """Due jobs of one task that no living worker will take. `is_queue_served`: some worker has other tasks there."""
+
+    queue: str
+    task: str
+    jobs: Count
+    is_queue_served: bool
+
+
+@dataclass(frozen=True, slots=True)
 class QueueCounts:
-    """Jobs of one queue; `failed` ones wait to run again. `oldest`: seconds for which the first due one has waited."""
+    """Jobs of one queue; `failed` ones wait to run again. `oldest`: seconds for which the first due one has waited.
+
+    `unserved` has the tasks of those that no living worker will take.
+    """
 
     queue: str
     paused: bool
@@ -33,13 +55,61 @@ class QueueCounts:
     running: Count
     failed: Count
     oldest: float | None
+    unserved: tuple[Unserved, ...] = ()
+
+    @property
+    def unserved_jobs(self) -> Count:
+        """How many of the waiting and failed ones nobody will take."""
+        return Count(sum(one.jobs.number for one in self.unserved), any(one.jobs.is_more for one in self.unserved))
 
 
 def count_queues(connection: Connection[Any], *, cap: int = COUNT_CAP) -> list[QueueCounts]:
     """The first 100 queues that hold jobs or have rules, by name. Counting stops at `cap`, earlier for many queues."""
     with snapshot(connection):
         rows = connection.execute(query("count_queues"), {"cap": cap, "queues": MAX_QUEUES}).fetchall()
-    return [_counts(*row) for row in rows]
+        unserved = _find_unserved(connection, None, limit=1000)
+    counted = [_counts(*row) for row in rows]
+    return [replace(one, unserved=tuple(jobs for jobs in unserved if jobs.queue == one.queue)) for one in counted]
+
+
+def find_unserved(
+    connection: Connection[Any], queues: Sequence[str], *, limit: int = 100, patience: float
+) -> list[Unserved]:
+    """What waits in these queues though no living worker will take it, the tasks with most jobs first.
+
+    psycopg.errors.QueryCanceled if that takes longer than `patience` seconds.
+    """
+    with snapshot(connection):
+        look_no_longer_than(connection, patience)
+        return _find_unserved(connection, queues, limit)
+
+
+def count_matching(connection: Connection[Any], chosen: JobFilter) -> tuple[int, int]:
+    """How many jobs that match wait, and how many are claimed by a worker."""
+    parameters = {**chosen.parameters(), "waiting": chosen.waiting, "running": chosen.running}
+    with snapshot(connection):
+        row = connection.execute(query("count_matching_jobs"), parameters, prepare=False).fetchall()[0]
+    return row[0], row[1]
+
+
+def find_queues(connection: Connection[Any]) -> list[str]:
+    """Queues in use, by name: jobs wait in them or are among the latest, or a worker of the last days serves them."""
+    with snapshot(connection):
+        rows = connection.execute(query("find_queues"), {"limit": _MAX_NAMES, "latest": _LATEST}).fetchall()
+    return [row[0] for row in rows]
+
+
+def _find_unserved(connection: Connection[Any], queues: Sequence[str] | None, limit: int) -> list[Unserved]:
+    go_by_index(connection)
+    parameters = {
+        "queues": None if queues is None else list(queues),
+        "max_queues": MAX_QUEUES,
+        "cap": UNSERVED_CAP,
+        "silent_after": SILENT_AFTER,
+        "limit": limit,
+    }
+    rows = connection.execute(query("find_unserved_jobs"), parameters, prepare=False).fetchall()
+    return [Unserved(queue, task, Count(jobs, is_more), is_served) for queue, task, jobs, is_more, is_served in rows]
 
 
 def _counts(

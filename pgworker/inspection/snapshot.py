@@ -19,3 +19,13 @@ def snapshot(connection: Connection[Any]) -> Iterator[None]:
     with connection.transaction():
         connection.execute("set transaction isolation level repeatable read, read only; set local jit = off")
         yield
+
+
+def look_no_longer_than(connection: Connection[Any], seconds: float) -> None:
+    """For the rest of a snapshot: psycopg.errors.QueryCanceled for a statement that takes longer."""
+    connection.execute("select set_config('statement_timeout', %s, true)", [f"{seconds * 1000:.0f}"])
+
+
+def go_by_index(connection: Connection[Any]) -> None:
+    """For the rest of a snapshot: never read a whole table, though statistics of yesterday call it small."""
+    connection.execute("set local enable_seqscan = off; set local enable_bitmapscan = off; set local enable_sort = off")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 from uuid import UUID
@@ -10,9 +12,13 @@ from psycopg import Connection
 
 from pgworker.errors import JobNotFound
 from pgworker.lifecycle.transaction import read_committed
+from pgworker.model.selection import JobFilter
 from pgworker.sql.load import query
 
 _ROUNDS = 3
+
+BATCH = 10_000
+"""Waiting jobs that are cancelled in one transaction."""
 
 
 class CancelAnswer(str, Enum):
@@ -26,14 +32,21 @@ class CancelAnswer(str, Enum):
     """it had ended already"""
 
 
+@dataclass(frozen=True, slots=True)
+class CancelCounts:
+    """What a cancel of many achieved: so many waited and will never run, so many run and were asked to stop."""
+
+    cancelled: int = 0
+    requested: int = 0
+
+
 def cancel_job(connection: Connection[Any], job_id: UUID) -> CancelAnswer:
     """Cancel one job. Raises JobNotFound. The connection must be in autocommit mode.
 
     Each look has its own snapshot, and there are up to three rounds: a job whose claim or failure commits between two
     looks is in neither place the first time.
     """
-    if not connection.autocommit:
-        raise ValueError("cancel_job needs a connection in autocommit mode: each look must be a new snapshot")
+    require_autocommit(connection, "cancel_job")
     for _ in range(_ROUNDS):
         if connection.execute(query("cancel_waiting_jobs"), {"job_ids": [job_id]}).fetchone():
             return CancelAnswer.CANCELLED
@@ -45,6 +58,58 @@ def cancel_job(connection: Connection[Any], job_id: UUID) -> CancelAnswer:
     return CancelAnswer.TOO_LATE
 
 
+def cancel_jobs(
+    connection: Connection[Any],
+    chosen: JobFilter,
+    *,
+    on_progress: Callable[[CancelCounts], object] = lambda _: None,
+) -> CancelCounts:
+    """Cancel all jobs that match, in many small transactions; the connection must be in autocommit mode.
+
+    What is enqueued meanwhile may or may not be among them. A second round finds what went from one place to the other
+    behind our back, a third what did so again. `on_progress` is told after each transaction what there was so far; an
+    error that it raises ends the cancel, and what was done stays done.
+    """
+    require_autocommit(connection, "cancel_jobs")
+    counts = CancelCounts()
+    for round_ in range(1, _ROUNDS + 1):
+        before = counts
+        if chosen.waiting:
+            for jobs in cancel_waiting(connection, chosen, "cancelled while it waited"):
+                counts = CancelCounts(counts.cancelled + jobs, counts.requested)
+                on_progress(counts)
+        if chosen.running:
+            for jobs in _ask_all_to_stop(connection, chosen):
+                counts = CancelCounts(counts.cancelled, counts.requested + jobs)
+                on_progress(counts)
+        if round_ > 1 and counts == before:
+            break
+    return counts
+
+
+def cancel_waiting(connection: Connection[Any], chosen: JobFilter, cause: str, *, batch: int = BATCH) -> Iterator[int]:
+    """End all waiting jobs that match, batch by batch in the order of the claim index; yields how many each had."""
+    place = {"after_queue": "", "after_priority": 0, "after_run_at": "-infinity", "after_id": UUID(int=0)}
+    while True:
+        with read_committed(connection) as cursor:
+            cursor.execute(query("plan_for_these"))
+            parameters = {**chosen.parameters(), **place, "cause": cause, "limit": batch}
+            row = cursor.execute(query("cancel_matching_jobs"), parameters, prepare=False).fetchone()
+        if row is None:
+            return
+        jobs, *last = row
+        yield jobs
+        if jobs < batch:
+            return
+        place = dict(zip(place, last, strict=True))
+
+
+def require_autocommit(connection: Connection[Any], function: str) -> None:
+    """ValueError unless each statement is a transaction of its own."""
+    if not connection.autocommit:
+        raise ValueError(f"{function} needs a connection in autocommit mode: each look must be a new snapshot")
+
+
 def _ask_to_stop(connection: Connection[Any], job_id: UUID) -> bool:
     """Whether a lease runs this job and is marked now. Marked under the lock that settles wait for, so that one which
     came first is seen, and one which comes later sees the mark."""
@@ -54,3 +119,18 @@ def _ask_to_stop(connection: Connection[Any], job_id: UUID) -> bool:
             return False
         cursor.execute(query("cancel_running_job"), {"job_id": job_id, "lease_ids": lease_ids})
         return cursor.rowcount > 0
+
+
+def _ask_all_to_stop(connection: Connection[Any], chosen: JobFilter) -> Iterator[int]:
+    """Mark what runs and matches, lease by lease, as above; yields how many marks each got.
+
+    One lease per transaction: while we wait for a settle that hangs, no other lease is held up by us.
+    """
+    leases = connection.execute(query("find_matching_leases"), chosen.parameters(), prepare=False).fetchall()
+    for (lease_id,) in leases:
+        parameters = {**chosen.parameters(), "lease_id": lease_id}
+        with read_committed(connection) as cursor:
+            cursor.execute(query("lock_lease"), parameters)
+            row = cursor.execute(query("cancel_running_jobs"), parameters, prepare=False).fetchone()
+        if row is not None:
+            yield row[0]

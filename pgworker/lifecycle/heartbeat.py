@@ -1,4 +1,4 @@
-"""Heartbeats: which worker processes live, and how the others ended."""
+"""Heartbeats: which worker processes live, which tasks they serve, and how the others ended."""
 
 from __future__ import annotations
 
@@ -24,12 +24,16 @@ class PoolIdentity:
 
 @dataclass(frozen=True, slots=True)
 class WorkerProcess:
-    """A worker process: the place (`slot`) it has in its pool, and how long it has lived."""
+    """A worker process: the place (`slot`) it has in its pool, and how long it has lived.
+
+    `tasks_digest` is that of `announce_tasks`, 64 bits without a sign; 0: its app is not loaded yet.
+    """
 
     worker_id: UUID
     pid: int
     slot: int
     age_us: int
+    tasks_digest: int = 0
 
 
 def beat_workers(connection: Connection[Any], pool: PoolIdentity, workers: Sequence[WorkerProcess]) -> None:
@@ -45,6 +49,7 @@ def beat_workers(connection: Connection[Any], pool: PoolIdentity, workers: Seque
             "pids": [worker.pid for worker in workers],
             "slots": [worker.slot for worker in workers],
             "ages_us": [worker.age_us for worker in workers],
+            "tasks_digests": [_signed(worker.tasks_digest) if worker.tasks_digest else None for worker in workers],
         },
     )
 
@@ -67,6 +72,17 @@ def end_worker(connection: Connection[Any], pool: PoolIdentity, worker: WorkerPr
     )
 
 
+def announce_tasks(connection: Connection[Any], digest: int, tasks: Sequence[str]) -> None:
+    """Say which tasks those workers serve whose heartbeats show this digest; to be said at each connect."""
+    connection.execute(query("announce_tasks"), {"digest": _signed(digest), "tasks": list(tasks)})
+
+
 def forget_workers(connection: Connection[Any]) -> None:
-    """Drop incarnations that ended long ago."""
+    """Drop incarnations that ended long ago, and lists of tasks that nobody serves any more."""
     connection.execute(query("forget_workers"))
+    connection.execute(query("forget_tasks"))
+
+
+def _signed(digest: int) -> int:
+    """The same 64 bits as PostgreSQL's bigint."""
+    return digest - (1 << 64) if digest >= 1 << 63 else digest

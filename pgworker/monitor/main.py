@@ -37,6 +37,7 @@ from pgworker.model.state import Outcome
 from pgworker.monitor.http import Pages
 from pgworker.monitor.reclaims import Reclaims
 from pgworker.monitor.renewals import Renewals, draw_lines
+from pgworker.monitor.unserved import UnservedJobs
 from pgworker.monitor.wakeups import Wakeups
 from pgworker.observe import logs
 from pgworker.observe.events import receive
@@ -84,11 +85,12 @@ class Monitor:
         self._renewals = Renewals(self._board, settings, self._metrics)
         self._reclaims = Reclaims(self._board, self._pool, settings.lease_ttl, Backoff(), self._metrics)
         self._wakeups = Wakeups(dsn, settings.queues, self._board, [write for _, write in shared.wakes])
+        self._unserved = UnservedJobs(settings, self._metrics)
         self._connection: Connection[Any] | None = None
         self._next_connect = 0.0
         self._was_away = False
         self._next_beat = 0.0
-        self._beaten: set[UUID] = set()
+        self._beaten: set[tuple[UUID, int]] = set()
         self._last_look = 0.0
         self._next_partitions = 0.0
         self._last_beat: float | None = None
@@ -146,11 +148,12 @@ class Monitor:
                 self._renewals.renew_due(connection, time.monotonic_ns(), set(cancelled))
             self._renewals.renew_due(connection, time.monotonic_ns())
             self._record_deaths(connection)
-            if now >= self._next_beat or self._beaten != {row.worker_id for row in self._living()}:
+            if now >= self._next_beat or self._beaten != {_shown(row) for row in self._living()}:
                 self._beat(connection)
             if now - self._last_look >= (_URGENT if self._reclaims.is_urgent else self._settings.heartbeat_interval):
                 self._look_for_leases(connection)
             draw_lines(self._board, time.monotonic_ns(), _HELD_UP_NS, partial(self._release, connection))
+            self._unserved.look(connection, now)
             self._keep_partitions(connection, now)
         except (psycopg.Error, OSError, PgworkerError) as error:
             self._lose_connection(error)
@@ -162,10 +165,14 @@ class Monitor:
     def _beat(self, connection: Connection[Any]) -> None:
         now_ns = time.monotonic_ns()
         living = self._living()
-        workers = [WorkerProcess(row.worker_id, row.pid, row.index, (now_ns - row.forked_ns) // 1000) for row in living]
+        shown = {_shown(row) for row in living}
+        workers = [
+            WorkerProcess(row.worker_id, row.pid, row.index, (now_ns - row.forked_ns) // 1000, row.tasks_hash)
+            for row in living
+        ]
         if workers:
             beat_workers(connection, self._pool, workers)
-        self._beaten = {row.worker_id for row in living}
+        self._beaten = shown
         done = time.monotonic()  # a beat that took long was a gap too
         if not self._is_steady(done):
             self._steady_since = done
@@ -296,6 +303,11 @@ class Monitor:
         return self._board.is_connected and any(
             row.pid and row.is_ready and not row.is_draining for row in self._board.rows
         )
+
+
+def _shown(row: Row) -> tuple[UUID, int]:
+    """What a beat tells of a worker that is news."""
+    return row.worker_id, row.tasks_hash
 
 
 def _gauge(row: Row) -> WorkerGauge | None:

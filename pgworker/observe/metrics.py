@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry
@@ -46,6 +46,7 @@ class PoolMetrics(Collector):
         self._leases_lost = 0
         self._reclaimed: Counter[str] = Counter()
         self._exits: Counter[str] = Counter()
+        self._unserved: dict[str, int] = {}
         self._last_renewal = time.time()
         self.registry = CollectorRegistry()
         self.registry.register(self)
@@ -69,6 +70,10 @@ class PoolMetrics(Collector):
     def count_exit(self, reason: str) -> None:
         self._exits[reason] += 1
 
+    def set_unserved(self, jobs: Mapping[str, int]) -> None:
+        """How many due jobs nobody serves, for each queue of the pool."""
+        self._unserved = dict(jobs)
+
     def renewed(self) -> None:
         self._last_renewal = time.time()
 
@@ -86,6 +91,12 @@ class PoolMetrics(Collector):
             durations.add_metric(list(key), _cumulative(taken.buckets), taken.seconds)
         yield finished
         yield durations
+        unserved = GaugeMetricFamily(
+            "pgworker_jobs_unserved", "Due jobs of tasks that no living worker of any pool serves.", labels=["queue"]
+        )
+        for queue, jobs in self._unserved.items():
+            unserved.add_metric([queue], jobs)
+        yield unserved
         yield _counter(
             "pgworker_events_dropped", "Reports of workers that found the monitor's socket full.", self._dropped
         )

@@ -23,6 +23,7 @@ from pgworker.db.connect import connect_to_schema, explain, is_outage
 from pgworker.errors import EXIT_BUG, PgworkerError, SchemaError
 from pgworker.lifecycle.claim import Lanes
 from pgworker.lifecycle.dead_letters import DeadLetterHook, declare_hooks
+from pgworker.lifecycle.heartbeat import announce_tasks
 from pgworker.linux.board import Board, Row
 from pgworker.linux.wake import WOKEN_BY_RUNNER, wake
 from pgworker.model.state import Outcome
@@ -278,6 +279,7 @@ class Clerk:
         if self._undeclared is not None:
             declare_hooks(self._connection, self._tasks, self._undeclared)
             self._undeclared = None
+        announce_tasks(self._connection, self._row.tasks_hash, self._tasks)
         self._failed_connects = 0
 
     def _require_connection(self) -> Connection[Any]:

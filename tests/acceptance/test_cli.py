@@ -26,7 +26,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgworker.db import embedded
 from pgworker.inspection.jobs import list_jobs
-from pgworker.lifecycle.heartbeat import WorkerProcess, beat_workers
+from pgworker.lifecycle.heartbeat import WorkerProcess, announce_tasks, beat_workers
 from pgworker.lifecycle.settle import Next
 from pgworker.model.state import Outcome, Status
 from pgworker.sql.load import migrations, query
@@ -110,7 +110,7 @@ def test_help_names_every_command_and_imports_neither_psycopg_nor_rich() -> None
         check=True,
     )
     named = re.findall(r"^  ([a-z][a-z-]+)  ", finished.stdout, re.MULTILINE)
-    assert {"start", "demo", "migrate", "enqueue", "jobs", "dead-letters", "status"} <= set(named)
+    assert {"start", "demo", "migrate", "enqueue", "jobs", "dead-letters", "queues", "status"} <= set(named)
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in finished.stderr.splitlines()}
     assert "click" in imported
     assert imported & {"psycopg", "rich", "msgspec"} == set()
@@ -286,18 +286,18 @@ def test_a_payload_too_deep_or_too_large_is_refused(sentence: str, payload: str)
 # jobs
 
 
-def test_jobs_list_shows_the_newest_first_and_filters_by_queue_task_and_status(dsn: str, connect: Connect) -> None:
+def test_jobs_list_shows_the_newest_first_and_filters_by_queue_task_org_and_status(dsn: str, connect: Connect) -> None:
     connection = connect()
     worker = Worker(connection)
-    enqueue(connection, 2)
+    enqueue(connection, 2, org_id="acme")
     failing = worker.claim()
     worker.settle(failing.settlement(1, 1, outcome=Outcome.FAILED, then=Next.REQUEUE, delay=60, ends=False))
     worker.settle(failing.settlement(2, 2, outcome=Outcome.FAILED, then=Next.BURY))
-    done, running = enqueue(connection, 2)
+    done, running = enqueue(connection, 2, org_id="acme")
     worker.settle(worker.claim(1).settlement())
     worker.claim(1)
-    pending = enqueue(connection, queue="mail", task="send")
-    scheduled = enqueue(connection, run_at=datetime.now(timezone.utc) + timedelta(hours=1))
+    pending = enqueue(connection, queue="mail", task="send", org_id="acme")
+    scheduled = enqueue(connection, run_at=datetime.now(timezone.utc) + timedelta(hours=1), org_id="acme")
     expected = [
         (scheduled[0], "scheduled"),
         (pending[0], "pending"),
@@ -317,7 +317,10 @@ def test_jobs_list_shows_the_newest_first_and_filters_by_queue_task_and_status(d
         assert [job.id for job in list_jobs(connection, statuses=[Status(status)])] == [job_id]
         assert list_jobs(connection, statuses=[Status(status)], queue="none") == []
         assert list_jobs(connection, statuses=[Status(status)], task="none") == []
-    nothing = run("jobs", "list", "--status", "LOST", dsn=dsn)
+        assert list_jobs(connection, statuses=[Status(status)], org_id="none") == []
+        assert [job.id for job in list_jobs(connection, statuses=[Status(status)], org_id="acme")] == [job_id]
+    assert [row[:2] for row in rows(output(run("jobs", "list", "--org", "acme", dsn=dsn)))] == shown
+    nothing = run("jobs", "list", "--status", "LOST", "--org", "acme", dsn=dsn)
     assert (nothing.returncode, nothing.stdout, nothing.stderr) == (0, "", "no such jobs\n")
 
 
@@ -386,11 +389,176 @@ def test_jobs_cancel_says_which_of_the_three_answers_it_is(dsn: str, connect: Co
     assert ask(connection, "select cancelled from pgworker.job_leases") == [[running]]
 
 
+def test_several_jobs_are_cancelled_by_their_ids_and_the_unknown_ones_named(dsn: str, connect: Connect) -> None:
+    connection = connect()
+    first, second = enqueue(connection, 2)
+    nobody = uuid4()
+    finished = run("jobs", "cancel", str(first), str(nobody), str(second), str(first), dsn=dsn)
+    assert finished.stdout.splitlines() == [
+        f"{job} cancelled: it waited, and will never run" for job in (first, second)
+    ]
+    assert f"there is no job {nobody}" in refusal(finished, 64)
+    late = run("jobs", "cancel", str(first), str(second), dsn=dsn)
+    assert (late.returncode, late.stdout.count("too late: ")) == (1, 2)
+
+
+def test_jobs_are_cancelled_by_what_they_have_in_common(dsn: str, connect: Connect) -> None:
+    connection = connect()
+    running = enqueue(connection, 2, queue="mail")
+    Worker(connection).claim(queues=["mail"])
+    enqueue(connection, 3, queue="mail")
+    enqueue(connection, 4, task="u", org_id="acme")
+    enqueue(connection, 1)
+    assert output(run("jobs", "cancel", "-q", "mail", "--waiting-only", "--yes", dsn=dsn)) == (
+        "cancelled 3, asked to stop 0\n"
+    )
+    assert output(run("jobs", "cancel", "-q", "mail", "-y", dsn=dsn)) == "cancelled 0, asked to stop 2\n"
+    assert ask(connection, "select cancelled from pgworker.job_leases") == [running]
+    assert output(run("jobs", "cancel", "--org", "acme", "--running-only", "-y", dsn=dsn)).startswith("cancelled 0,")
+    assert output(run("jobs", "cancel", "--org", "acme", "--older-than", "60", "-y", dsn=dsn)).startswith(
+        "cancelled 0,"
+    )
+    assert output(run("jobs", "cancel", "--org", "acme", "--task", "u", "-y", dsn=dsn)).startswith("cancelled 4,")
+    assert ask(connection, "select task from pgworker.job_queue") == ["t"]
+
+
+def test_which_jobs_to_cancel_must_be_said_and_meant(dsn: str, connect: Connect) -> None:
+    enqueue(connect())
+    either = "name jobs either by their ids, or by -q, --task, --org or --older-than"
+    is_refused(either, 64, "jobs", "cancel")
+    is_refused(either, 64, "jobs", "cancel", "--yes")
+    is_refused(either, 64, "jobs", "cancel", str(uuid4()), "-q", "mail")
+    is_refused(either, 64, "jobs", "cancel", str(uuid4()), "--waiting-only")
+    is_refused("jobs that neither wait nor run have ended", 64, "jobs", "cancel", "-q", "a", *BOTH)
+    is_refused("this would mean every job there is", 64, "jobs", "cancel", "--older-than", "0")
+    is_refused("older_than must be between 0 seconds and 100 years", 64, "jobs", "cancel", "--older-than", "-1")
+    is_refused("org_id must be a string of 1 to 256 characters", 64, "jobs", "cancel", "--org", "")
+    is_refused("give --yes if it is meant", 64, "jobs", "cancel", "-q", "default", dsn=dsn)
+    is_refused("give --yes if it is meant", 64, "queues", "purge", "default", dsn=dsn)
+    assert ask(connect(), "select count(*) from pgworker.job_queue") == [1]
+
+
+BOTH = ("--waiting-only", "--running-only")
+
+
 def test_an_id_that_is_none_and_one_that_nobody_has_are_refused(dsn: str) -> None:
     is_refused("'01a2' is not a job id: give all 36 characters", 64, "jobs", "show", "01a2")
     is_refused("is not a job id", 64, "jobs", "cancel", "{01a2008e-ecf3-707e-94f7-954dbdb99882}")
     is_refused("there is no job 01a2008e-", 64, "jobs", "show", "01a2008e-ecf3-707e-94f7-954dbdb99882", dsn=dsn)
     is_refused("there is no job 01a2008e-", 64, "jobs", "cancel", "01a2008e-ecf3-707e-94f7-954dbdb99882", dsn=dsn)
+
+
+# queues
+
+
+def test_queues_are_paused_resumed_and_listed(dsn: str, connect: Connect) -> None:
+    connection = connect()
+    announce_tasks(connection, 5, ["t"])
+    beat_workers(connection, POOL, [WorkerProcess(uuid4(), 1, 0, 0, 5)])
+    enqueue(connection, 2)
+    enqueue(connection, 3, task="typo")
+    enqueue(connection, 1, queue="mail")
+    assert output(run("queues", "pause", "default", "mail", dsn=dsn)) == "paused default\npaused mail\n"
+    assert output(run("queues", "pause", "mail", "mail", dsn=dsn)) == "mail was paused already\n"
+    assert output(run("queues", "resume", "mail", "other", dsn=dsn)) == "resumed mail\nother was not paused\n"
+
+    table, told = output(run("queues", "list", dsn=dsn)).split("\n\n")
+    assert re.fullmatch(r"QUEUE +WAITING +SCHEDULED +RUNNING +FAILED +OLDEST +UNSERVED", table.splitlines()[0])
+    (default, mail) = rows(table)
+    assert (default[:5], default[6:]) == (["default", "5", "0", "0", "0"], ["3", "paused"])
+    assert (mail[:5], mail[6:]) == (["mail", "1", "0", "0", "0"], ["1"])
+    assert told.splitlines() == [
+        "queue default: 3 due of task typo, which no living worker serves; is it deployed, is its name right?",
+        "queue mail: 1 due, and no living worker serves this queue; is its name right?",
+    ]
+    first, second = objects(output(run("queues", "list", "--json", dsn=dsn)))
+    assert (first["queue"], first["paused"], first["waiting"], first["unserved"]) == ("default", True, 5, 3)
+    assert (second["queue"], second["paused"], second["unserved_tasks"]) == ("mail", False, {"t": 1})
+
+
+def test_a_queue_that_nobody_knows_is_paused_and_the_likely_mistake_told(dsn: str, connect: Connect) -> None:
+    enqueue(connect(), queue="mail")
+    for name, told in (("mial", "; did you mean mail?"), ("backups", "")):
+        finished = run("queues", "pause", name, dsn=dsn)
+        assert (finished.returncode, finished.stdout) == (0, f"paused {name}\n")
+        assert finished.stderr == f"no job waits in queue {name} and no worker serves it{told}\n"
+    finished = run("queues", "purge", "mial", "--yes", dsn=dsn)
+    assert (finished.stdout, "did you mean mail?" in finished.stderr) == ("purged 0\n", True)
+
+
+def test_queues_of_an_empty_database_are_none_and_a_name_that_can_not_be_is_refused(dsn: str) -> None:
+    finished = run("queues", "list", dsn=dsn)
+    assert (finished.returncode, finished.stdout, finished.stderr) == (
+        0, "", "no jobs wait or run, and no queue is paused\n",
+    )  # fmt: skip
+    is_refused("'my queue' can't name a queue", 64, "queues", "pause", "mail", "my queue")
+    is_refused("Missing argument 'NAME...'", 64, "queues", "resume")
+
+
+def test_a_purge_says_how_many_it_is_or_would_be(dsn: str, connect: Connect) -> None:
+    connection = connect()
+    enqueue(connection, 3)
+    enqueue(connection, 2, task="u", org_id="acme")
+    Worker(connection).claim(1)
+    assert output(run("queues", "purge", "default", "--dry-run", dsn=dsn)) == "would purge 4\n"
+    assert output(run("queues", "purge", "default", "--org", "acme", "--task", "t", "-y", dsn=dsn)) == "purged 0\n"
+    assert output(run("queues", "purge", "default", "--org", "acme", "--task", "u", "-y", dsn=dsn)) == "purged 2\n"
+    assert output(run("queues", "purge", "default", "--yes", dsn=dsn)) == "purged 2\n"
+    assert ask(connection, "select count(*) from pgworker.job_leases") == [1]
+
+
+@pytest.mark.parametrize(("answer", "code", "left"), [("y\n", 0, 0), ("n\n", 130, 5), ("\x03", 130, 5)])
+def test_on_a_terminal_a_purge_asks_first(dsn: str, connect: Connect, answer: str, code: int, left: int) -> None:
+    connection = connect()
+    enqueue(connection, 5)
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        ["setsid", "--ctty", "--wait", *command("queues", "purge", "default")],
+        cwd=ROOT,
+        env=environment(PGWORKER_DSN=dsn, TERM="xterm"),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    read = b""
+    while b"[y/N]" not in read:
+        read += os.read(ours, 65_536)
+    assert b"purge 5 waiting jobs of queue default [y/N]" in read
+    os.write(ours, answer.encode())
+    with suppress(OSError):  # EIO: the last one who had it open is gone
+        while part := os.read(ours, 65_536):
+            read += part
+    os.close(ours)
+    assert process.wait(60) == code
+    assert (b"purged 5" in read) == (code == 0)
+    assert ask(connection, "select count(*) from pgworker.job_queue") == [left]
+
+
+def test_ctrl_c_in_the_middle_of_a_purge_says_how_far_it_came(dsn: str, connect: Connect) -> None:
+    """The second batch waits for a row that somebody holds."""
+    connection = connect()
+    connection.execute(
+        "insert into pgworker.job_queue select pgworker.uuid7(clock_timestamp()), clock_timestamp(), 1, n / 10001, 0, "
+        "'default', 't', null from generate_series(1, 10050) as n"
+    )
+    with connection.transaction():
+        connection.execute("select from pgworker.job_queue where priority = 1 for update")
+        process = subprocess.Popen(
+            command("queues", "purge", "default", "--yes"),
+            cwd=ROOT,
+            env=environment(PGWORKER_DSN=dsn),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        deadline = time.monotonic() + DEADLINE
+        while not ask(connection, "select pid from pg_locks where not granted"):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        printed, complained = process.communicate(timeout=60)
+    assert (process.returncode, printed, complained) == (130, b"purged 10000, then interrupted\n", b"\n")
+    assert ask(connection, "select count(*) from pgworker.job_queue") == [50]
 
 
 # dead-letters
@@ -461,15 +629,17 @@ def test_status_counts_what_waits_runs_and_lives_and_stops_counting_in_time(dsn:
     connection.execute("insert into pgworker.queues (name, paused) values ('mail', true)")
 
     page = output(run("status", dsn=dsn))
-    queues, hosts, rest = page.split("\n\n")
+    queues, unserved, hosts, rest = page.split("\n\n")
     assert [row[:5] for row in rows(queues)] == [["default", "1", "0", "1", "1"], ["mail", "10000+", "1", "0", "0+"]]
-    assert rows(queues)[1][5:] == ["3h", "paused"]
+    assert rows(queues)[1][5:] == ["3h", "1000+", "paused"]
+    assert unserved == "queue mail: 1000+ due, and no living worker serves this queue; is its name right?"
     assert [row[:3] for row in rows(hosts)] == [["host", "1", "1"]]
     assert rest == f"dead letters: 2\nschema: {migrations()[-1].name}\n"
 
     shown = json.loads(output(run("status", "--json", dsn=dsn)))
     mail = shown["queues"][1]
-    assert (mail["waiting"], mail["more"], mail["paused"]) == (10_000, ["waiting", "failed"], True)
+    assert (mail["waiting"], mail["more"], mail["paused"]) == (10_000, ["waiting", "failed", "unserved"], True)
+    assert (shown["queues"][0]["unserved"], mail["unserved_tasks"]) == (0, {"t": 1000})
     assert (shown["dead_letters"], shown["dead_letters_is_more"], shown["hosts"][0]["alive"]) == (2, False, 1)
 
 

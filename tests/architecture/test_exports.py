@@ -18,7 +18,7 @@ PUBLIC = """
     Job JobRequest DeadLetter Org Backoff CancelReason
     JobControl Retry Discard Snooze Cancelled
     PgworkerError ConfigurationError RegistrationError SchemaError DatabaseUnavailable
-    InvalidJob InvalidPayload JobNotFound LeaseLost
+    InvalidFilter InvalidJob InvalidPayload JobNotFound LeaseLost
 """
 
 

@@ -44,7 +44,9 @@ def blocks(language: str, section: str | None = None) -> list[str]:
 (APP,) = blocks("python", "The smallest app")
 (ENQUEUE,) = blocks("python", "Enqueue")
 TASKS = blocks("python", "Tasks")
-EMBEDDED, LOOK, OWN = ([line.removeprefix("$ ") for line in block.splitlines()] for block in blocks("console"))
+EMBEDDED, LOOK, OWN, QUEUES, CANCEL = (
+    [line.removeprefix("$ ") for line in block.splitlines()] for block in blocks("console")
+)
 (SQL,) = blocks("sql")
 
 
@@ -210,6 +212,26 @@ def scraped(address: str, sample: str) -> float:
         if f"{one.name}{{{labels}}}" == sample:
             return one.value
     return 0.0
+
+
+def test_queues_are_listed_paused_resumed_and_purged(shell: Shell, dsn: str) -> None:
+    shell.run(f"export PGWORKER_DSN={shlex.quote(dsn)}")
+    for priority in ("1", "9"):
+        shell.run(f"pgworker enqueue shop.greet -q mail --priority {priority}")
+    printed = [shell.run(line) for line in QUEUES]
+    assert re.search(r"^mail +2 +0 +0 +0 +\S+ +2$", printed[0], re.MULTILINE)
+    assert "queue mail: 2 due, and no living worker serves this queue" in printed[0]
+    assert printed[1:] == ["paused mail\n", "resumed mail\n", "would purge 2\n", "purged 2\n"]
+
+
+def test_jobs_are_cancelled_by_id_and_by_what_they_have_in_common(shell: Shell, dsn: str) -> None:
+    shell.run(f"export PGWORKER_DSN={shlex.quote(dsn)}")
+    shell.run(f"export JOB_ID={shell.run('pgworker enqueue shop.greet').strip()}")
+    shell.run("pgworker enqueue shop.greet --org acme")
+    shell.run("pgworker enqueue shop.greet -q mail")
+    by_id, by_org, by_age = (shell.run(line) for line in CANCEL)
+    assert by_id == "cancelled: it waited, and will never run\n"
+    assert (by_org, by_age) == ("cancelled 1, asked to stop 0\n", "cancelled 0, asked to stop 0\n")
 
 
 def test_ci_runs_the_two_commands_at_the_top_word_for_word() -> None:

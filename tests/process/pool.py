@@ -29,8 +29,9 @@ _WITH_ALL_SETTINGS = """
 import json, sys
 from pgworker.cli.start import start_pool
 from pgworker.config.settings import PoolSettings
-dsn, app, settings = sys.argv[1:]
-sys.exit(start_pool(dsn, app, PoolSettings(**json.loads(settings)), starts_server=False))
+dsn, app, given = sys.argv[1:]
+settings = {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(given).items()}
+sys.exit(start_pool(dsn, app, PoolSettings(**settings), starts_server=False))
 """
 _SESSION = 3  # of /proc/PID/stat, counted from behind the name; the state is the first
 

@@ -18,9 +18,12 @@ from psycopg import Connection, sql
 from psycopg.abc import Params
 from psycopg.pq import TransactionStatus
 
+from pgworker.inspection.queues import Count, find_unserved
+from pgworker.lifecycle.cancel import cancel_waiting
 from pgworker.lifecycle.claim import Lanes, find_below_floor, find_dry_lanes, floor_of
 from pgworker.lifecycle.release import release_jobs
 from pgworker.lifecycle.settle import Next, check_settled
+from pgworker.model.selection import JobFilter
 from pgworker.model.state import Outcome
 from tests.sql.actors import Connect, Monitor, Worker, ask, enqueue
 
@@ -240,6 +243,41 @@ def test_a_look_for_dry_lanes_stops_at_the_first_row_that_is_ours_however_it_was
     assert len(dry) == len(LANES) - 1
     assert {scan.is_kept for scan in scans} == {True}
     assert_reads_no_more_than(scans, rows=1, buffers=10 * len(LANES))
+
+
+@scenarios
+def test_a_batch_of_a_purge_reads_what_it_purges_however_long_the_queue_has_become(
+    connect: Connect, scenario: Scenario
+) -> None:
+    admin = connect()
+    plain(admin)
+    scenario(admin)
+    user = connect()
+    admin.execute("delete from pgworker.job_queue where queue = 'default'")
+    fill_queue(admin, 20 * BATCH)
+    fill_queue(admin, ROWS, queue="else")
+    batches = cancel_waiting(user, JobFilter(queue="default"), "purged", batch=BATCH)
+    assert [next(batches) for _ in range(10)] == [BATCH] * 10
+    with explained(user) as scans:
+        assert next(batches) == BATCH
+    assert_reads_no_more_than(scans, rows=4 * BATCH, buffers=10 * BATCH)
+    assert sum(batches) == 9 * BATCH
+
+
+@scenarios
+def test_a_look_for_what_nobody_serves_reads_the_head_of_each_lane_however_long_the_queue_has_become(
+    connect: Connect, scenario: Scenario
+) -> None:
+    admin, monitor = connect(), connect()
+    plain(admin)
+    scenario(admin)
+    for _ in range(TIMES_TO_PREPARE):
+        find_unserved(monitor, ["default"], patience=20)
+    fill_queue(admin, ROWS)
+    fill_queue(admin, ROWS, priority=1)
+    with explained(monitor) as scans:
+        assert [one.jobs for one in find_unserved(monitor, ["default"], patience=20)] == [Count(2000, is_more=True)]
+    assert_reads_no_more_than(scans, rows=2 * 1000, buffers=1000)
 
 
 def floors_now(connection: Connection[Any], seconds: float = 0) -> tuple[list[int], list[int]]:

@@ -321,6 +321,7 @@ def test_a_heartbeat_under_way_does_not_raise_the_dead(connect: Connect) -> None
         "pids": [1],
         "slots": [0],
         "ages_us": [0],
+        "tasks_digests": [None],
     }
     with monitor.connection.transaction():
         monitor.connection.execute("update pgworker.worker_heartbeats set ended_at = now(), ended_how = 'killed'")

@@ -6,6 +6,7 @@ with found as (
      where %(statuses)s::text[] is null
        and (%(queue)s::text is null or queue = %(queue)s::text)
        and (%(task)s::text is null or task = %(task)s::text)
+       and (%(org_id)s::text is null or org_id = %(org_id)s::text)
      order by id desc limit %(limit)s)
     union all
     (select job_id from pgworker.job_queue
@@ -14,40 +15,45 @@ with found as (
            = any (%(statuses)s::text[])
        and (%(queue)s::text is null or queue = %(queue)s::text)
        and (%(task)s::text is null or task = %(task)s::text)
+       and (%(org_id)s::text is null or org_id = %(org_id)s::text)
      order by job_id desc limit %(limit)s)
     union all
     (select job_id from pgworker.dead_letter_jobs
      where 'dead_letter' = any (%(statuses)s::text[])
        and (%(queue)s::text is null or queue = %(queue)s::text)
        and (%(task)s::text is null or task = %(task)s::text)
+       and (%(org_id)s::text is null or org_id = %(org_id)s::text)
      order by job_id desc limit %(limit)s)
     union all
     (select held.job_id
      from (select held.job_id, held.execution
            from pgworker.job_leases lease, unnest(lease.job_ids, lease.executions) as held(job_id, execution)
            order by held.job_id desc) as held
-     cross join lateral (select queue, task from pgworker.jobs where id = held.job_id offset 0) as job
+     cross join lateral (select queue, task, org_id from pgworker.jobs where id = held.job_id offset 0) as job
      left join lateral (select e.execution from pgworker.job_executions e
                         where e.job_id = held.job_id and e.execution = held.execution offset 0) as settled on true
      where 'running' = any (%(statuses)s::text[])
        and settled.execution is null
        and (%(queue)s::text is null or job.queue = %(queue)s::text)
        and (%(task)s::text is null or job.task = %(task)s::text)
+       and (%(org_id)s::text is null or job.org_id = %(org_id)s::text)
      order by held.job_id desc limit %(limit)s)
     union all
     (select ended.job_id
      from pgworker.job_executions ended
-     cross join lateral (select queue, task from pgworker.jobs where id = ended.job_id offset 0) as job
+     cross join lateral (select queue, task, org_id from pgworker.jobs where id = ended.job_id offset 0) as job
      where %(statuses)s::text[] && array['succeeded', 'cancelled']
        and ended.outcome in ('succeeded', 'cancelled') and ended.outcome::text = any (%(statuses)s::text[])
        and (%(queue)s::text is null or job.queue = %(queue)s::text)
        and (%(task)s::text is null or job.task = %(task)s::text)
+       and (%(org_id)s::text is null or job.org_id = %(org_id)s::text)
      order by ended.job_id desc limit %(limit)s)
     union all
     (select id from pgworker.job_status
      where 'LOST' = any (%(statuses)s::text[]) and status = 'LOST'
        and (%(queue)s::text is null or queue = %(queue)s::text)
        and (%(task)s::text is null or task = %(task)s::text)
+       and (%(org_id)s::text is null or org_id = %(org_id)s::text)
      order by id desc limit %(limit)s)
 )
 select id, status, queue, task, org_id, priority, created_at, least(run_at, timestamptz '9999-12-30 00:00+00') as run_at,
