@@ -50,7 +50,7 @@ class JobTransactions:
         Waits while the database is away; raises Cancelled once the execution must end. Raises LeaseLost, with nothing
         committed, if another worker has the job by now.
         """
-        connection, transaction = self._begin(run, must_end)
+        connection, transaction = self._begin(claimed.row.org_id, run, must_end)
         started_ns = time.monotonic_ns() if run is None else run.since_ns
         pid = os.getpid()
         has_settled = False
@@ -94,8 +94,10 @@ class JobTransactions:
             self._connection.close()
             self._connection = None
 
-    def _begin(self, run: Run | None, must_end: Callable[[], bool]) -> tuple[Connection[Any], ExitStack]:
-        """The connection, and the transaction begun on it."""
+    def _begin(
+        self, org: str | None, run: Run | None, must_end: Callable[[], bool]
+    ) -> tuple[Connection[Any], ExitStack]:
+        """The connection, and the transaction begun on it: for this org, or expressly for none, and no other one."""
 
         def begin() -> tuple[Connection[Any], ExitStack]:
             connection = self._connected()
@@ -103,7 +105,9 @@ class JobTransactions:
             with ExitStack() as begun:
                 begun.enter_context(connection.transaction())
                 connection.execute(
-                    "select set_config('idle_in_transaction_session_timeout', %s, true)", [_idle_limit_ms(run)]
+                    "select set_config('idle_in_transaction_session_timeout', %s, true), "
+                    "set_config('pgworker.org_id', %s, true)",
+                    [_idle_limit_ms(run), org or ""],
                 )
                 return connection, begun.pop_all()
 

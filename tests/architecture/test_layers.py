@@ -21,7 +21,10 @@ TRANSACTION_CONTROL = {
         "'commit'",
     },
     "worker/transaction.py": {
-        "\"select set_config('idle_in_transaction_session_timeout', %s, true)\"",
+        (
+            "\"select set_config('idle_in_transaction_session_timeout', %s, true), "
+            "set_config('pgworker.org_id', %s, true)\""
+        ),
         "'discard all'",
     },
 }
