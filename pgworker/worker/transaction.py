@@ -77,15 +77,19 @@ class JobTransactions:
         """Make the connection as new, or drop it: nothing that a handler did to it reaches the next job."""
         connection = self._connection
         if connection is None or not self._is_used:
-            return
+            return None
         self._is_used = False
+        if connection.prepare_threshold is not None:  # the driver's list of statements would outlive DISCARD ALL
+            return self.close()
         try:
             if connection.info.transaction_status is not TransactionStatus.IDLE:
                 connection.rollback()
             connection.autocommit = True
             connection.execute("discard all")
             connection.isolation_level = IsolationLevel.READ_COMMITTED
+            connection.read_only = connection.deferrable = None
             connection.row_factory, connection.cursor_factory = tuple_row, psycopg.Cursor
+            connection.server_cursor_factory = psycopg.ServerCursor
         except psycopg.Error:
             self.close()
 
