@@ -20,10 +20,9 @@ from psycopg.rows import dict_row
 from pgworker.errors import Cancelled
 from pgworker.worker.lease import ClaimedJob
 from tests.sql.actors import Connect, ask
-from tests.sql.tenants import ORGS, Slot, Tenants, claim, protect_notes
+from tests.sql.tenants import MISCHIEF, ORGS, SEEN, Slot, Tenants, claim, is_fresh, make_mischief, protect_notes
 
 FORBIDDEN = psycopg.errors.InsufficientPrivilege
-SEEN = "select distinct org_id from shop.notes"
 
 
 @pytest.fixture
@@ -74,59 +73,6 @@ def test_after_the_handlers_own_commit_the_org_is_gone(tenants: Tenants, slot: S
     with slot.run(job) as connection:
         connection.execute("commit")
         assert ask(connection, SEEN) == []
-
-
-# What one job leaves behind, for the next one to find. Each is the last that a job does.
-MISCHIEF: dict[str, str] = {
-    "another org, for the session": "set pgworker.org_id = 'bolt'",
-    "another org, by a function": "select set_config('pgworker.org_id', 'bolt', false)",
-    "a role": "set role pgworker_worker",
-    "a role, by a function": "select set_config('role', 'pgworker_worker', false)",
-    "session authorization": "set session authorization default",
-    "search path": "set search_path = pg_temp",
-    "row security": "set row_security = off",
-    "a setting of its own": "set app.state = 'left behind'",
-    "a timeout": "set statement_timeout = '1h'",
-    "read only": "set default_transaction_read_only = on",
-    "isolation": "set default_transaction_isolation = 'serializable'",
-    "a temporary table": "create temp table notes as select * from shop.notes",
-    "a temporary view": "create temp view looks as select * from shop.notes",
-    "a temporary function": "create function pg_temp.look() returns text language sql return 'left behind'",
-    "a prepared statement": "prepare looks as select org_id from shop.notes",
-    "a cursor that outlives its transaction": "declare looks cursor with hold for select org_id from shop.notes",
-    "a cursor": "declare looks cursor for select org_id from shop.notes",
-    "a channel": "listen everything",
-    "an advisory lock": "select pg_try_advisory_lock(42)",
-    "its own commit": "commit",
-    "its own rollback": "rollback",
-    "its own commit, and a transaction of its own": "commit; begin; set pgworker.org_id = 'bolt'",
-    "a sequence's last value": "create temp sequence numbers; select nextval('numbers')",
-}
-
-FRESH = """
-select session_user = current_user, current_setting('role'), current_setting('search_path'),
-       current_setting('row_security'), coalesce(current_setting('app.state', true), ''),
-       current_setting('statement_timeout'), current_setting('transaction_read_only'),
-       current_setting('transaction_isolation'), pgworker.current_org(),
-       (select count(*) from pg_prepared_statements), (select count(*) from pg_cursors where name <> ''),
-       (select count(*) from pg_listening_channels()),
-       (select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()),
-       (select count(*) from pg_class where relnamespace = pg_my_temp_schema()),
-       (select count(*) from pg_proc where pronamespace = pg_my_temp_schema())
-"""
-AS_NEW = (True, "none", '"$user", public', "on", "", "0", "off", "read committed")
-
-
-def is_fresh(connection: Connection[Any], org: str | None) -> None:
-    """This transaction finds what it would on a new connection."""
-    (row,) = connection.execute(FRESH).fetchall()
-    assert type(row) is tuple
-    assert row == (*AS_NEW, org, 0, 0, 0, 0, 0, 0)
-
-
-def make_mischief(connection: Connection[Any], name: str) -> None:
-    for statement in MISCHIEF[name].split("; "):
-        connection.execute(statement.encode())
 
 
 ENDS: dict[str, BaseException | None] = {
