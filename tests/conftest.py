@@ -79,6 +79,33 @@ def connect(dsn: str) -> Iterator[Callable[[], psycopg.Connection[TupleRow]]]:
         yield lambda: connections.enter_context(psycopg.connect(dsn, autocommit=True))
 
 
+@pytest.fixture
+def roles_dsn(dsn: str) -> str:
+    """`dsn`, whose schema belongs to pgworker_owner."""
+    from pgworker.db.roles import make_roles
+
+    make_roles(dsn)
+    return dsn
+
+
+@pytest.fixture
+def login(roles_dsn: str) -> Iterator[Callable[..., str]]:
+    """Makes logins: `login("pgworker_worker")` is the conninfo string of a new one with this role and nothing else."""
+    made: list[str] = []
+
+    def make(*roles: str) -> str:
+        name = f"login_{next(_numbers)}"
+        made.append(name)
+        for statement in [f"create role {name} login", *(f"grant {role} to {name}" for role in roles)]:
+            _run(roles_dsn, statement)
+        return make_conninfo(roles_dsn, user=name)
+
+    yield make
+    for name in made:
+        for statement in (f"drop owned by {name}", f"drop role {name}"):
+            _run(roles_dsn, statement)
+
+
 @contextmanager
 def _open_directory() -> Iterator[Path]:
     """Unlike pytest's own, a directory that the unprivileged user reaches that a server of root runs as."""
@@ -98,5 +125,9 @@ def _database(server: embedded.Server, template: str) -> Iterator[str]:
 
 
 def _administer(server: embedded.Server, statement: str) -> None:
-    with psycopg.connect(server.dsn, autocommit=True) as connection:
+    _run(server.dsn, statement)
+
+
+def _run(dsn: str, statement: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute(statement.encode())

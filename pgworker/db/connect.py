@@ -97,7 +97,7 @@ def check_schema(connection: psycopg.Connection[Any]) -> None:
     """SchemaError unless the database's schema is the one that this package was written for."""
     newest = load.migrations()[-1].number
     try:
-        row = connection.execute("select max(version) from pgworker.schema_migrations").fetchone()
+        row = connection.execute("select pgworker.schema_version()").fetchone()
     except psycopg.Error as error:
         raise explain(error, connection.info.dsn) from error
     version = (row and row[0]) or 0
@@ -157,7 +157,7 @@ _ENCRYPTION = _Cause(ConfigurationError, "Check sslmode, sslrootcert and sslcert
 _FORBIDDEN = _Cause(
     ConfigurationError,
     "Grant the DSN's role what it lacks (connect and, to migrate, create on the database; "
-    "usage on the schema pgworker and rights in it), or name another role.",
+    "in the schema pgworker the rights of pgworker_enqueuer, pgworker_worker or pgworker_admin), or name another role.",
 )
 _CLOSED_SOCKET = _Cause(ConfigurationError, "Run this as the user who runs the server, or connect by TCP.")
 _NOT_MIGRATED = _Cause(SchemaError, "Run `pgworker migrate`.")

@@ -21,10 +21,21 @@ _LOCK_KEY = 0x7067776D69677261
 _SETTINGS = "set local search_path = pg_catalog, pg_temp"
 
 # CREATE ... IF NOT EXISTS wants the right to create even when there is nothing to create.
+# Whoever migrates acts as the owner of the schema, so that what he makes belongs to the same role as all the rest.
 _BOOKS = """\
-do $$ begin
-    if to_regnamespace('pgworker') is null then
+do $$
+declare
+    its_owner regrole := (select nspowner from pg_namespace where nspname = 'pgworker');
+begin
+    if its_owner is null then
         create schema pgworker;
+    elsif its_owner <> current_user::regrole then
+        begin
+            execute format('set local role %s', its_owner);
+        exception when insufficient_privilege then
+            raise exception 'the schema belongs to %: only who may SET ROLE to it can migrate', its_owner
+                using errcode = 'insufficient_privilege';
+        end;
     end if;
     if to_regclass('pgworker.schema_migrations') is null then
         create table pgworker.schema_migrations (
@@ -38,6 +49,8 @@ end $$;"""
 
 _RECORD = sql.SQL("insert into pgworker.schema_migrations (version, name, checksum) values ({}, {}, {});")
 
+_IS_SHARED = "select nspowner = to_regrole('pgworker_owner') from pg_namespace where nspname = 'pgworker'"
+
 _HOLDER = """\
 select activity.pid, coalesce(activity.application_name, ''), coalesce(activity.usename, '')
 from pg_catalog.pg_locks as held join pg_catalog.pg_stat_activity as activity using (pid)
@@ -47,17 +60,26 @@ where held.locktype = 'advisory' and held.granted and held.objsubid = 1
 """
 
 
-def migrate(dsn: str, *, migrations: Sequence[Migration] | None = None, lock_wait: float = 60.0) -> list[str]:
+def migrate(
+    dsn: str,
+    *,
+    migrations: Sequence[Migration] | None = None,
+    grants: str | None = None,
+    lock_wait: float = 60.0,
+) -> list[str]:
     """Apply what is missing, each migration in its own transaction; the names of those that this call applied.
 
-    Needs no superuser: CREATE on the database, or ownership of the schema `pgworker` once it is there.
+    Needs no superuser: CREATE on the database, or ownership of the schema `pgworker` once it is there. Where
+    pgworker_owner owns it, the last migration's transaction runs `grants` too: no role lacks a right, not for a moment.
     `lock_wait`: seconds to wait for another migration of this database before each of ours.
     Raises SchemaError when the database holds a migration that this package doesn't have, or has with another text.
     """
     steps = load.migrations() if migrations is None else migrations
     with connect(dsn, application_name="pgworker migrate", prepare_threshold=None) as connection:
         refuse_old_server(connection.info.server_version)
-        return [step.name for step in _pending(connection, steps) if _apply(connection, step, steps, lock_wait)]
+        rights = load.script("grants") if grants is None else grants
+        pending = _pending(connection, steps)
+        return [step.name for step in pending if _apply(connection, step, steps, rights, lock_wait)]
 
 
 def script(migrations: Sequence[Migration]) -> str:
@@ -75,6 +97,15 @@ def refuse_old_server(version: int) -> None:
         )
 
 
+SCRIPT_BEGIN = "\n".join(
+    [
+        "begin isolation level read committed;",
+        f"{_SETTINGS};",
+        f"select pg_advisory_xact_lock({_LOCK_KEY});",
+    ]
+)
+"""How a transaction of a printed script begins: as `begin_change`."""
+
 _SCRIPT_HEAD = """\
 -- Migrations of pgworker, each in its own transaction. Run with psql; a second run stops at the first insert.
 \\set ON_ERROR_STOP on"""
@@ -84,9 +115,7 @@ def _script_of(step: Migration) -> str:
     return "\n".join(
         [
             f"-- {step.name}",
-            "begin isolation level read committed;",
-            f"{_SETTINGS};",
-            f"select pg_advisory_xact_lock({_LOCK_KEY});",
+            SCRIPT_BEGIN,
             _BOOKS,
             _record(step),
             step.text.rstrip(),
@@ -128,17 +157,25 @@ def _applied(connection: Connection) -> dict[int, tuple[str, str]]:
     return {version: (name, checksum) for version, name, checksum in rows}
 
 
-def _apply(connection: Connection, step: Migration, steps: Sequence[Migration], lock_wait: float) -> bool:
+def begin_change(connection: Connection, lock_wait: float) -> None:
+    """Begin a transaction that nobody else changes the schema beside, with names that mean the catalogs' own."""
+    connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
+    connection.execute(_SETTINGS)
+    _lock(connection, lock_wait)
+
+
+def _apply(connection: Connection, step: Migration, steps: Sequence[Migration], grants: str, lock_wait: float) -> bool:
     """Apply `step`, unless somebody did while we waited for the lock: False."""
     try:
-        connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
-        connection.execute(_SETTINGS)
-        _lock(connection, lock_wait)
+        begin_change(connection, lock_wait)
         connection.execute(_BOOKS)
-        missing = step in _pending(connection, steps)
+        pending = _pending(connection, steps)
+        missing = step in pending
         if missing:
             connection.execute(step.text.encode())  # no parameters: one simple query, in which % means nothing
             connection.execute(_record(step).encode())
+        if pending == [step] and connection.execute(_IS_SHARED).fetchone() == (True,):
+            connection.execute(grants.encode())
         connection.execute("COMMIT")
     except psycopg.Error as error:
         why = explain(error, connection.info.dsn)

@@ -1,4 +1,4 @@
-"""The SQL of the package, by name: one statement per file in `queries/`, numbered scripts in `migrations/`."""
+"""The SQL of the package, by name: a statement per file in `queries/`, numbered `migrations/`, scripts for roles."""
 
 from __future__ import annotations
 
@@ -35,6 +35,12 @@ def query(name: str) -> str:
     while lines and (not lines[0].strip() or lines[0].startswith("--")):
         del lines[0]
     return "\n".join(lines).rstrip()
+
+
+@cache
+def script(name: str) -> str:
+    """The script in `<name>.sql`: `roles` or `grants`."""
+    return (files("pgworker.sql") / f"{name}.sql").read_text("utf-8")
 
 
 @cache

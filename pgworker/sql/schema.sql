@@ -9,6 +9,21 @@ create type pgworker.execution_outcome as enum ('succeeded', 'failed', 'timed_ou
 
 -- tables
 
+create table pgworker.dead_letter_hooks (
+    task text not null,
+    handler text not null,
+    queue text not null,
+    priority smallint not null,
+    max_attempts smallint not null,
+    timeout_ms bigint,
+    constraint dead_letter_hooks_check CHECK (((handler <> task) AND ((length(handler) >= 1) AND (length(handler) <= 256)) AND (handler !~ '[^A-Za-z0-9_.:-]'::text))),
+    constraint dead_letter_hooks_max_attempts_check CHECK ((max_attempts > 0)),
+    constraint dead_letter_hooks_pkey PRIMARY KEY (task),
+    constraint dead_letter_hooks_priority_check CHECK (((priority >= 0) AND (priority <= 9))),
+    constraint dead_letter_hooks_queue_check CHECK ((((length(queue) >= 1) AND (length(queue) <= 128)) AND (queue !~ '[^A-Za-z0-9_.:-]'::text))),
+    constraint dead_letter_hooks_timeout_ms_check CHECK ((timeout_ms > 0))
+);
+
 create table pgworker.dead_letter_jobs (
     job_id uuid not null,
     died_at timestamp with time zone not null,
@@ -79,6 +94,20 @@ create table pgworker.job_leases (
     constraint job_leases_pkey PRIMARY KEY (lease_id)
 )
 with (vacuum_truncate=off, fillfactor=70, autovacuum_vacuum_scale_factor=0.01, autovacuum_vacuum_threshold=1000, autovacuum_vacuum_cost_delay=0);
+
+create table pgworker.job_progress (
+    job_id uuid not null,
+    execution integer not null,
+    fraction real not null,
+    message text not null,
+    checkpoint jsonb,
+    updated_at timestamp with time zone not null,
+    constraint job_progress_checkpoint_check CHECK ((pg_column_size(checkpoint) <= (512 * 1024))),
+    constraint job_progress_fraction_check CHECK (((fraction >= (0)::double precision) AND (fraction <= (1)::double precision))),
+    constraint job_progress_message_check CHECK ((length(message) <= 1000)),
+    constraint job_progress_pkey PRIMARY KEY (job_id)
+)
+with (fillfactor=50, vacuum_truncate=off, autovacuum_vacuum_scale_factor=0.05, autovacuum_vacuum_threshold=500, autovacuum_vacuum_cost_delay=0);
 
 create table pgworker.job_queue (
     job_id uuid not null,
@@ -165,6 +194,13 @@ create table pgworker.schema_migrations (
     constraint schema_migrations_pkey PRIMARY KEY (version)
 );
 
+create table pgworker.served_tasks (
+    digest bigint not null,
+    tasks text[] not null,
+    announced_at timestamp with time zone not null default clock_timestamp(),
+    constraint served_tasks_pkey PRIMARY KEY (digest)
+);
+
 create table pgworker.worker_heartbeats (
     worker_id uuid not null,
     pool_id uuid not null,
@@ -177,6 +213,7 @@ create table pgworker.worker_heartbeats (
     beat_at timestamp with time zone not null,
     ended_at timestamp with time zone,
     ended_how text,
+    tasks_digest bigint,
     constraint worker_heartbeats_pkey PRIMARY KEY (worker_id)
 )
 with (vacuum_truncate=off, fillfactor=50);
@@ -308,6 +345,12 @@ begin
     return made;
 end $function$;
 
+CREATE OR REPLACE FUNCTION pgworker.current_org()
+ RETURNS text
+ LANGUAGE sql
+ STABLE PARALLEL SAFE
+RETURN NULLIF(current_setting('pgworker.org_id'::text, true), ''::text);
+
 CREATE OR REPLACE FUNCTION pgworker.enqueue(task text, payload jsonb DEFAULT '{}'::jsonb, queue text DEFAULT 'default'::text, priority integer DEFAULT 5, run_at timestamp with time zone DEFAULT NULL::timestamp with time zone, max_attempts integer DEFAULT 25, timeout interval DEFAULT '00:30:00'::interval, org_id text DEFAULT NULL::text, headers jsonb DEFAULT NULL::jsonb, id uuid DEFAULT NULL::uuid)
  RETURNS uuid
  LANGUAGE sql
@@ -319,6 +362,36 @@ AS $function$
         array[max_attempts::smallint], array[(extract(epoch from timeout) * 1000)::bigint],
         array[org_id], array[headers], array[id]))[1]
 $function$;
+
+CREATE OR REPLACE FUNCTION pgworker.enqueue_dead_letter_hook()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+declare
+    hook pgworker.dead_letter_hooks;
+    letter jsonb;
+begin
+    select * into hook from pgworker.dead_letter_hooks where dead_letter_hooks.task = new.task;
+    if not found then
+        return null;
+    end if;
+    letter := jsonb_build_object(
+        'id', new.job_id, 'task', new.task, 'queue', new.queue, 'payload', new.payload, 'org_id', new.org_id,
+        'headers', new.headers, 'execution', new.execution, 'failures', new.failures, 'max_attempts', new.max_attempts,
+        'outcome', new.outcome, 'error', new.error, 'cause', new.cause, 'created_at', new.created_at,
+        'died_at', new.died_at);
+    if pg_column_size(letter) > 8 * 1024 * 1024 - 1024 then
+        letter := letter || '{"payload": null}';
+    end if;
+    perform pgworker.enqueue_many(
+        tasks => array[hook.handler], payloads => array[jsonb_build_object('dead', letter)],
+        queues => array[hook.queue], priorities => array[hook.priority], run_ats => array[null::timestamptz],
+        max_attempts => array[hook.max_attempts], timeouts_ms => array[hook.timeout_ms], org_ids => array[new.org_id],
+        headers => array[new.headers], ids => array[null::uuid]);
+    return null;
+end $function$;
 
 CREATE OR REPLACE FUNCTION pgworker.enqueue_many(tasks text[], payloads jsonb[], queues text[], priorities smallint[], run_ats timestamp with time zone[], max_attempts smallint[], timeouts_ms bigint[], org_ids text[], headers jsonb[], ids uuid[])
  RETURNS uuid[]
@@ -376,6 +449,7 @@ CREATE OR REPLACE FUNCTION pgworker.job_status(id uuid)
  RETURNS text
  LANGUAGE sql
  STABLE PARALLEL SAFE
+ SET search_path TO 'pg_catalog', 'pg_temp'
 AS $function$
     select case
         when exists (select from pgworker.dead_letter_jobs d where d.job_id = $1) then 'dead_letter'
@@ -392,6 +466,92 @@ AS $function$
     left join lateral (select x.execution, x.outcome from pgworker.job_executions x where x.job_id = asked.id
                        order by x.execution desc limit 1) e on true
 $function$;
+
+CREATE OR REPLACE FUNCTION pgworker.protect_table(target regclass, org_column name DEFAULT 'org_id'::name)
+ RETURNS void
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+declare
+    org pg_attribute;
+    value text := 'pgworker.current_org()';
+    condition text;
+    part regclass;
+    named text;
+begin
+    if not exists (select from pg_class where oid = target and relkind in ('r', 'p')) then
+        raise exception '% is not a table. Protect the tables under it.', target using errcode = 'wrong_object_type';
+    end if;
+    if exists (select from pg_class where oid = target and relnamespace = 'pgworker'::regnamespace) then
+        raise exception '% is a table of pgworker itself, which grants protect: see pgworker migrate --roles.', target
+            using errcode = 'wrong_object_type';
+    end if;
+    select inhparent::regclass into named from pg_inherits where inhrelid = target;
+    if named is not null then
+        raise exception '% is a part of %. Protect that one: its parts are protected with it.', target, named
+            using errcode = 'wrong_object_type';
+    end if;
+    select * into org from pg_attribute where attrelid = target and attname = org_column and attnum > 0 and not attisdropped;
+    if org.attname is null then
+        raise exception '% has no column %. Add it (alter table % add column % text not null), or name another one.',
+            target, quote_ident(org_column), target, quote_ident(org_column) using errcode = 'undefined_column';
+    end if;
+    if org.atttypid not in ('text'::regtype, 'varchar'::regtype, 'uuid'::regtype, 'integer'::regtype, 'bigint'::regtype) then
+        raise exception 'the column % of % is of type %. It must be text, varchar, uuid, integer or bigint.',
+            quote_ident(org_column), target, org.atttypid::regtype using errcode = 'datatype_mismatch';
+    end if;
+    if org.atttypid not in ('text'::regtype, 'varchar'::regtype) then
+        value := format('%s::%s', value, org.atttypid::regtype);
+    end if;
+    condition := format('%I = %s', org_column, value);
+
+    for part in
+        with recursive tree(oid) as (
+            select target::oid union all select inhrelid from pg_inherits join tree on inhparent = tree.oid
+        ) select oid::regclass from tree
+    loop
+        execute format('alter table %s enable row level security, force row level security', part);
+        for named in
+            select polname from pg_policy where polrelid = part and polname in ('pgworker_org', 'pgworker_org_rows')
+        loop
+            execute format('drop policy %I on %s', named, part);
+        end loop;
+        execute format('create policy pgworker_org on %s as restrictive using (%s) with check (%s)', part, condition, condition);
+        if not exists (select from pg_policy where polrelid = part and polpermissive) then
+            execute format('create policy pgworker_org_rows on %s using (%s) with check (%s)', part, condition, condition);
+        end if;
+        -- TRUNCATE asks no policy. The owner keeps it, as he keeps ALTER TABLE.
+        for named in
+            select distinct case acl.grantee when 0 then 'public' else acl.grantee::regrole::text end
+            from pg_class cross join aclexplode(relacl) as acl
+            where pg_class.oid = part and acl.privilege_type = 'TRUNCATE' and acl.grantee <> relowner
+        loop
+            execute format('revoke truncate on %s from %s cascade', part, named);
+        end loop;
+    end loop;
+    if not org.atthasdef and org.attidentity = '' then
+        execute format('alter table %s alter column %I set default %s', target, org_column, value);
+    end if;
+
+    for named in
+        select indexrelid::regclass from pg_index where indrelid = target and indisunique and indkey[0] <> org.attnum
+    loop
+        raise warning 'the unique key % of % does not begin with %: a violation tells one org what another one has.',
+            named, target, quote_ident(org_column)
+            using hint = format('Make it unique over (%I, …) instead.', org_column);
+    end loop;
+    if not exists (select from pg_index where indrelid = target and indisvalid and indpred is null and indkey[0] = org.attnum) then
+        raise notice 'no index of % begins with %: each query reads the rows of all orgs.', target, quote_ident(org_column)
+            using hint = format('create index on %s (%I, …)', target, org_column);
+    end if;
+end $function$;
+
+CREATE OR REPLACE FUNCTION pgworker.schema_version()
+ RETURNS integer
+ LANGUAGE sql
+ STABLE SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'pg_temp'
+RETURN (SELECT max(schema_migrations.version) AS max FROM pgworker.schema_migrations);
 
 CREATE OR REPLACE FUNCTION pgworker.somebody_sleeps(queue text)
  RETURNS boolean
@@ -437,6 +597,11 @@ CREATE OR REPLACE FUNCTION pgworker.uuid7_time_half(at timestamp with time zone)
 RETURN ((((((date_part('epoch'::text, at) * (1000000)::double precision))::bigint / 1000) << 16) | (28672)::bigint) | (((((date_part('epoch'::text, at) * (1000000)::double precision))::bigint % (1000)::bigint) * 4096) / 1000));
 
 
+-- triggers and policies
+
+CREATE TRIGGER enqueue_hook AFTER INSERT ON pgworker.dead_letter_jobs FOR EACH ROW EXECUTE FUNCTION pgworker.enqueue_dead_letter_hook();
+
+
 -- comments
 
 comment on column pgworker.job_executions.cause is 'why an execution ended that could not say so itself';
@@ -447,16 +612,35 @@ comment on column pgworker.job_leases.job_ids is 'in run order; executions and f
 
 comment on column pgworker.job_leases.lease_id is 'the fencing token: random, made by the worker before it asks';
 
+comment on column pgworker.job_progress.execution is 'the execution that said so';
+
 comment on column pgworker.job_queue.execution is 'the number that the next execution gets';
 
 comment on column pgworker.job_queue.failures is 'failures charged so far';
 
+comment on column pgworker.worker_heartbeats.tasks_digest is 'names the list in served_tasks; null: not known yet';
+
 comment on column pgworker.worker_heartbeats.worker_id is 'one process incarnation: never a host name and a pid, which come back';
+
+comment on function pgworker.current_org() is 'the org that this transaction works for; null: none, which sees nothing';
 
 comment on function pgworker.enqueue(text,jsonb,text,integer,timestamp with time zone,integer,interval,text,jsonb,uuid) is 'Enqueue one job in this transaction; timeout => null means none. For psql, triggers and other languages.';
 
 comment on function pgworker.job_status(uuid) is 'the status of one job; null: no such job';
 
+comment on function pgworker.protect_table(regclass,name) is 'FORCE ROW LEVEL SECURITY on a table of one''s own: a transaction sees and writes the rows of pgworker.current_org() only';
+
 comment on function pgworker.uuid7_first(timestamp with time zone) is 'the lower bound of the ids of this time: the border of a partition';
 
+comment on table pgworker.dead_letter_hooks is 'what is enqueued when a job of a task is given up; the checks are those of pgworker.jobs, so that it never fails there';
+
+comment on table pgworker.served_tasks is 'lists of tasks, each as some worker announced it when it connected';
+
 comment on type pgworker.execution_outcome is 'failed, timed_out and crashed are charged against max_attempts; lost, released and snoozed are not';
+
+
+-- rights of others than the owner
+
+grant execute on function pgworker.current_org() to public;
+
+grant execute on function pgworker.protect_table(regclass,name) to public;

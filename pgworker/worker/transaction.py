@@ -87,15 +87,19 @@ class JobTransactions:
         """Make the connection as new, or drop it: nothing that a handler did to it reaches the next job."""
         connection = self._connection
         if connection is None or not self._is_used:
-            return
+            return None
         self._is_used = False
+        if connection.prepare_threshold is not None:  # the driver's list of statements would outlive DISCARD ALL
+            return self.close()
         try:
             if connection.info.transaction_status is not TransactionStatus.IDLE:
                 connection.rollback()
             connection.autocommit = True
             connection.execute("discard all")
             connection.isolation_level = IsolationLevel.READ_COMMITTED
+            connection.read_only = connection.deferrable = None
             connection.row_factory, connection.cursor_factory = tuple_row, psycopg.Cursor
+            connection.server_cursor_factory = psycopg.ServerCursor
         except psycopg.Error:
             self.close()
 
@@ -105,7 +109,7 @@ class JobTransactions:
             self._connection = None
 
     def _begin(self, execution: Settleable) -> tuple[Connection[Any], ExitStack]:
-        """The connection, and the transaction begun on it."""
+        """The connection, and the transaction begun on it: for the org of this job, or expressly for none."""
 
         def begin() -> tuple[Connection[Any], ExitStack]:
             connection = self._connected()
@@ -169,8 +173,11 @@ def settlement_of(execution: Settleable) -> Settlement:
 
 
 def settings_of(execution: Settleable) -> tuple[LiteralString, list[str]]:
-    """The statement, and its parameters, that makes a transaction this execution's own."""
-    return "select set_config('idle_in_transaction_session_timeout', %s, true)", [str(execution.idle_limit_ms)]
+    """The statement, and its parameters, that makes a transaction this execution's own, and that of its job's org."""
+    return (
+        "select set_config('idle_in_transaction_session_timeout', %s, true), set_config('pgworker.org_id', %s, true)",
+        [str(execution.idle_limit_ms), execution.claimed.row.org_id or ""],
+    )
 
 
 def lease_is_gone(settlement: Settlement) -> LeaseLost:

@@ -68,13 +68,19 @@ class AsyncJobTransactions:
         if connection is None or not self._is_used:
             return
         self._is_used = False
+        if connection.prepare_threshold is not None:  # the driver's list of statements would outlive DISCARD ALL
+            await self.close()
+            return
         try:
             if connection.info.transaction_status is not TransactionStatus.IDLE:
                 await connection.rollback()
             await connection.set_autocommit(True)
             await connection.execute("discard all")
             await connection.set_isolation_level(IsolationLevel.READ_COMMITTED)
+            await connection.set_read_only(None)
+            await connection.set_deferrable(None)
             connection.row_factory, connection.cursor_factory = tuple_row, psycopg.AsyncCursor
+            connection.server_cursor_factory = psycopg.AsyncServerCursor
         except psycopg.Error:
             await self.close()
 

@@ -17,6 +17,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -24,6 +25,7 @@ from urllib.request import urlopen
 import psycopg
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from psycopg.conninfo import make_conninfo
 
 from pgworker import errors
 from tests.process.pool import Pool, eventually
@@ -34,20 +36,33 @@ THEIR_DSN = "postgresql://app@db.example/app"
 THEIR_PORT = "127.0.0.1:9464"
 
 
-def blocks(language: str, section: str | None = None) -> list[str]:
-    """The blocks of code, of the whole page or of the section of this name."""
-    text = README if section is None else README.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+SECTIONS = {title: text for title, _, text in (part.partition("\n") for part in README.split("\n## ")[1:])}
+
+
+def blocks(section: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", SECTIONS[section], re.MULTILINE | re.DOTALL)
+
+
+def commands(section: str) -> list[list[str]]:
+    return [[line.removeprefix("$ ") for line in block.splitlines()] for block in blocks(section, "console")]
 
 
 # Unpacked, so that one block more or fewer is an error of this module.
-(APP,) = blocks("python", "The smallest app")
-(ENQUEUE,) = blocks("python", "Enqueue")
-TASKS = blocks("python", "Tasks")
-EMBEDDED, LOOK, OWN, QUEUES, CANCEL = (
-    [line.removeprefix("$ ") for line in block.splitlines()] for block in blocks("console")
+(APP,) = blocks("The smallest app", "python")
+EMBEDDED, LOOK, OWN = commands("The smallest app")
+(ENQUEUE,) = blocks("Enqueue", "python")
+(SQL,) = blocks("Enqueue", "sql")
+((MAKE_ROLES,),) = commands("Tenants and roles")
+(COUNT_ORDERS,) = blocks("Tenants and roles", "python")
+LOGINS, ORDERS, IN_AN_ORG = blocks("Tenants and roles", "sql")
+TASKS = blocks("Tasks", "python")
+(QUEUES,) = commands("Queues")
+(CANCEL,) = commands("Cancel")
+TRIED = (
+    *(APP, *EMBEDDED, *LOOK, *OWN, ENQUEUE, SQL),
+    *(MAKE_ROLES, COUNT_ORDERS, LOGINS, ORDERS, IN_AN_ORG),
+    *(*TASKS, *QUEUES, *CANCEL),
 )
-(SQL,) = blocks("sql")
 
 
 class Shell:
@@ -201,6 +216,52 @@ def greet_in_sql(dsn: str) -> object:
         found = connection.execute("select count(*) from pgworker.jobs where id = any(%s)", [[undone[0][0], job_id]])
         assert found.fetchall() == [(1,)]
     return job_id
+
+
+def test_logins_have_the_rights_of_their_roles_and_a_job_counts_the_orders_of_its_org(
+    shell: Shell, blank_dsn: str
+) -> None:
+    (shell.directory / "shop.py").write_text(APP + COUNT_ORDERS)
+    shell.run(f"export PGWORKER_DSN={shlex.quote(blank_dsn)}")
+    assert "grant pgworker_worker to" in shell.run(MAKE_ROLES)
+    with psycopg.connect(blank_dsn, autocommit=True) as connection:
+        for block in (LOGINS, ORDERS):
+            connection.execute(block.encode())
+        try:
+            shell.run(f"export PGWORKER_DSN={shlex.quote(make_conninfo(blank_dsn, user='pool'))}")
+            pool = shell.start("pgworker start --app shop:app -w 2 --metrics-listen off")
+            for org, other in (("acme", "bolt"), ("bolt", "acme"), ("bolt", "acme")):
+                with psycopg.connect(make_conninfo(blank_dsn, user="web"), autocommit=True) as web:
+                    number = len(orders(connection, org)) + 1
+                    block = IN_AN_ORG.replace("'acme'", f"'{org}'").replace("(1)", f"({number})")
+                    web.execute(block.encode())
+                    assert web.execute("select from orders").fetchall() == []
+                others = orders(connection, other)
+                eventually(partial(has_orders, connection, org, number + 1), "the order that the job has written")
+                assert orders(connection, org) == [*range(1, number + 2)]
+                assert orders(connection, other) == others
+            pool.send(signal.SIGTERM)
+            assert pool.wait() == 0
+        finally:
+            for role in ("web", "pool"):
+                connection.execute(f"drop owned by {role}".encode())
+                connection.execute(f"drop role {role}".encode())
+
+
+def orders(connection: psycopg.Connection[Any], org: str) -> list[int]:
+    """As a superuser sees them: of any org."""
+    found = connection.execute("select number from orders where org_id = %s order by number", [org])
+    return [number for (number,) in found]
+
+
+def has_orders(connection: psycopg.Connection[Any], org: str, count: int) -> bool:
+    return len(orders(connection, org)) == count
+
+
+def test_every_block_is_tried() -> None:
+    found = re.findall(r"^```\w+\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    tried = "".join(TRIED).replace("\n", "")
+    assert [block for block in found if block.replace("$ ", "").replace("\n", "") not in tried] == []
 
 
 def scraped(address: str, sample: str) -> float:

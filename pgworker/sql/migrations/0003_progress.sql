@@ -14,3 +14,5 @@ create table pgworker.job_progress (
     autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 500, autovacuum_vacuum_cost_delay = 0
 );
 comment on column pgworker.job_progress.execution is 'the execution that said so';
+
+revoke all on pgworker.job_progress from public;
