@@ -12,15 +12,21 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pgworker.app.app import App
     from pgworker.app.context import Context
+    from pgworker.app.handle import JobHandle
     from pgworker.app.task import Enqueuer, Task
     from pgworker.errors import (
+        AppClosed,
         Cancelled,
         ConfigurationError,
         DatabaseUnavailable,
         Discard,
+        ErrorRecord,
         InvalidJob,
         InvalidPayload,
+        InvalidResult,
+        JobCancelled,
         JobControl,
+        JobFailed,
         JobNotFound,
         LeaseLost,
         PgworkerError,
@@ -28,14 +34,17 @@ if TYPE_CHECKING:
         Retry,
         SchemaError,
         Snooze,
+        WaitTimeout,
     )
     from pgworker.model.job import Job, JobRequest
     from pgworker.model.retry import Backoff
-    from pgworker.model.state import CancelReason
+    from pgworker.model.state import CancelAnswer, CancelReason, Status
 
 __all__ = [
     "App",
+    "AppClosed",
     "Backoff",
+    "CancelAnswer",
     "CancelReason",
     "Cancelled",
     "ConfigurationError",
@@ -43,10 +52,15 @@ __all__ = [
     "DatabaseUnavailable",
     "Discard",
     "Enqueuer",
+    "ErrorRecord",
     "InvalidJob",
     "InvalidPayload",
+    "InvalidResult",
     "Job",
+    "JobCancelled",
     "JobControl",
+    "JobFailed",
+    "JobHandle",
     "JobNotFound",
     "JobRequest",
     "LeaseLost",
@@ -55,17 +69,22 @@ __all__ = [
     "Retry",
     "SchemaError",
     "Snooze",
+    "Status",
     "Task",
+    "WaitTimeout",
 ]
 
 _HOMES = {
     "App": "app.app",
     "Backoff": "model.retry",
+    "CancelAnswer": "model.state",
     "CancelReason": "model.state",
     "Context": "app.context",
     "Enqueuer": "app.task",
     "Job": "model.job",
+    "JobHandle": "app.handle",
     "JobRequest": "model.job",
+    "Status": "model.state",
     "Task": "app.task",
 }
 """The modules of the names that are no errors."""

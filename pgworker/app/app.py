@@ -13,14 +13,18 @@ from typing import Any, Concatenate, Protocol, overload
 from uuid import UUID
 
 from pgworker.app.arguments import arguments_of, named_arguments, refuse_coroutine
+from pgworker.app.connections import Connections
 from pgworker.app.context import Context
+from pgworker.app.handle import JobHandle, Jobs
 from pgworker.app.options import ShouldRetry, task_options
-from pgworker.app.producer import Producer, SyncTarget, check_target, enqueue_on
+from pgworker.app.producer import Producer
+from pgworker.app.targets import Target
 from pgworker.app.task import P, R, Task
 from pgworker.config.sources import resolve_dsn
 from pgworker.errors import ConfigurationError, InvalidJob, RegistrationError
 from pgworker.model.job import DEFAULT_PRIORITY, DEFAULT_QUEUE, Job, JobRequest
 from pgworker.model.names import check_task
+from pgworker.model.payload import decode
 from pgworker.model.retry import DEFAULT_MAX_ATTEMPTS, DEFAULT_TIMEOUT, Backoff
 
 _DEFAULT_BACKOFF = Backoff()
@@ -53,7 +57,9 @@ class App:
     def __init__(self, dsn: str | None = None) -> None:
         self._given_dsn = dsn
         self._tasks: dict[str, Task[..., Any]] = {}
-        self._producer = Producer(lambda: self.dsn)
+        self._connections = Connections(lambda: self.dsn)
+        self._jobs = Jobs(self._connections, self._read_result)
+        self._producer = Producer(self._connections, self._jobs)
 
     @property
     def dsn(self) -> str:
@@ -154,30 +160,54 @@ class App:
         arguments = named_arguments(name)
         return self._add(Task(name, handler.handle, options, arguments, self._producer, takes_job=True))
 
-    def enqueue_many(self, requests: Iterable[JobRequest], connection: SyncTarget | None = None) -> list[UUID]:
-        """Store jobs, a thousand per statement, and return their ids in order.
+    def enqueue_many(self, requests: Iterable[JobRequest], connection: Target | None = None) -> list[JobHandle[Any]]:
+        """Store jobs, a thousand per statement, and return their handles in order.
 
-        All of them or none, in the transaction of `connection`, a psycopg connection or cursor, or in one of its own.
+        All of them or none, in the transaction of `connection`, whatever `task.using` takes, or in one of its own.
         InvalidJob for a job that PostgreSQL refuses.
         """
-        jobs = list(requests)
-        for job in jobs:
-            if not isinstance(job, JobRequest):
-                raise TypeError(f"enqueue_many takes jobs as made by task.job(...), not {type(job).__qualname__}")
-        if connection is None:
-            return self._producer.enqueue(jobs)
-        check_target(connection)
-        return enqueue_on(connection, jobs)
+        return self._producer.enqueue(_requests(requests), connection)
+
+    async def enqueue_many_async(
+        self, requests: Iterable[JobRequest], connection: Target | None = None
+    ) -> list[JobHandle[Any]]:
+        """As `enqueue_many`; on an asynchronous connection, or in a thread if none is named."""
+        return await self._producer.enqueue_async(_requests(requests), connection)
+
+    def job(self, job_id: UUID | str) -> JobHandle[Any]:
+        """A handle for the job with this id. Whether there is one is asked by its methods.
+
+        JobNotFound for a string that is no UUID. `wait()` returns plain JSON: which task it is of is not known here.
+        """
+        return self._jobs.named(job_id)
 
     def close(self) -> None:
-        """Close the App's own connections, if there are any. The next enqueue without a connection opens them again."""
-        self._producer.close()
+        """Close the App's own connections, if there are any. The next use opens them again.
+
+        Whoever waits for a job in this process gets AppClosed.
+        """
+        self._jobs.results.close()
+        self._connections.close()
+
+    def _read_result(self, task: str | None, text: str | None) -> Any:
+        known = self._tasks.get(task) if task else None
+        if known is not None:
+            return known.read_result(text)
+        return None if text is None else decode(text)
 
     def _add(self, task: Task[..., Any]) -> Task[..., Any]:
         if task.name in self._tasks:
             raise RegistrationError(f"a task named {task.name} is registered already; pass another one with name=...")
         self._tasks[task.name] = task
         return task
+
+
+def _requests(given: Iterable[JobRequest]) -> list[JobRequest]:
+    requests = list(given)
+    for request in requests:
+        if not isinstance(request, JobRequest):
+            raise TypeError(f"enqueue_many takes jobs as made by task.job(...), not {type(request).__qualname__}")
+    return requests
 
 
 def _refuse_what_is_no_function(function: object) -> None:

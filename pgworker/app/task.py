@@ -22,8 +22,11 @@ from msgspec import UNSET, UnsetType
 
 from pgworker.app.arguments import Arguments
 from pgworker.app.context import Context
+from pgworker.app.handle import JobHandle
 from pgworker.app.options import TaskOptions, job_options
-from pgworker.app.producer import Producer, Target, check_target, enqueue_on, enqueue_on_async
+from pgworker.app.producer import Producer
+from pgworker.app.returns import Returns
+from pgworker.app.targets import Target, check_target
 from pgworker.model.job import Job, JobRequest
 from pgworker.model.payload import encode_payload
 
@@ -31,7 +34,7 @@ P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
 
 
-class Enqueuer(Generic[P]):
+class Enqueuer(Generic[P, R]):
     """A task with options and a place to go: enqueues any number of jobs. Immutable."""
 
     def __init__(
@@ -42,8 +45,9 @@ class Enqueuer(Generic[P]):
         self._template = template
         self._target = target
 
-    def using(self, target: Target) -> Enqueuer[P]:
-        """Enqueue on this psycopg connection or cursor, in the transaction that it is in."""
+    def using(self, target: Target) -> Enqueuer[P, R]:
+        """Enqueue in the transaction of a connection or cursor of psycopg, synchronous or not, or of what holds one: a
+        session or connection of SQLAlchemy, `django.db.connection`. TypeError for anything else."""
         check_target(target)
         return Enqueuer(self._arguments, self._producer, self._template, target)
 
@@ -58,7 +62,7 @@ class Enqueuer(Generic[P]):
         org_id: str | UnsetType | None = UNSET,
         headers: Mapping[str, Any] | UnsetType | None = UNSET,
         id: UUID | UnsetType | None = UNSET,  # noqa: A002  the name of the column
-    ) -> Enqueuer[P]:
+    ) -> Enqueuer[P, R]:
         """The same with other options than the task's; what was set before stays. InvalidJob for values that can't be.
 
         `priority` 0 to 9, 9 first · `run_at` aware, not before then · `timeout` in seconds or a timedelta, None: none ·
@@ -82,22 +86,16 @@ class Enqueuer(Generic[P]):
         payload = encode_payload(self._arguments.bind(args, kwargs)).decode()
         return replace(self._template, payload=payload)
 
-    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> UUID:
-        """Store the job and return its id. Errors as of `job`, and those of the database."""
-        request = self.job(*args, **kwargs)
-        if self._target is None:
-            return self._producer.enqueue([request])[0]
-        return enqueue_on(self._target, [request])[0]
+    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[R]:
+        """Store the job and return its handle. Errors as of `job`, and those of the database."""
+        return self._producer.enqueue([self.job(*args, **kwargs)], self._target)[0]
 
-    async def enqueue_async(self, *args: P.args, **kwargs: P.kwargs) -> UUID:
+    async def enqueue_async(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[R]:
         """As `enqueue`; on an asynchronous connection, or in a thread if none was named."""
-        request = self.job(*args, **kwargs)
-        if self._target is None:
-            return await self._producer.enqueue_async(request)
-        return await enqueue_on_async(self._target, request)
+        return (await self._producer.enqueue_async([self.job(*args, **kwargs)], self._target))[0]
 
 
-class Task(Enqueuer[P], Generic[P, R]):
+class Task(Enqueuer[P, R]):
     """A handler under its name. Made by `@app.task` and `app.register`.
 
     `P` are the arguments that a job has, so without the Context; `R` is what the handler returns.
@@ -128,6 +126,7 @@ class Task(Enqueuer[P], Generic[P, R]):
         self.takes_context = arguments.takes_context
         self._call = call
         self._takes_job = takes_job
+        self.read_result: Callable[[str | None], R] = Returns(call).read
 
     @overload
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...

@@ -11,7 +11,7 @@ import click
 from pgworker.cli.database import open_database
 from pgworker.cli.options import dsn_option, filter_options, json_option, whole_uuid
 from pgworker.cli.output import Column, duration, print_json, print_table
-from pgworker.model.state import Status
+from pgworker.model.state import CancelAnswer, Status
 
 if TYPE_CHECKING:
     from pgworker.inspection.jobs import JobDetail
@@ -97,7 +97,7 @@ def show(job_id: UUID, as_json: bool, dsn: str | None) -> None:
 def cancel(job_id: UUID, dsn: str | None) -> int:
     """Cancel a job. The exit code is 1 if it was too late."""
     with open_database(dsn, "jobs cancel") as connection:
-        from pgworker.lifecycle.cancel import CancelAnswer, cancel_job
+        from pgworker.lifecycle.cancel import cancel_job
 
         answer = cancel_job(connection, job_id)
     said = {

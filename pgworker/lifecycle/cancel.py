@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import Any
 from uuid import UUID
 
@@ -10,20 +9,10 @@ from psycopg import Connection
 
 from pgworker.errors import JobNotFound
 from pgworker.lifecycle.transaction import read_committed
+from pgworker.model.state import CancelAnswer
 from pgworker.sql.load import query
 
 _ROUNDS = 3
-
-
-class CancelAnswer(str, Enum):
-    """What a cancel achieved."""
-
-    CANCELLED = "cancelled"
-    """it waited, and will never run"""
-    REQUESTED = "requested"
-    """it runs; its handler sees `ctx.cancelled`, and is killed after the grace"""
-    TOO_LATE = "too late"
-    """it had ended already"""
 
 
 def cancel_job(connection: Connection[Any], job_id: UUID) -> CancelAnswer:
@@ -41,7 +30,7 @@ def cancel_job(connection: Connection[Any], job_id: UUID) -> CancelAnswer:
             return CancelAnswer.REQUESTED
     row = connection.execute("select pgworker.job_status(%s)", [job_id]).fetchone()
     if row is None or row[0] is None:
-        raise JobNotFound(f"there is no job {job_id}: check the id, or its history was dropped by retention")
+        raise JobNotFound.of(job_id)
     return CancelAnswer.TOO_LATE
 
 

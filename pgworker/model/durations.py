@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from pgworker.errors import InvalidJob, PgworkerError
+from pgworker.errors import InvalidJob
 
 MAX_SECONDS = 100 * 365 * 86_400.0
 """A century: more is a wrong unit, and PostgreSQL could not add it to every timestamp."""
 
 
-def seconds(value: object, what: str = "a duration", *, error: type[PgworkerError] = InvalidJob) -> float:
+def seconds(value: object, what: str = "a duration", *, error: type[Exception] = InvalidJob) -> float:
     """`value`, a number of seconds or a timedelta, as seconds; `error`, naming `what`, for anything else.
 
     Negative, infinite, NaN, over a century, bool (an int to Python) and str are all refused.

@@ -15,10 +15,11 @@ from pgworker import errors
 
 PUBLIC = """
     App Task Enqueuer Context
-    Job JobRequest Backoff CancelReason
+    Job JobRequest JobHandle Status CancelAnswer Backoff CancelReason
     JobControl Retry Discard Snooze Cancelled
     PgworkerError ConfigurationError RegistrationError SchemaError DatabaseUnavailable
     InvalidJob InvalidPayload JobNotFound LeaseLost
+    JobFailed JobCancelled ErrorRecord InvalidResult WaitTimeout AppClosed
 """
 
 
