@@ -136,8 +136,9 @@ def _failed(result: JobResult) -> JobFailed:
     why = result.cause or "nobody knows why"
     if error is not None:
         why = f"{error.type}: {error.message}" if error.message else error.type
+    times = "1 failure" if result.failures == 1 else f"{result.failures} failures"
     return JobFailed(
-        f"job {result.job_id} is a dead letter ({result.outcome}, {result.failures} failures): {why}",
+        f"job {result.job_id} is a dead letter after {times} ({result.outcome}): {why}",
         outcome=result.outcome or Status.FAILED.value,
         error=error,
         cause=result.cause,

@@ -38,8 +38,8 @@ _GRACE: Final = 1.0
 def next_look(now: float, begun: float) -> float:
     """When a job that has been waited for since `begun` is asked for again. Both by the same clock."""
     interval = min(max(TICK, (now - begun) * _SHARE), _LONGEST)
-    step = TICK * 2.0 ** math.floor(math.log2(interval / TICK))
-    return (now // step + 1) * step
+    doublings = math.floor(math.log2(interval / TICK))
+    return ((math.floor(now / TICK) >> doublings) + 1 << doublings) * TICK
 
 
 class Results:

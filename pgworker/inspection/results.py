@@ -9,12 +9,10 @@ from uuid import UUID
 
 from psycopg import Connection
 
+from pgworker.db.plan import by_index
 from pgworker.errors import JobNotFound
 from pgworker.model.state import Status
 from pgworker.sql.load import query
-
-_BY_INDEX = "select set_config('jit', 'off', true), set_config('enable_seqscan', 'off', true)"
-"""For this transaction. With two partitions for each day in its plan, compiling it took 44 ms and running it 5."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +40,10 @@ def read_status(connection: Connection[Any], job_id: UUID) -> Status:
 
 
 def find_results(connection: Connection[Any], job_ids: Sequence[UUID]) -> list[JobResult]:
-    """What became of those that have ended or are not there; nothing of those that go on. One round trip."""
-    with connection.pipeline():
-        connection.execute(_BY_INDEX)
+    """What became of those that have ended or are not there; nothing of those that go on.
+
+    A thousand jobs took 4 ms, in one round trip; with the JIT, which `by_index` turns off, 49 ms.
+    """
+    with by_index(connection):
         rows = connection.execute(query("find_results"), {"job_ids": list(job_ids)}).fetchall()
     return [JobResult(job_id, status and Status(status), *rest) for job_id, status, *rest in rows]
