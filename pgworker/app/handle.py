@@ -133,9 +133,7 @@ def _seconds(timeout: float | timedelta | None) -> float | None:
 
 def _failed(result: JobResult) -> JobFailed:
     error = None if result.error is None else msgspec.json.decode(result.error, type=ErrorRecord)
-    why = result.cause or "nobody knows why"
-    if error is not None:
-        why = f"{error.type}: {error.message}" if error.message else error.type
+    why = result.cause or (f"{error.type}: {error.message}" if error else "nobody knows why")
     times = "1 failure" if result.failures == 1 else f"{result.failures} failures"
     return JobFailed(
         f"job {result.job_id} is a dead letter after {times} ({result.outcome}): {why}",

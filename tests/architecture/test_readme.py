@@ -24,6 +24,7 @@ from urllib.request import urlopen
 import psycopg
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from psycopg.conninfo import conninfo_to_dict
 
 from pgworker import errors
 from tests.process.pool import Pool, eventually
@@ -34,14 +35,20 @@ THEIR_DSN = "postgresql://app@db.example/app"
 THEIR_PORT = "127.0.0.1:9464"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, section: str | None = None) -> list[str]:
+    """The blocks of code in a language, of the section with this heading or of all of them."""
+    text = README if section is None else README.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 # Unpacked, so that one block more or fewer is an error of this module.
-APP, ENQUEUE = blocks("python")
+(APP,) = blocks("python", "The smallest app")
+(ENQUEUE,) = blocks("python", "Enqueue")
+(HANDLES,) = blocks("python", "Handles and results")
+SQLALCHEMY, DJANGO = blocks("python", "SQLAlchemy and Django")
 EMBEDDED, LOOK, OWN = ([line.removeprefix("$ ") for line in block.splitlines()] for block in blocks("console"))
 (SQL,) = blocks("sql")
+TRIED = {APP, ENQUEUE, HANDLES, SQLALCHEMY, DJANGO}
 
 
 class Shell:
@@ -206,6 +213,86 @@ def scraped(address: str, sample: str) -> float:
         if f"{one.name}{{{labels}}}" == sample:
             return one.value
     return 0.0
+
+
+def test_handles_and_both_recipes_do_what_they_say(shell: Shell, blank_dsn: str) -> None:
+    shell.run(f"export PGWORKER_DSN={shlex.quote(blank_dsn)}")
+    shell.run("pgworker migrate")
+    pool = shell.start("pgworker start --app shop:app -w 2 --metrics-listen off")
+    with psycopg.connect(blank_dsn, autocommit=True) as connection:
+        connection.execute("create table payments (order_id integer not null, key uuid not null unique)")
+        connection.execute("create table orders (id integer primary key)")
+        said = shell.run(f"python -c {shlex.quote(HANDLES_PROGRAM)}").splitlines()
+        assert re.fullmatch(r"[0-9a-f-]{36} (pending|running|succeeded)", said[0])
+        assert said[1:] == ["hello Ada", "cancelled"]
+        shell.run(f"python -c {shlex.quote(sqlalchemy_program(blank_dsn))}")
+        shell.run(f"python -c {shlex.quote(django_program(blank_dsn))}")
+        assert connection.execute("select id from orders order by id").fetchall() == [(42,), (43,), (44,)]
+        paid = "select order_id from payments order by order_id"
+        eventually(lambda: connection.execute(paid).fetchall() == [(42,), (43,), (44,)], "every payment")
+    pool.send(signal.SIGTERM)
+    assert pool.wait() == 0
+
+
+HANDLES_PROGRAM = f"""
+from datetime import datetime, timedelta, timezone
+from shop import app, greet
+
+tomorrow = datetime.now(timezone.utc) + timedelta(days=1)
+
+{HANDLES}
+"""
+
+
+def sqlalchemy_program(dsn: str) -> str:
+    """The recipe on the tests' server, and its coroutine called with a session."""
+    words = conninfo_to_dict(dsn)
+    theirs, ours = THEIR_DSN.replace("://", "+psycopg://"), "postgresql+psycopg://{user}@/{dbname}?host={host}"
+    assert theirs in SQLALCHEMY
+    return f"""
+import asyncio
+from sqlalchemy.ext.asyncio import create_async_engine
+from shop import charge
+
+{SQLALCHEMY.replace(theirs, ours.format(**words))}
+
+async def main():
+    engine = create_async_engine({ours.format(**words)!r})
+    async with AsyncSession(engine) as session:
+        await order(session)
+    await engine.dispose()
+
+asyncio.run(main())
+"""
+
+
+def django_program(dsn: str) -> str:
+    """The recipe in a project of one model."""
+    words = conninfo_to_dict(dsn)
+    database = {"ENGINE": "django.db.backends.postgresql", "NAME": words["dbname"]}
+    database |= {"USER": words["user"], "HOST": words["host"]}
+    return f"""
+import django
+from django.conf import settings
+from django.db import models
+
+settings.configure(DATABASES={{"default": {database!r}}})
+django.setup()
+
+class Order(models.Model):
+    id = models.IntegerField(primary_key=True)
+    class Meta:
+        app_label = "shop"
+        db_table = "orders"
+
+from shop import charge
+
+{DJANGO}
+"""
+
+
+def test_every_block_of_python_is_tried() -> None:
+    assert set(blocks("python")) == TRIED
 
 
 def test_ci_runs_the_two_commands_at_the_top_word_for_word() -> None:
