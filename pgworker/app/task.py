@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import update_wrapper
@@ -32,6 +32,7 @@ from pgworker.model.payload import encode_payload
 
 P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
+Awaited = TypeVar("Awaited")
 
 
 class Enqueuer(Generic[P, R]):
@@ -86,11 +87,23 @@ class Enqueuer(Generic[P, R]):
         payload = encode_payload(self._arguments.bind(args, kwargs)).decode()
         return replace(self._template, payload=payload)
 
-    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[R]:
+    @overload
+    def enqueue(
+        self: Enqueuer[P, Coroutine[Any, Any, Awaited]], *args: P.args, **kwargs: P.kwargs
+    ) -> JobHandle[Awaited]: ...
+    @overload
+    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[R]: ...
+    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[Any]:
         """Store the job and return its handle. Errors as of `job`, and those of the database."""
         return self._producer.enqueue([self.job(*args, **kwargs)], self._target)[0]
 
-    async def enqueue_async(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[R]:
+    @overload
+    async def enqueue_async(
+        self: Enqueuer[P, Coroutine[Any, Any, Awaited]], *args: P.args, **kwargs: P.kwargs
+    ) -> JobHandle[Awaited]: ...
+    @overload
+    async def enqueue_async(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[R]: ...
+    async def enqueue_async(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[Any]:
         """As `enqueue`; on an asynchronous connection, or in a thread if none was named."""
         return (await self._producer.enqueue_async([self.job(*args, **kwargs)], self._target))[0]
 
@@ -126,7 +139,7 @@ class Task(Enqueuer[P, R]):
         self.takes_context = arguments.takes_context
         self._call = call
         self._takes_job = takes_job
-        self.read_result: Callable[[str | None], R] = Returns(call).read
+        self.read_result: Callable[[str | None], Any] = Returns(call).read
 
     @overload
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...

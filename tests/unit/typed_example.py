@@ -34,6 +34,11 @@ def refund(ctx: Context, order_id: int) -> float:
     return float(order_id)
 
 
+@app.task
+async def fetch(url: str) -> bytes:
+    return url.encode()
+
+
 class Purge:
     name = "purge"
 
@@ -80,6 +85,8 @@ async def wait_async(session: AsyncSession) -> None:
     handle = await refund.using(session).enqueue_async(7)
     assert_type(await handle.wait_async(5), float)
     assert_type(await handle.status_async(), Status)
+    assert_type(await (await fetch.enqueue_async("x")).wait_async(), bytes)
+    assert_type(fetch.options(priority=1).enqueue("x"), JobHandle[bytes])
     assert_type(await app.enqueue_many_async([refund.job(7)], session), list[JobHandle[Any]])
 
 
