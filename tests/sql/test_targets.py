@@ -222,6 +222,7 @@ def test_another_driver_is_a_type_error_that_says_which_to_use(app: App, task: T
             task.using(session).enqueue("x")
         with pytest.raises(TypeError, match=advice):
             app.enqueue_many([task.job("x")], session.connection())
+    engine.dispose()
     with sqlite3.connect(":memory:") as connection, pytest.raises(TypeError, match=r"not sqlite3\.Cursor"):
         task.using(connection.cursor())
     connection.close()
