@@ -12,17 +12,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pgworker.app.app import App
     from pgworker.app.context import Context
+    from pgworker.app.handle import JobHandle
     from pgworker.app.orgs import Org
     from pgworker.app.task import Enqueuer, Task
     from pgworker.errors import (
+        AppClosed,
         Cancelled,
         ConfigurationError,
         DatabaseUnavailable,
         Discard,
+        ErrorRecord,
         InvalidFilter,
         InvalidJob,
         InvalidPayload,
+        InvalidResult,
+        JobCancelled,
         JobControl,
+        JobFailed,
         JobNotFound,
         LeaseLost,
         PgworkerError,
@@ -30,15 +36,18 @@ if TYPE_CHECKING:
         Retry,
         SchemaError,
         Snooze,
+        WaitTimeout,
     )
     from pgworker.model.dead_letter import DeadLetter
     from pgworker.model.job import Job, JobRequest
     from pgworker.model.retry import Backoff
-    from pgworker.model.state import CancelReason
+    from pgworker.model.state import CancelAnswer, CancelReason, Status
 
 __all__ = [
     "App",
+    "AppClosed",
     "Backoff",
+    "CancelAnswer",
     "CancelReason",
     "Cancelled",
     "ConfigurationError",
@@ -47,11 +56,16 @@ __all__ = [
     "DeadLetter",
     "Discard",
     "Enqueuer",
+    "ErrorRecord",
     "InvalidFilter",
     "InvalidJob",
     "InvalidPayload",
+    "InvalidResult",
     "Job",
+    "JobCancelled",
     "JobControl",
+    "JobFailed",
+    "JobHandle",
     "JobNotFound",
     "JobRequest",
     "LeaseLost",
@@ -61,18 +75,23 @@ __all__ = [
     "Retry",
     "SchemaError",
     "Snooze",
+    "Status",
     "Task",
+    "WaitTimeout",
 ]
 
 _HOMES = {
     "App": "app.app",
     "Backoff": "model.retry",
+    "CancelAnswer": "model.state",
     "CancelReason": "model.state",
     "Context": "app.context",
     "DeadLetter": "model.dead_letter",
     "Enqueuer": "app.task",
     "Job": "model.job",
+    "JobHandle": "app.handle",
     "JobRequest": "model.job",
+    "Status": "model.state",
     "Org": "app.orgs",
     "Task": "app.task",
 }

@@ -9,6 +9,11 @@ PgworkerError
 │   └── InvalidPayload        ... because of its arguments
 ├── InvalidFilter             a choice of jobs that means all of them, none, or what no job can have
 ├── JobNotFound               no job has this id
+├── JobFailed                 waited for: the job was given up, it is a dead letter
+├── JobCancelled              waited for: the job was cancelled
+├── InvalidResult             waited for: the job succeeded, but its result is not of the type that its task promises
+├── WaitTimeout               waited for: the time is up; the job goes on
+├── AppClosed                 waited for, until somebody closed the App; the job goes on
 └── LeaseLost                 this execution no longer owns its job; its result is not recorded
 
 JobControl                    not errors: what a handler raises to say how its job goes on
@@ -20,6 +25,7 @@ JobControl                    not errors: what a handler raises to say how its j
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 EXIT_USAGE = 64
@@ -73,9 +79,59 @@ class InvalidFilter(PgworkerError, ValueError):
 
 
 class JobNotFound(PgworkerError, LookupError):
-    """No job has this id, or its partition was dropped by retention."""
+    """No job has this id (yet: it is there once its transaction commits), or its partition was dropped by retention."""
 
     exit_code = EXIT_USAGE
+
+    @classmethod
+    def of(cls, job_id: object) -> JobNotFound:
+        """In a sentence that names what may be behind it."""
+        return cls(
+            f"there is no job {job_id}: check the id, or commit the transaction that enqueues it, "
+            "or its history was dropped by retention"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorRecord:
+    """An error as it is stored: `type` with its module, what it said, and the traceback as text, stacks of a killed
+    handler included."""
+
+    type: str
+    message: str
+    traceback: str
+
+
+class JobFailed(PgworkerError):
+    """The job that was waited for is a dead letter.
+
+    `outcome` of its last execution (failed, timed_out, crashed …), the `error` that it ended with if there was one, and
+    the `cause` if it could not say itself why it ended.
+    """
+
+    def __init__(
+        self, message: str, *, outcome: str = "failed", error: ErrorRecord | None = None, cause: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.outcome = outcome
+        self.error = error
+        self.cause = cause
+
+
+class JobCancelled(PgworkerError):
+    """The job that was waited for was cancelled."""
+
+
+class InvalidResult(PgworkerError, ValueError):
+    """What the job returned was stored, but can't be read as the type that its task is annotated to return."""
+
+
+class WaitTimeout(PgworkerError, TimeoutError):
+    """The time to wait is up. The job goes on, and can be waited for again."""
+
+
+class AppClosed(PgworkerError):
+    """`app.close()` was called while somebody waited. The job goes on."""
 
 
 class LeaseLost(PgworkerError):

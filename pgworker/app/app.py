@@ -14,21 +14,25 @@ from typing import Any, Concatenate, Protocol, TypeVar, overload
 from uuid import UUID
 
 from pgworker.app.arguments import Arguments, free_arguments, typed_arguments
+from pgworker.app.connections import Connections
 from pgworker.app.context import Context
 from pgworker.app.dead_letters import hook_arguments, hook_declaration, hook_name, hook_options
+from pgworker.app.handle import JobHandle, Jobs
 from pgworker.app.hooks import WorkerHooks
 from pgworker.app.middleware import Middleware, middleware
 from pgworker.app.options import ShouldRetry, check_org, task_options
 from pgworker.app.orgs import Org, OrgConfig, OrgRules, org_rules, refuse_request_without_org
-from pgworker.app.producer import Producer, SyncTarget, check_target, enqueue_on
+from pgworker.app.producer import Producer
 from pgworker.app.scope import org_scope
 from pgworker.app.signatures import is_async, read_signature, refuse_generators
+from pgworker.app.targets import Target
 from pgworker.app.task import P, R, Sender, Task
 from pgworker.config.sources import resolve_dsn
 from pgworker.errors import ConfigurationError, InvalidJob, RegistrationError
 from pgworker.lifecycle.dead_letters import DeadLetterHook
 from pgworker.model.job import DEFAULT_PRIORITY, DEFAULT_QUEUE, Job, JobRequest
 from pgworker.model.names import check_task
+from pgworker.model.payload import decode
 from pgworker.model.retry import DEFAULT_MAX_ATTEMPTS, DEFAULT_TIMEOUT, Backoff
 
 _DEFAULT_BACKOFF = Backoff()
@@ -73,7 +77,9 @@ class App:
         self._dead_letter_hooks: dict[str, DeadLetterHook] = {}
         self._middleware: list[Middleware] = []
         self._hooks = WorkerHooks()
-        self._producer = Producer(lambda: self.dsn)
+        self._connections = Connections(lambda: self.dsn)
+        self._jobs = Jobs(self._connections, self._read_result)
+        self._producer = Producer(self._connections, self._jobs)
 
     @property
     def dsn(self) -> str:
@@ -246,26 +252,49 @@ class App:
         with org_scope(org.id):
             yield org
 
-    def enqueue_many(self, requests: Iterable[JobRequest], connection: SyncTarget | None = None) -> list[UUID]:
-        """Store jobs, a thousand per statement, and return their ids in order.
+    def enqueue_many(self, requests: Iterable[JobRequest], connection: Target | None = None) -> list[JobHandle[Any]]:
+        """Store jobs, a thousand per statement, and return their handles in order.
 
-        All of them or none, in the transaction of `connection`, a psycopg connection or cursor, or in one of its own.
+        All of them or none, in the transaction of `connection`, whatever `task.using` takes, or in one of its own.
         InvalidJob for a job that PostgreSQL refuses, or that lacks an org which the app requires.
         """
-        jobs = list(requests)
-        for job in jobs:
-            if not isinstance(job, JobRequest):
-                raise TypeError(f"enqueue_many takes jobs as made by task.job(...), not {type(job).__qualname__}")
-            if self._orgs.is_required:
-                refuse_request_without_org(job.task, job.org_id)
-        if connection is None:
-            return self._producer.enqueue(jobs)
-        check_target(connection)
-        return enqueue_on(connection, jobs)
+        return self._producer.enqueue(self._requests(requests), connection)
+
+    async def enqueue_many_async(
+        self, requests: Iterable[JobRequest], connection: Target | None = None
+    ) -> list[JobHandle[Any]]:
+        """As `enqueue_many`; on an asynchronous connection, or in a thread if none is named."""
+        return await self._producer.enqueue_async(self._requests(requests), connection)
+
+    def job(self, job_id: UUID | str) -> JobHandle[Any]:
+        """A handle for the job with this id. Whether there is one is asked by its methods.
+
+        JobNotFound for a string that is no UUID. `wait()` returns plain JSON: which task it is of is not known here.
+        """
+        return self._jobs.named(job_id)
 
     def close(self) -> None:
-        """Close the App's own connections, if there are any. The next enqueue without a connection opens them again."""
-        self._producer.close()
+        """Close the App's own connections, if there are any. The next use opens them again.
+
+        Whoever waits for a job in this process gets AppClosed.
+        """
+        self._jobs.results.close()
+        self._connections.close()
+
+    def _requests(self, given: Iterable[JobRequest]) -> list[JobRequest]:
+        requests = list(given)
+        for request in requests:
+            if not isinstance(request, JobRequest):
+                raise TypeError(f"enqueue_many takes jobs as made by task.job(...), not {type(request).__qualname__}")
+            if self._orgs.is_required:
+                refuse_request_without_org(request.task, request.org_id)
+        return requests
+
+    def _read_result(self, task: str | None, text: str | None) -> Any:
+        known = self._tasks.get(task) if task else None
+        if known is not None:
+            return known.read_result(text)
+        return None if text is None else decode(text)
 
     def _add(self, task: Task[..., Any]) -> Task[..., Any]:
         if task.name in self._tasks:

@@ -20,7 +20,7 @@ from pgworker.app.leases import ClaimedJob, HeldLease
 from pgworker.app.producer import enqueue_on
 from pgworker.app.verdict import judge
 from pgworker.errors import LeaseLost
-from pgworker.lifecycle.cancel import CancelAnswer, cancel_job
+from pgworker.lifecycle.cancel import cancel_job
 from pgworker.lifecycle.claim import ClaimedRow, Lanes, claim_jobs, floor_of, lower_floor
 from pgworker.lifecycle.progress import Place, forget_progress, save_progress
 from pgworker.lifecycle.purge import purge_queue
@@ -30,7 +30,7 @@ from pgworker.linux.board import Floors, Row
 from pgworker.model.job import JobRequest
 from pgworker.model.payload import describe_error
 from pgworker.model.progress import Said
-from pgworker.model.state import CancelReason
+from pgworker.model.state import CancelAnswer, CancelReason
 from pgworker.observe.logs import fields, logger
 
 _UNSTORABLE = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded)
@@ -44,8 +44,8 @@ log = logger("queue")
 class Queue(Protocol):
     """What a worker needs of the place where jobs wait. `PostgresQueue` is the one there is."""
 
-    def enqueue(self, requests: Sequence[JobRequest]) -> Sequence[object]:
-        """Store jobs, all or none."""
+    def enqueue(self, requests: Sequence[JobRequest]) -> list[UUID]:
+        """Store jobs, all or none; their ids, in order."""
 
     def claim(self, n: int) -> list[ClaimedJob]:
         """Up to `n` due jobs, ours until their lease ends. What was said to have ended is recorded on the way."""
@@ -106,7 +106,7 @@ class PostgresQueue:
 
     # -- the protocol
 
-    def enqueue(self, requests: Sequence[JobRequest]) -> Sequence[object]:
+    def enqueue(self, requests: Sequence[JobRequest]) -> list[UUID]:
         return enqueue_on(self._connect(), requests)
 
     def claim(self, n: int) -> list[ClaimedJob]:

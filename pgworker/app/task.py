@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -23,16 +23,20 @@ from msgspec import UNSET, UnsetType
 
 from pgworker.app.arguments import Arguments
 from pgworker.app.context import Context
+from pgworker.app.handle import JobHandle
 from pgworker.app.middleware import Middleware, Run, wrapped
 from pgworker.app.options import TaskOptions, job_options
 from pgworker.app.orgs import OrgRules, refuse_job_without_org, refuse_request_without_org
-from pgworker.app.producer import Producer, Target, check_target, enqueue_on, enqueue_on_async
+from pgworker.app.producer import Producer
+from pgworker.app.returns import Returns
 from pgworker.app.scope import enter_job, leave_job, run_in_job, scope_here
+from pgworker.app.targets import Target, check_target
 from pgworker.model.dead_letter import DeadLetter
 from pgworker.model.job import Job, JobRequest
 
 P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
+Awaited = TypeVar("Awaited")
 Returned = TypeVar("Returned")
 
 
@@ -45,7 +49,7 @@ class Sender:
     orgs: OrgRules
 
 
-class Enqueuer(Generic[P]):
+class Enqueuer(Generic[P, R]):
     """A task with options and a place to go: enqueues any number of jobs. Immutable."""
 
     def __init__(
@@ -57,8 +61,9 @@ class Enqueuer(Generic[P]):
         self._target = target
         self._chosen = chosen
 
-    def using(self, target: Target) -> Enqueuer[P]:
-        """Enqueue on this psycopg connection or cursor, in the transaction that it is in."""
+    def using(self, target: Target) -> Enqueuer[P, R]:
+        """Enqueue in the transaction of a connection or cursor of psycopg, synchronous or not, or of what holds one: a
+        session or connection of SQLAlchemy, `django.db.connection`. TypeError for anything else."""
         check_target(target)
         return Enqueuer(self._sender, self._template, target, self._chosen)
 
@@ -73,7 +78,7 @@ class Enqueuer(Generic[P]):
         org_id: str | UnsetType | None = UNSET,
         headers: Mapping[str, Any] | UnsetType | None = UNSET,
         id: UUID | UnsetType | None = UNSET,  # noqa: A002  the name of the column
-    ) -> Enqueuer[P]:
+    ) -> Enqueuer[P, R]:
         """The same with other options than the task's; what was set before stays. InvalidJob for values that can't be.
 
         `priority` 0 to 9, 9 first · `run_at` aware, not before then · `timeout` in seconds or a timedelta, None: none ·
@@ -114,19 +119,25 @@ class Enqueuer(Generic[P]):
             id=template.id,
         )
 
-    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> UUID:
-        """Store the job and return its id. Errors as of `job`, and those of the database."""
-        request = self.job(*args, **kwargs)
-        if self._target is None:
-            return self._sender.producer.enqueue([request])[0]
-        return enqueue_on(self._target, [request])[0]
+    @overload
+    def enqueue(
+        self: Enqueuer[P, Coroutine[Any, Any, Awaited]], *args: P.args, **kwargs: P.kwargs
+    ) -> JobHandle[Awaited]: ...
+    @overload
+    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[R]: ...
+    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[Any]:
+        """Store the job and return its handle. Errors as of `job`, and those of the database."""
+        return self._sender.producer.enqueue([self.job(*args, **kwargs)], self._target)[0]
 
-    async def enqueue_async(self, *args: P.args, **kwargs: P.kwargs) -> UUID:
+    @overload
+    async def enqueue_async(
+        self: Enqueuer[P, Coroutine[Any, Any, Awaited]], *args: P.args, **kwargs: P.kwargs
+    ) -> JobHandle[Awaited]: ...
+    @overload
+    async def enqueue_async(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[R]: ...
+    async def enqueue_async(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[Any]:
         """As `enqueue`; on an asynchronous connection, or in a thread if none was named."""
-        request = self.job(*args, **kwargs)
-        if self._target is None:
-            return await self._sender.producer.enqueue_async(request)
-        return await enqueue_on_async(self._target, request)
+        return (await self._sender.producer.enqueue_async([self.job(*args, **kwargs)], self._target))[0]
 
 
 class AddHook(Protocol):
@@ -135,7 +146,7 @@ class AddHook(Protocol):
     def __call__(self, task: Task[..., Any], function: Callable[..., Any], /) -> Task[..., Any]: ...
 
 
-class Task(Enqueuer[P], Generic[P, R]):
+class Task(Enqueuer[P, R]):
     """A handler under its name. Made by `@app.task` and `app.register`.
 
     `P` are the arguments that a job has, so without the Context; `R` is what the handler returns, of an async one what
@@ -174,6 +185,7 @@ class Task(Enqueuer[P], Generic[P, R]):
         self._handle = _handling_job(call) if takes_job else _handling_arguments(call, sender.arguments)
         self._run = self._handle
         self.wrap(())
+        self.read_result: Callable[[str | None], Any] = Returns(call).read
 
     @overload
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...

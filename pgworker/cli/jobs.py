@@ -15,7 +15,7 @@ from pgworker.cli.options import dsn_option, filter_options, json_option, org_op
 from pgworker.cli.output import Column, duration, print_json, print_table
 from pgworker.errors import JobNotFound
 from pgworker.model.selection import JobFilter
-from pgworker.model.state import Status
+from pgworker.model.state import CancelAnswer, Status
 
 if TYPE_CHECKING:
     from pgworker.inspection.jobs import JobDetail
@@ -141,7 +141,7 @@ def cancel(
 def _cancel_named(job_ids: Sequence[UUID], dsn: str | None) -> int:
     too_late, missing = 0, []
     with open_database(dsn, "jobs cancel") as connection:
-        from pgworker.lifecycle.cancel import CancelAnswer, cancel_job
+        from pgworker.lifecycle.cancel import cancel_job
 
         said = {
             CancelAnswer.CANCELLED: "it waited, and will never run",

@@ -118,7 +118,7 @@ class _Telling:
         with connect(self._dsn, application_name="pgworker demo") as connection:
             make_table(connection)
             begun = read_clock(connection)
-            ids = app.enqueue_many([job.request for job in plan.jobs], connection)
+            ids = [job.id for job in app.enqueue_many([job.request for job in plan.jobs], connection)]
         facts, looped = self._loop([Path(job.path) for job in plan.jobs if job.path is not None])
         jobs = dict(zip(ids, plan.jobs, strict=True))
         started = time.monotonic()

@@ -132,7 +132,7 @@ def show_job(connection: Connection[Any], job_id: UUID, *, executions: int = 100
     with snapshot(connection):
         job = connection.execute(query("find_job"), {"job_id": job_id}).fetchone()
         if job is None:
-            raise JobNotFound(f"there is no job {job_id}: check the id, or its history was dropped by retention")
+            raise JobNotFound.of(job_id)
         claim = connection.execute(query("find_claim"), {"job_id": job_id}).fetchone()
         ended = connection.execute(query("list_executions"), {"job_id": job_id, "limit": executions}).fetchall()
     return JobDetail(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 from uuid import UUID
 
@@ -13,23 +12,13 @@ from psycopg import Connection
 from pgworker.errors import JobNotFound
 from pgworker.lifecycle.transaction import read_committed
 from pgworker.model.selection import JobFilter
+from pgworker.model.state import CancelAnswer
 from pgworker.sql.load import query
 
 _ROUNDS = 3
 
 BATCH = 10_000
 """Waiting jobs that are cancelled in one transaction."""
-
-
-class CancelAnswer(str, Enum):
-    """What a cancel achieved."""
-
-    CANCELLED = "cancelled"
-    """it waited, and will never run"""
-    REQUESTED = "requested"
-    """it runs; its handler sees `ctx.cancelled`, and is killed after the grace"""
-    TOO_LATE = "too late"
-    """it had ended already"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +43,7 @@ def cancel_job(connection: Connection[Any], job_id: UUID) -> CancelAnswer:
             return CancelAnswer.REQUESTED
     row = connection.execute("select pgworker.job_status(%s)", [job_id]).fetchone()
     if row is None or row[0] is None:
-        raise JobNotFound(f"there is no job {job_id}: check the id, or its history was dropped by retention")
+        raise JobNotFound.of(job_id)
     return CancelAnswer.TOO_LATE
 
 

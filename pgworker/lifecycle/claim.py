@@ -10,7 +10,7 @@ from uuid import UUID
 
 from psycopg import Cursor
 
-from pgworker.lifecycle.plan import by_index
+from pgworker.db.plan import by_index
 from pgworker.linux.board import Floors
 from pgworker.sql.load import query
 

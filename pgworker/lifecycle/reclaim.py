@@ -14,7 +14,7 @@ from uuid import UUID
 
 from psycopg import Connection
 
-from pgworker.lifecycle.plan import by_index
+from pgworker.db.plan import by_index
 from pgworker.lifecycle.transaction import read_committed
 from pgworker.model.retry import Backoff
 from pgworker.model.state import Outcome

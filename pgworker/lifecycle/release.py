@@ -10,7 +10,7 @@ from uuid import UUID
 
 from psycopg import Connection
 
-from pgworker.lifecycle.plan import by_index
+from pgworker.db.plan import by_index
 from pgworker.sql.load import query
 
 

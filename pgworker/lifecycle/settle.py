@@ -11,8 +11,8 @@ from uuid import UUID
 
 from psycopg import AsyncCursor, Cursor
 
+from pgworker.db.plan import by_index
 from pgworker.errors import LeaseLost
-from pgworker.lifecycle.plan import by_index
 from pgworker.model.state import Outcome
 from pgworker.sql.load import query
 

@@ -41,6 +41,17 @@ class Outcome(str, Enum):
         return self in (Outcome.FAILED, Outcome.TIMED_OUT, Outcome.CRASHED)
 
 
+class CancelAnswer(str, Enum):
+    """What a cancel achieved."""
+
+    CANCELLED = "cancelled"
+    """it waited, and will never run"""
+    REQUESTED = "requested"
+    """it runs; its handler sees `ctx.cancelled`, and is killed after the grace"""
+    TOO_LATE = "too late"
+    """it had ended already"""
+
+
 class CancelReason(int, Enum):
     """Why a running job is asked to stop; the words on the board are these numbers."""
 

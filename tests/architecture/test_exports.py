@@ -15,10 +15,11 @@ from pgworker import errors
 
 PUBLIC = """
     App Task Enqueuer Context
-    Job JobRequest DeadLetter Org Backoff CancelReason
+    Job JobRequest JobHandle Status CancelAnswer DeadLetter Org Backoff CancelReason
     JobControl Retry Discard Snooze Cancelled
     PgworkerError ConfigurationError RegistrationError SchemaError DatabaseUnavailable
     InvalidFilter InvalidJob InvalidPayload JobNotFound LeaseLost
+    JobFailed JobCancelled ErrorRecord InvalidResult WaitTimeout AppClosed
 """
 
 

@@ -25,7 +25,7 @@ from urllib.request import urlopen
 import psycopg
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgworker import errors
 from tests.process.pool import Pool, eventually
@@ -58,10 +58,13 @@ LOGINS, ORDERS, IN_AN_ORG = blocks("Tenants and roles", "sql")
 TASKS = blocks("Tasks", "python")
 (QUEUES,) = commands("Queues")
 (CANCEL,) = commands("Cancel")
+(HANDLES,) = blocks("Handles and results", "python")
+SQLALCHEMY, DJANGO = blocks("SQLAlchemy and Django", "python")
 TRIED = (
     *(APP, *EMBEDDED, *LOOK, *OWN, ENQUEUE, SQL),
     *(MAKE_ROLES, COUNT_ORDERS, LOGINS, ORDERS, IN_AN_ORG),
     *(*TASKS, *QUEUES, *CANCEL),
+    *(HANDLES, SQLALCHEMY, DJANGO),
 )
 
 
@@ -293,6 +296,82 @@ def test_jobs_are_cancelled_by_id_and_by_what_they_have_in_common(shell: Shell, 
     by_id, by_org, by_age = (shell.run(line) for line in CANCEL)
     assert by_id == "cancelled: it waited, and will never run\n"
     assert (by_org, by_age) == ("cancelled 1, asked to stop 0\n", "cancelled 0, asked to stop 0\n")
+
+
+def test_handles_and_both_recipes_do_what_they_say(shell: Shell, blank_dsn: str) -> None:
+    shell.run(f"export PGWORKER_DSN={shlex.quote(blank_dsn)}")
+    shell.run("pgworker migrate")
+    pool = shell.start("pgworker start --app shop:app -w 2 --metrics-listen off")
+    with psycopg.connect(blank_dsn, autocommit=True) as connection:
+        connection.execute("create table payments (order_id integer not null, key uuid not null unique)")
+        connection.execute("create table orders (id integer primary key)")
+        said = shell.run(f"python -c {shlex.quote(HANDLES_PROGRAM)}").splitlines()
+        assert re.fullmatch(r"[0-9a-f-]{36} (pending|running|succeeded)", said[0])
+        assert said[1:] == ["hello Ada", "cancelled"]
+        shell.run(f"python -c {shlex.quote(sqlalchemy_program(blank_dsn))}")
+        shell.run(f"python -c {shlex.quote(django_program(blank_dsn))}")
+        assert connection.execute("select id from orders order by id").fetchall() == [(42,), (43,), (44,)]
+        paid = "select order_id from payments order by order_id"
+        eventually(lambda: connection.execute(paid).fetchall() == [(42,), (43,), (44,)], "every payment")
+    pool.send(signal.SIGTERM)
+    assert pool.wait() == 0
+
+
+HANDLES_PROGRAM = f"""
+from datetime import datetime, timedelta, timezone
+from shop import app, greet
+
+tomorrow = datetime.now(timezone.utc) + timedelta(days=1)
+
+{HANDLES}
+"""
+
+
+def sqlalchemy_program(dsn: str) -> str:
+    """The recipe on the tests' server, and its coroutine called with a session."""
+    words = conninfo_to_dict(dsn)
+    theirs, ours = THEIR_DSN.replace("://", "+psycopg://"), "postgresql+psycopg://{user}@/{dbname}?host={host}"
+    assert theirs in SQLALCHEMY
+    return f"""
+import asyncio
+from sqlalchemy.ext.asyncio import create_async_engine
+from shop import charge
+
+{SQLALCHEMY.replace(theirs, ours.format(**words))}
+
+async def main():
+    engine = create_async_engine({ours.format(**words)!r})
+    async with AsyncSession(engine) as session:
+        await order(session)
+    await engine.dispose()
+
+asyncio.run(main())
+"""
+
+
+def django_program(dsn: str) -> str:
+    """The recipe in a project of one model."""
+    words = conninfo_to_dict(dsn)
+    database = {"ENGINE": "django.db.backends.postgresql", "NAME": words["dbname"]}
+    database |= {"USER": words["user"], "HOST": words["host"]}
+    return f"""
+import django
+from django.conf import settings
+from django.db import models
+
+settings.configure(DATABASES={{"default": {database!r}}})
+django.setup()
+
+class Order(models.Model):
+    id = models.IntegerField(primary_key=True)
+    class Meta:
+        app_label = "shop"
+        db_table = "orders"
+
+from shop import charge
+
+{DJANGO}
+"""
 
 
 def test_ci_runs_the_two_commands_at_the_top_word_for_word() -> None:

@@ -121,9 +121,9 @@ def enqueue(conn: psycopg.Connection) -> None:
     buy.enqueue(Basket(Customer(name="Ada"), [Line("a", 1)]))
     charge.enqueue("7")  # type: ignore[arg-type]
     charge.enqueue()  # type: ignore[call-arg]
-    fetch.enqueue(7)  # type: ignore[arg-type]
+    fetch.enqueue(7)  # type: ignore[call-overload]
     fetch.job("https://…", retries=2)  # type: ignore[call-arg]
-    buy.enqueue(Customer(name="Ada"))  # type: ignore[arg-type]
+    buy.enqueue(Customer(name="Ada"))  # type: ignore[call-overload]
     app.org(7)  # type: ignore[arg-type]
     App(require_org="yes")  # type: ignore[arg-type]
 

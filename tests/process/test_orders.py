@@ -40,7 +40,7 @@ def result(scene: Scene, job_id: UUID) -> Any:
 
 @pytest.mark.usefixtures("pool")
 def test_middleware_is_around_every_handler(scene: Scene) -> None:
-    job = orders.add.using(scene.connection).enqueue(1, 2)
+    job = orders.add.using(scene.connection).enqueue(1, 2).id
     assert result(scene, job) == {"task": "add", "returned": 3}
 
 
@@ -67,7 +67,7 @@ def test_arguments_that_no_longer_decode_are_a_failure_like_others_and_in_the_en
 
 @pytest.mark.usefixtures("pool")
 def test_a_job_that_dies_with_its_worker_calls_its_hook(scene: Scene) -> None:
-    job = orders.die.using(scene.connection).options(org_id="acme").enqueue()
+    job = orders.die.using(scene.connection).options(org_id="acme").enqueue().id
     scene.wait_for_status("dead_letter", job)
     assert scene.outcomes(job) == [(1, "crashed", 1)]
     instead = job_of(scene, "add")

@@ -22,8 +22,9 @@ from psycopg.types.json import Jsonb
 from pgworker.app.task import Enqueuer, Task
 from pgworker.db import embedded
 from pgworker.db.migrate import migrate
-from pgworker.lifecycle.cancel import CancelAnswer, cancel_job
+from pgworker.lifecycle.cancel import cancel_job
 from pgworker.model.job import JobRequest
+from pgworker.model.state import CancelAnswer
 from tests.process import jobs
 from tests.process.pool import Pool, eventually, start
 
@@ -62,12 +63,12 @@ class Scene:
         self.connection = connection
         self.directory = directory
 
-    def enqueue(self, task: Enqueuer[Any], *arguments: Any) -> UUID:
-        return task.using(self.connection).enqueue(str(self.directory), *arguments)
+    def enqueue(self, task: Enqueuer[Any, Any], *arguments: Any) -> UUID:
+        return task.using(self.connection).enqueue(str(self.directory), *arguments).id
 
     def enqueue_together(self, *requests: JobRequest) -> list[UUID]:
         """Make all of them claimable at the same moment, in this order."""
-        return jobs.app.enqueue_many(requests, self.connection)
+        return [job.id for job in jobs.app.enqueue_many(requests, self.connection)]
 
     def quick(self, *names: str) -> list[JobRequest]:
         return [jobs.quick.job(str(self.directory), name) for name in names]

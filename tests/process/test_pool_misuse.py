@@ -270,7 +270,7 @@ def test_jobs_that_nobody_serves_cost_polls_nothing_and_hide_no_job_that_commits
     start_pool(workers=1, poll_interval=0.05)
     producer = connect()
     with producer.transaction():
-        late = jobs.quick.using(producer).enqueue(str(scene.directory), "late")
+        late = jobs.quick.using(producer).enqueue(str(scene.directory), "late").id
         commits_at = time.monotonic() + 7
         eventually(lambda: entries_read_in_a_second(scene) < 5 * many, "polls that read little")
         prompt = scene.enqueue(jobs.quick, "prompt")

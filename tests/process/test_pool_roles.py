@@ -47,7 +47,7 @@ def test_a_pool_does_all_of_its_work_with_the_rights_of_a_worker(
     ):
 
         def enqueue(task: Any, *arguments: Any) -> UUID:
-            job_id: UUID = task.using(enqueuer).enqueue(str(tmp_path), *arguments)
+            job_id: UUID = task.using(enqueuer).enqueue(str(tmp_path), *arguments).id
             return job_id
 
         pool.wait_for_log("the pool is ready")
@@ -71,7 +71,7 @@ def test_a_pool_does_all_of_its_work_with_the_rights_of_a_worker(
         assert pool.wait() == 0
         log = pool.log()
     assert "permission denied" not in log
-    assert {outcome for job in many for _, outcome, _ in ended(owner, job)} == {"succeeded"}
+    assert {outcome for job in many for _, outcome, _ in ended(owner, job.id)} == {"succeeded"}
     assert charged(owner, paid) == ["succeeded"]
     assert charged(owner, retried) == ["failed", "succeeded"]
     assert charged(owner, given_up) == ["failed", "failed"]

@@ -171,7 +171,8 @@ def test_a_job_of_a_paused_queue_whose_worker_is_killed_runs_again_when_the_queu
 def test_jobs_of_a_task_that_nobody_serves_wait_are_told_of_and_run_when_somebody_does(
     scene: Scene, start_pool: StartPool
 ) -> None:
-    unknown = tasks.app.enqueue_many([tasks.add.job(1, number) for number in range(3)], scene.connection)
+    handles = tasks.app.enqueue_many([tasks.add.job(1, number) for number in range(3)], scene.connection)
+    unknown = [handle.id for handle in handles]
     typo = "select pgworker.enqueue('pay', queue => 'elsewhere')"
     scene.connection.execute(typo.encode())
     with closing(socket.create_server(("127.0.0.1", 0))) as listening:

@@ -120,7 +120,7 @@ def test_the_password_shows_nowhere_whatever_goes_wrong(scene: Scene, tmp_path: 
         pool.wait_for_log("the pool is ready")
         seen = [titles(pool)]
         scene.owner.execute("create table effect (job_id uuid)")  # a column too few, and nobody's to write to
-        job_ids = jobs.app.enqueue_many(
+        handles = jobs.app.enqueue_many(
             [
                 jobs.effect.job(str(tmp_path), "refused by the server"),
                 jobs.fail_for_a_judge_that_fails.job(str(tmp_path), "failed"),
@@ -128,8 +128,8 @@ def test_the_password_shows_nowhere_whatever_goes_wrong(scene: Scene, tmp_path: 
             ],
             scene.owner,
         )
-        late = jobs.hold.using(scene.owner).options(timeout=0.5).enqueue(str(tmp_path), "late")
-        eventually(lambda: all(ended(scene.owner, job) for job in job_ids), "an execution of each")
+        late = jobs.hold.using(scene.owner).options(timeout=0.5).enqueue(str(tmp_path), "late").id
+        eventually(lambda: all(ended(scene.owner, job.id) for job in handles), "an execution of each")
         set_password(scene.owner, "another one")
         scene.owner.execute("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'canary_pool'")
         pool.wait_for_log("password authentication failed")

@@ -22,12 +22,12 @@ import psycopg
 import pytest
 from psycopg import Connection
 
-from pgworker.lifecycle.cancel import CancelAnswer, cancel_job, cancel_jobs
+from pgworker.lifecycle.cancel import cancel_job, cancel_jobs
 from pgworker.lifecycle.reclaim import Reclaimable
 from pgworker.lifecycle.release import release_jobs
 from pgworker.lifecycle.settle import Next
 from pgworker.model.selection import JobFilter
-from pgworker.model.state import Outcome
+from pgworker.model.state import CancelAnswer, Outcome
 from tests.sql.actors import DEADLINE, Connect, Held, Monitor, Worker, ask, enqueue
 from tests.sql.invariants import STORED, WITNESSED, WITNESSES, offences
 

@@ -22,8 +22,8 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 import pgworker
-from pgworker import App, ConfigurationError, DatabaseUnavailable, InvalidJob, JobRequest, SchemaError, Task
-from pgworker.app import producer
+from pgworker import App, ConfigurationError, DatabaseUnavailable, InvalidJob, JobHandle, JobRequest, SchemaError, Task
+from pgworker.app import connections, producer
 from pgworker.db import embedded
 from pgworker.db.migrate import migrate
 
@@ -71,8 +71,8 @@ def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:
 
 
 def test_an_enqueue_is_committed_when_it_returns_the_id(task: Task[..., Any], connect: Connect) -> None:
-    job_id = task.enqueue("a@b")
-    assert stored(connect()) == [(job_id, "a@b")]
+    job = task.enqueue("a@b")
+    assert stored(connect()) == [(job.id, "a@b")]
 
 
 def test_every_option_is_stored_as_it_was_written(task: Task[..., Any], connect: Connect) -> None:
@@ -83,7 +83,7 @@ def test_every_option_is_stored_as_it_was_written(task: Task[..., Any], connect:
     chosen = task.options(
         id=row[0], queue="fast", priority=9, max_attempts=3, org_id="acme", headers={"trace": "1"}, run_at=at
     )
-    assert chosen.options(timeout=timedelta(seconds=1.5)).enqueue(to="a") == row[0]
+    assert chosen.options(timeout=timedelta(seconds=1.5)).enqueue(to="a").id == row[0]
     columns = "task, payload, queue, priority, max_attempts, org_id, headers, run_at, timeout_ms"
     assert other.execute(f"select {columns} from pgworker.jobs").fetchone() == (
         *("mail", {"to": "a"}, "fast", 9, 3, "acme", {"trace": "1"}, at, 1500),
@@ -111,9 +111,9 @@ def test_an_async_connection_or_cursor_is_used_the_same_way_and_none_at_all_too(
             await task.using(connection).enqueue_async("rolled back")
             await connection.rollback()
             return [
-                await task.using(connection).enqueue_async("a"),
-                await task.using(connection.cursor()).enqueue_async("b"),
-                await task.enqueue_async("c"),
+                (await task.using(connection).enqueue_async("a")).id,
+                (await task.using(connection.cursor()).enqueue_async("b")).id,
+                (await task.enqueue_async("c")).id,
             ]
 
     ids = asyncio.run(enqueue())
@@ -128,9 +128,11 @@ def test_a_connection_of_the_wrong_kind_is_a_type_error_that_names_the_right_cal
             with pytest.raises(TypeError, match="enqueue_async"):
                 task.using(connection).enqueue("a")
             with pytest.raises(TypeError, match="enqueue_async"):
-                app.enqueue_many([task.job("a")], connection)  # type: ignore[arg-type]
+                app.enqueue_many([task.job("a")], connection)
             with pytest.raises(TypeError, match=r"use `\.enqueue\(\)`"):
                 await task.using(connect()).enqueue_async("a")
+            with pytest.raises(TypeError, match=r"or `app\.enqueue_many\(\)`"):
+                await app.enqueue_many_async([task.job("a")], connect())
 
     asyncio.run(cross())
     assert stored(connect()) == []
@@ -141,8 +143,8 @@ def test_many_jobs_are_stored_in_order_a_thousand_per_statement_and_all_or_none(
     own: bool, app: App, task: Task[..., Any], connect: Connect
 ) -> None:
     connection = None if own else connect()
-    ids = app.enqueue_many((task.job(str(i)) for i in range(2500)), connection)
-    assert dict(stored(connect())) == {job_id: str(i) for i, job_id in enumerate(ids)}
+    handles = app.enqueue_many((task.job(str(i)) for i in range(2500)), connection)
+    assert dict(stored(connect())) == {job.id: str(i) for i, job in enumerate(handles)}
     with pytest.raises(InvalidJob, match="PostgreSQL refused the job"):
         app.enqueue_many([*(task.job("x") for _ in range(2500)), JobRequest("not a name", "{}")], connection)
     assert len(stored(connect())) == 2500
@@ -158,6 +160,23 @@ def test_many_jobs_in_the_callers_transaction_are_his_to_commit(
         connection.rollback()
         app.enqueue_many([task.job("kept")], connection.cursor())
     assert [to for _, to in stored(connect())] == ["kept"]
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_many_jobs_are_stored_asynchronously_all_or_none(
+    own: bool, app: App, task: Task[..., Any], dsn: str, connect: Connect
+) -> None:
+    async def enqueue() -> list[JobHandle[Any]]:
+        async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as opened:
+            connection = None if own else opened
+            bad = [*(task.job("x") for _ in range(1500)), JobRequest("not a name", "{}")]
+            with pytest.raises(InvalidJob, match="PostgreSQL refused the job"):
+                await app.enqueue_many_async(bad, connection)
+            assert await app.enqueue_many_async([], connection) == []
+            return await app.enqueue_many_async((task.job(str(i)) for i in range(1500)), connection)
+
+    handles = asyncio.run(enqueue())
+    assert dict(stored(connect())) == {job.id: str(i) for i, job in enumerate(handles)}
 
 
 def test_a_statement_has_a_thousand_jobs_or_sixteen_megabytes_or_a_single_larger_job(task: Task[..., Any]) -> None:
@@ -185,8 +204,8 @@ def test_a_request_made_by_hand_that_postgresql_refuses_is_an_invalid_job(
 
 
 def test_the_same_id_is_stored_once(task: Task[..., Any], connect: Connect) -> None:
-    job_id = task.enqueue("a")
-    for again in (task.options(id=job_id), task.using(connect()).options(id=job_id)):
+    job = task.enqueue("a")
+    for again in (task.options(id=job.id), task.using(connect()).options(id=job.id)):
         with pytest.raises(InvalidJob, match="one with its id exists already"):
             again.enqueue("b")
 
@@ -226,8 +245,8 @@ def test_the_dsn_is_looked_for_when_it_is_first_needed(
 def test_floats_of_any_size_survive_jsonb(task: Task[..., Any], connect: Connect) -> None:
     connection = connect()
     for weight in (1e300, 5e-324, 0.1, 1e22, -0.0, 1.7976931348623157e308):
-        job_id = task.using(connection).enqueue("a", weight=weight)
-        row = connection.execute("select payload::text from pgworker.jobs where id = %s", [job_id]).fetchone()
+        job = task.using(connection).enqueue("a", weight=weight)
+        row = connection.execute("select payload::text from pgworker.jobs where id = %s", [job.id]).fetchone()
         assert row
         read = task.invoke(row[0], None, lambda: pytest.fail("nobody asked for the job"))
         assert (read, type(read)) == (weight, float)
@@ -258,7 +277,7 @@ def test_all_threads_share_four_connections_that_close_ends(app: App, task: Task
 def test_an_enqueue_that_finds_all_connections_busy_gives_up_and_says_so(
     task: Task[..., Any], connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(producer, "PATIENCE", 1.0)
+    monkeypatch.setattr(connections, "PATIENCE", 1.0)
     other = connect()
     blocker = connect()
     blocker.execute("begin; lock table pgworker.jobs in exclusive mode")
@@ -303,14 +322,14 @@ def test_an_enqueue_waits_for_a_starting_postgresql_and_gives_up_silently_on_one
             enqueue_at_once(task)
         with ThreadPoolExecutor(1) as executor:
             waiting = executor.submit(task.enqueue, "a")
-            wait_until(lambda: app._producer._open()._failure)
+            wait_until(lambda: app._connections._pools.get()._failure)
             assert not waiting.done()
             with embedded.start(directory, options=options, binaries=binaries):
                 waiting.result()
-        monkeypatch.setattr(producer, "PATIENCE", 1.0)
+        monkeypatch.setattr(connections, "PATIENCE", 1.0)
         with pytest.raises(DatabaseUnavailable, match=f"No server is running in {directory}"):
             task.enqueue("b")
-        pool = app._producer._open()._connections
+        pool = app._connections._pools.get()._connections
         wait_until(lambda: pool.get_stats()["pool_size"] == 0)  # nothing goes on in the background
         app.close()
     assert caplog.messages == []
@@ -357,7 +376,7 @@ def test_a_program_that_ends_without_closing_its_app_ends_in_silence_and_leaves_
 def test_a_forked_child_has_connections_of_its_own_and_leaves_its_parents_alone(dsn: str, connect: Connect) -> None:
     program = """
 def backend():
-    with app._producer._open().connection() as connection:
+    with app._connections._pools.get().connection() as connection:
         return connection.info.backend_pid
 
 before = backend()
@@ -385,7 +404,7 @@ def work():
 threads = [threading.Thread(target=work) for _ in range(4)]
 [thread.start() for thread in threads]
 for _ in range(20):
-    with app._producer._lock():
+    with app._connections._pools._lock():
         if (child := os.fork()) == 0:
             mail.enqueue("child")
             os._exit(0)

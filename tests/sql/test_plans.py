@@ -19,12 +19,13 @@ from psycopg.abc import Params
 from psycopg.pq import TransactionStatus
 
 from pgworker.inspection.queues import Count, find_unserved
+from pgworker.inspection.results import find_results
 from pgworker.lifecycle.cancel import cancel_waiting
 from pgworker.lifecycle.claim import Lanes, find_below_floor, find_dry_lanes, floor_of
 from pgworker.lifecycle.release import release_jobs
 from pgworker.lifecycle.settle import Next, check_settled
 from pgworker.model.selection import JobFilter
-from pgworker.model.state import Outcome
+from pgworker.model.state import Outcome, Status
 from tests.sql.actors import Connect, Monitor, Worker, ask, enqueue
 
 ROWS = 30_000
@@ -385,3 +386,47 @@ def test_all_that_can_happen_to_a_batch_reads_its_own_jobs_and_executions_only_w
     admin.execute(HISTORY, [ROWS])
     scans = whole_life(worker, monitor, BATCH)
     assert_reads_no_more_than(scans, rows=20 * BATCH, buffers=60 * BATCH)
+
+
+@pytest.mark.parametrize("analyzed", ["never", "empty", "full"])
+def test_who_waits_for_results_reads_an_index_entry_or_two_of_each_job_in_the_partition_of_its_day(
+    connect: Connect, analyzed: str
+) -> None:
+    admin = connect()
+    plain(admin)
+    if analyzed == "empty":
+        admin.execute("vacuum analyze")
+    worker = Worker(connect())
+    admin.execute(HISTORY, [ROWS])
+    waiting, done, dead, gone = (enqueue(admin, BATCH) for _ in range(4))
+    worker.settle(worker.claim(BATCH).settlement(outcome=Outcome.FAILED, then=Next.REQUEUE))
+    admin.execute(FINISH, [done])
+    admin.execute(BURY, [dead])
+    admin.execute("delete from pgworker.job_queue where job_id = any(%s)", [gone])
+    admin.execute("delete from pgworker.jobs where id = any(%s)", [gone])
+    if analyzed == "full":
+        admin.execute("vacuum analyze")
+    asked = [*waiting, *done, *dead, *gone]
+    with explained(worker.connection) as scans, worker.connection.transaction():
+        found = {result.job_id: result.status for result in find_results(worker.connection, asked)}
+    ended = dict.fromkeys(done, Status.SUCCEEDED) | dict.fromkeys(dead, Status.DEAD_LETTER)
+    assert found == ended | dict.fromkeys(gone)
+    assert_reads_no_more_than(scans, rows=3 * len(asked), buffers=12 * len(asked))
+    [day] = ask(admin, "select to_char(clock_timestamp() at time zone 'UTC', 'YYYYMMDD')")
+    read = {scan.relation for scan in scans if scan.buffers}
+    assert read == {f"jobs_{day}", f"job_executions_{day}", "dead_letter_jobs"}
+    assert {scan.node for scan in scans if scan.buffers} <= {"Index Scan", "Index Only Scan"}
+
+
+FINISH = """
+    with gone as (delete from pgworker.job_queue where job_id = any(%s) returning job_id)
+    insert into pgworker.job_executions (job_id, finished_at, execution, outcome, failures)
+    select job_id, clock_timestamp(), 1, 'succeeded', 0 from gone
+"""
+BURY = """
+    with gone as (delete from pgworker.job_queue where job_id = any(%s) returning *)
+    insert into pgworker.dead_letter_jobs
+        (job_id, died_at, created_at, run_at, execution, priority, max_attempts, failures, outcome,
+         queue, task, payload)
+    select job_id, run_at, run_at, run_at, 1, priority, 1, 1, 'failed', queue, task, '{}' from gone
+"""

@@ -11,12 +11,12 @@ import psycopg
 import pytest
 
 from pgworker.errors import LeaseLost
-from pgworker.lifecycle.cancel import CancelAnswer, cancel_job
+from pgworker.lifecycle.cancel import cancel_job
 from pgworker.lifecycle.dead_letters import discard_dead_letters, requeue_dead_letters
 from pgworker.lifecycle.release import release_jobs
 from pgworker.lifecycle.renew import Renewal, renew_leases
 from pgworker.lifecycle.settle import Next, check_settled, is_settled, settle_jobs
-from pgworker.model.state import Outcome
+from pgworker.model.state import CancelAnswer, Outcome
 from pgworker.sql.load import query
 from tests.sql.actors import (
     DEADLINE,

@@ -17,12 +17,12 @@ import psycopg
 from psycopg import Connection
 
 from pgworker.errors import LeaseLost
-from pgworker.lifecycle.cancel import CancelAnswer, cancel_job
+from pgworker.lifecycle.cancel import cancel_job
 from pgworker.lifecycle.claim import ClaimedRow
 from pgworker.lifecycle.release import release_jobs
 from pgworker.lifecycle.renew import renew_leases
 from pgworker.lifecycle.settle import Ended, Next, Settlement, check_settled, is_settled, settle_jobs
-from pgworker.model.state import Outcome
+from pgworker.model.state import CancelAnswer, Outcome
 from tests.sql.actors import Connect, Held, Monitor, Worker, ask, enqueue, settle
 from tests.sql.invariants import STORED, WITNESSED, WITNESSES, offences
 

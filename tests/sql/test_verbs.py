@@ -12,7 +12,7 @@ import pytest
 from psycopg import Connection
 
 from pgworker.errors import JobNotFound, LeaseLost
-from pgworker.lifecycle.cancel import CancelAnswer, cancel_job
+from pgworker.lifecycle.cancel import cancel_job
 from pgworker.lifecycle.claim import Lanes, find_below_floor, find_dry_lanes, floor_of
 from pgworker.lifecycle.dead_letters import discard_dead_letters, list_dead_letters, requeue_dead_letters
 from pgworker.lifecycle.enqueue import enqueue_jobs
@@ -23,7 +23,7 @@ from pgworker.lifecycle.renew import Renewal, renew_leases
 from pgworker.lifecycle.settle import Next, Settlement, check_settled
 from pgworker.model.job import JobRequest
 from pgworker.model.retry import Backoff
-from pgworker.model.state import Outcome
+from pgworker.model.state import CancelAnswer, Outcome
 from pgworker.sql.load import query
 from tests.sql.actors import (
     AT_ONCE,

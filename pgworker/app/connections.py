@@ -1,0 +1,151 @@
+"""The few connections of an App's own, for everything that comes without the caller's.
+
+They are psycopg_pool's, with what it leaves to its callers: one pool per process, since a forked child must not touch
+its parent's sockets; the reason when no connection comes; and no log lines about what is raised anyway.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import psycopg
+from psycopg import Connection
+from psycopg_pool import ConnectionPool, PoolTimeout
+
+from pgworker.app.per_process import PerProcess
+from pgworker.db.connect import conninfo, explain
+from pgworker.errors import DatabaseUnavailable, PgworkerError
+
+MAX_CONNECTIONS: Final = 4
+PATIENCE: Final = 10.0
+"""Seconds that one waits for a connection: a restart of PostgreSQL fits in."""
+
+_NAME: Final = "pgworker producer"
+_SLICE: Final = 0.5
+"""Seconds between two looks at why no connection has come."""
+
+
+class Connections:
+    """Opened when they are first needed, at most four, for all threads.
+
+    `dsn` is asked then. In a forked child they are opened anew. After `close()` the next use opens them again.
+    """
+
+    def __init__(self, dsn: Callable[[], str]) -> None:
+        self._dsn = dsn
+        self._pools = PerProcess(self._open)
+
+    @contextmanager
+    def connection(self) -> Iterator[Connection[Any]]:
+        """A connection in autocommit mode, for as long as the block lasts. What psycopg raises in it comes explained.
+
+        ConfigurationError for what only the user can mend; DatabaseUnavailable if there is no connection within ten
+        seconds, or it breaks on the way: then nobody knows whether the last statement took effect.
+        """
+        pool = self._pools.get()
+        with pool.connection() as connection:
+            try:
+                yield connection
+            except psycopg.Error as error:
+                raise explain(error, pool.dsn) from error
+
+    def close(self) -> None:
+        """Close what this process has opened."""
+        if pool := self._pools.pop():
+            pool.close()
+
+    def _open(self) -> _Pool:
+        pool = _Pool(self._dsn())
+        weakref.finalize(self, pool.close)  # at exit too: threads that wait then would hold it up
+        return pool
+
+
+class _Pool:
+    """One process's connections to `dsn`."""
+
+    def __init__(self, dsn: str) -> None:
+        self.dsn = dsn
+        self._pid = os.getpid()
+        self._failure: tuple[float, PgworkerError] | None = None
+        logging.getLogger("psycopg.pool").addFilter(_is_foreign)
+        self._connections = ConnectionPool(
+            conninfo(dsn, _NAME),
+            connection_class=_Connection,
+            # A pooler in transaction mode keeps no prepared statements.
+            kwargs={"failed": self._note, "autocommit": True, "prepare_threshold": None},
+            check=self._check,
+            name=_NAME,
+            min_size=0,
+            max_size=MAX_CONNECTIONS,
+            reconnect_timeout=0,  # who waits asks again, so nothing goes on in the background when nobody does
+            num_workers=1,
+            open=True,
+        )
+
+    @contextmanager
+    def connection(self) -> Iterator[Connection[Any]]:
+        connection = self._checkout()
+        try:
+            yield connection
+        finally:
+            self._connections.putconn(connection)
+
+    def close(self) -> None:
+        if os.getpid() == self._pid:
+            self._connections.close()
+
+    def _checkout(self) -> _Connection:
+        begun = time.monotonic()
+        while True:
+            try:
+                return self._connections.getconn(timeout=_SLICE)
+            except PoolTimeout:  # noqa: PERF203  waiting is what this loop is for
+                self._give_up(begun)
+            except psycopg.Error as error:
+                raise explain(error, self.dsn) from error
+
+    def _give_up(self, begun: float) -> None:
+        """Raise why there is no connection, if waiting any longer makes no sense."""
+        failed_at, failure = self._failure or (0.0, None)
+        known = failure if failed_at >= begun else None
+        outage = known is None or isinstance(known, DatabaseUnavailable)
+        if outage and time.monotonic() - begun < PATIENCE:
+            return
+        busy = f"The App's {MAX_CONNECTIONS} connections were all busy for {PATIENCE:.0f} s. Enqueue in fewer threads."
+        raise known or DatabaseUnavailable(busy)
+
+    def _note(self, error: psycopg.Error | OSError) -> None:
+        self._failure = time.monotonic(), explain(error, self.dsn)
+
+    def _check(self, connection: _Connection) -> None:
+        try:
+            ConnectionPool.check_connection(connection)
+        except psycopg.Error:
+            self._connections.check()  # PostgreSQL was restarted: drop the others too, not one after the other
+            raise
+
+
+class _Connection(Connection[Any]):
+    """Tells its pool why it can't be made: psycopg_pool only logs it."""
+
+    @classmethod
+    def connect(  # type: ignore[override]
+        cls, conninfo: str = "", *, failed: Callable[[psycopg.Error | OSError], None], **kwargs: Any
+    ) -> _Connection:
+        try:
+            return super().connect(conninfo, **kwargs)
+        except (psycopg.Error, OSError) as error:
+            failed(error)
+            raise
+
+
+def _is_foreign(record: logging.LogRecord) -> bool:
+    """Whether psycopg_pool speaks of somebody else's pool. What it says of ours is raised to the one who uses it."""
+    words = record.args if isinstance(record.args, tuple) else ()
+    return not any(word == _NAME or isinstance(word, _Connection) for word in words)
