@@ -34,10 +34,12 @@ from pgworker.master.size import Size
 from pgworker.model.graces import Graces
 from pgworker.model.state import CancelReason, Outcome
 
+ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+"""Signals that end a pool."""
+
 OBEYED_LATER = (signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that wait in the queue while a pool is put together."""
 
-_ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 _TICK = 0.1  # seconds
 _MONITOR_STUCK = 30.0  # seconds without a beat on the board after which a monitor is replaced
 _FORK_RETRY = 1.0  # seconds
@@ -96,7 +98,7 @@ class Master:
 
     def run(self) -> int:
         """Run the pool until a signal ends it; returns the exit code."""
-        self._signals.install((*_ENDS, *OBEYED_LATER, signal.SIGCHLD))
+        self._signals.install((*ENDS, *OBEYED_LATER, signal.SIGCHLD))
         try:
             while not self._is_over():
                 self._start_what_is_missing()
@@ -223,7 +225,7 @@ class Master:
 
     def _obey_signals(self) -> None:
         for number in self._signals.drain():
-            if number in _ENDS:
+            if number in ENDS:
                 self._rolling.abandon()
                 self._end(number)
                 self._monitor.start_at = 0.0  # should it be missing: who ends now is to be recorded

@@ -28,6 +28,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgworker import errors
+from pgworker.master.main import ENDS, OBEYED_LATER
 from tests.process.pool import Pool, eventually
 
 ROOT = Path(__file__).parents[2]
@@ -58,13 +59,14 @@ LOGINS, ORDERS, IN_AN_ORG = blocks("Tenants and roles", "sql")
 TASKS = blocks("Tasks", "python")
 (QUEUES,) = commands("Queues")
 (CANCEL,) = commands("Cancel")
+(LIMITED,) = commands("Isolation and limits")
 (HANDLES,) = blocks("Handles and results", "python")
 SQLALCHEMY, DJANGO = blocks("SQLAlchemy and Django", "python")
 TRIED = (
     *(APP, *EMBEDDED, *LOOK, *OWN, ENQUEUE, SQL),
     *(MAKE_ROLES, COUNT_ORDERS, LOGINS, ORDERS, IN_AN_ORG),
     *(*TASKS, *QUEUES, *CANCEL),
-    *(HANDLES, SQLALCHEMY, DJANGO),
+    *(*LIMITED, HANDLES, SQLALCHEMY, DJANGO),
 )
 
 
@@ -184,6 +186,23 @@ def test_a_pool_on_a_postgresql_of_ones_own_runs_what_python_and_sql_enqueue(she
         eventually(lambda: scraped(address, finished) == 1002, "the scrape says so too")
     pool.send(signal.SIGTERM)
     assert pool.wait() == 0
+
+
+def test_pools_with_limits_and_a_preloaded_app_run_jobs(shell: Shell, dsn: str) -> None:
+    shell.run(f"export PGWORKER_DSN={shlex.quote(dsn)}")
+    for line in LIMITED:
+        pool = shell.start(f"{line} --metrics-listen off")
+        job_id = shell.run("""pgworker enqueue shop.greet '{"name": "Ada"}'""").strip()
+        eventually(lambda job_id=job_id: "hello Ada" in shell.run(f"pgworker jobs show {job_id}"), "the greeting")  # type: ignore[misc]
+        pool.send(signal.SIGTERM)
+        assert pool.wait() == 0
+
+
+def test_the_signals_are_all_that_a_master_obeys() -> None:
+    table = README.partition("| signal to the master |")[2].partition("\n\n")[0]
+    cells = re.findall(r"^\| ([A-Z].*?) \|", table, re.MULTILINE)
+    named = {f"SIG{name}" for cell in cells for name in cell.removesuffix(" (Ctrl-C)").split(", ")}
+    assert named == {number.name for number in (*ENDS, *OBEYED_LATER)}
 
 
 ENQUEUE_PROGRAM = f"""
