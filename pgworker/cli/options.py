@@ -16,6 +16,8 @@ from pgworker.errors import InvalidJob
 from pgworker.model.names import check_queue, check_task
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_DURATION = re.compile(r"(?P<number>[0-9]{1,12}(\.[0-9]{1,9})?)(?P<unit>[smhd]?)")
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -26,6 +28,14 @@ def whole_uuid(text: str) -> UUID:
         hint = "give all 36 characters, as `pgworker jobs list` prints them"
         raise click.BadParameter(f"{text!r} is not a job id: {hint}")
     return UUID(text)
+
+
+def length_of_time(text: str) -> float:
+    """Seconds, of `90`, `90s`, `15m`, `36h` or `7d`."""
+    written = _DURATION.fullmatch(text)
+    if not written:
+        raise click.BadParameter(f"{text!r} is not a duration: give seconds, or a number with s, m, h or d, such as 7d")
+    return float(written["number"]) * _UNITS[written["unit"]]
 
 
 def queue_name(text: str) -> str:

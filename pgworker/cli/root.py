@@ -29,6 +29,7 @@ _COMMANDS = {
     "enqueue": "Enqueue one job and print its id.",
     "jobs": "List, show and cancel jobs.",
     "dead-letters": "List, requeue and discard jobs that were given up.",
+    "prune": "Drop the history of days that have expired.",
     "bench": "Measure pgworker on this machine and server.",
     "status": "Queues, workers and dead letters at a glance.",
 }

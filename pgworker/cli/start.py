@@ -19,6 +19,7 @@ import setproctitle
 
 from pgworker.app.registry import load_app
 from pgworker.cli.database import require_dsn
+from pgworker.cli.options import length_of_time
 from pgworker.config.settings import PoolSettings, default_workers, parse_listen
 from pgworker.config.sources import embedded_directory
 from pgworker.db import embedded
@@ -60,6 +61,14 @@ log = logs.logger("start")
     "--drain-timeout", type=float, default=25.0, show_default=True, help="Seconds that running jobs get after TERM."
 )
 @click.option("--lease-ttl", type=float, default=60.0, show_default=True, help="Seconds a lease lasts without renewal.")
+@click.option(
+    "--retention",
+    type=length_of_time,
+    default="7d",
+    show_default=True,
+    metavar="1d..14d",
+    help="How long the history of ended jobs is kept.",
+)
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def start(
     app_path: str,
@@ -70,6 +79,7 @@ def start(
     metrics_listen: str,
     drain_timeout: float,
     lease_ttl: float,
+    retention: float,
     log_format: str,
 ) -> None:
     """Run a pool of workers until TERM or Ctrl-C."""
@@ -78,6 +88,7 @@ def start(
         queues=queues or ("default",),
         drain_timeout=drain_timeout,
         lease_ttl=lease_ttl,
+        retention=retention,
         metrics_listen=None if metrics_listen == "off" else metrics_listen,
         log_format="json" if log_format == "json" else "text",
     )

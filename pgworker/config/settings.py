@@ -17,6 +17,8 @@ from pgworker.model.retry import Backoff
 
 MAX_WORKERS = 1024
 MAX_BATCH = 10_000
+SHORTEST_RETENTION = 86_400.0
+LONGEST_RETENTION = 14 * 86_400.0
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
@@ -57,6 +59,8 @@ class PoolSettings:
     prefetch_seconds: float = 0.05
     """How much work a worker claims ahead of what it runs."""
     max_batch: int = 500
+    retention: float = 7 * 86_400.0
+    """How long the history of jobs is kept, in whole days; what waits is kept however long it waits."""
     metrics_listen: str | None = "127.0.0.1:9464"
     """host:port of /metrics and the health pages; None for none."""
     restart_backoff: Backoff = field(default=Backoff(base=0.5, cap=60.0))
@@ -72,6 +76,7 @@ class PoolSettings:
             if value < shortest:
                 raise ConfigurationError(f"{name} must be at least {shortest:g} s, not {value:g}")
             object.__setattr__(self, name, value)
+        object.__setattr__(self, "retention", _retention(self.retention))
         if self.metrics_listen is not None:
             parse_listen(self.metrics_listen)
         if self.log_format not in ("text", "json"):
@@ -143,6 +148,15 @@ def _read(path: Path) -> str:
 def _whole(name: str, value: object, largest: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
         raise ConfigurationError(f"{name} must be a whole number from 1 to {largest}")
+
+
+def _retention(value: object) -> float:
+    number = seconds(value, "retention", error=ConfigurationError)
+    if not SHORTEST_RETENTION <= number <= LONGEST_RETENTION:
+        raise ConfigurationError(
+            f"retention must be from 1 to 14 days, not {number / 86_400:g}: each day kept slows every claim a little"
+        )
+    return number
 
 
 def _queues(queues: object) -> None:
