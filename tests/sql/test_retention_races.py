@@ -405,7 +405,7 @@ def work(melee: Melee, connection: Connection[Any], dice: random.Random) -> None
         worker.settle(held.settlement(outcome=Outcome.FAILED, then=Next.REQUEUE))
     elif fate < 0.7:
         worker.settle(held.settlement(outcome=Outcome.FAILED, then=Next.BURY))
-    elif fate < 0.9 and worker.settle(held.settlement()):
+    elif fate < 0.75 and worker.settle(held.settlement()):
         melee.ended.extend(held.ids)
 
 
@@ -414,8 +414,9 @@ def interfere(melee: Melee, connection: Connection[Any], dice: random.Random) ->
     Monitor(connection).reclaim_all(by_expiry=True, assumed_running=1)
     dead = ask(connection, "select job_id from pgworker.dead_letter_jobs limit 3")
     requeue_dead_letters(connection, dead[:2])
-    melee.ended.extend(discard_dead_letters(connection, dead[2:]))
-    if dice.random() < 0.1:
+    if dice.random() < 0.05:
+        melee.ended.extend(discard_dead_letters(connection, dead[2:]))
+    if dice.random() < 0.05:
         waits = ask(connection, "select job_id from pgworker.job_queue limit 1")
         melee.ended.extend(ask(connection, query("cancel_waiting_jobs").replace("%(job_ids)s", "%s"), waits))
 
@@ -447,8 +448,8 @@ def test_in_a_melee_over_days_that_are_being_dropped_no_job_is_lost(dsn: str, co
     by_status: dict[str | None, set[UUID]] = {}
     for job, status in zip(ids, statuses(db, ids), strict=True):
         by_status.setdefault(status, set()).add(job)
-    assert {"succeeded", None} <= by_status.keys() <= {"succeeded", "cancelled", None}, seed
-    assert by_status[None] <= set(melee.ended), seed
+    assert by_status.keys() <= {"succeeded", "cancelled", None}, seed
+    assert by_status.get(None, set()) <= set(melee.ended), seed
 
 
 def drop(db: Connection[Any], older_than: float, melee: Melee) -> None:
