@@ -63,6 +63,16 @@ def duration(seconds: float) -> str:
     return f"{amount / 86_400:.0f}d"
 
 
+def size(count: int) -> str:
+    """`512 B`, `3.1 MiB`, `40 GiB`."""
+    amount, unit = float(count), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if amount < 1024:
+            break
+        amount, unit = amount / 1024, larger
+    return f"{amount:.1f} {unit}" if amount < 10 and unit != "B" else f"{amount:.0f} {unit}"
+
+
 def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
     """Aligned columns within the width of the terminal (80 when there is none), styled if rich is there to do it."""
     safe = [[printable(cell) for cell in row] for row in rows]

@@ -30,6 +30,7 @@ _COMMANDS = {
     "jobs": "List, show and cancel jobs.",
     "queues": "List, pause, resume and purge queues.",
     "dead-letters": "List, requeue and discard jobs that were given up.",
+    "prune": "Drop the history of days that have expired.",
     "bench": "Measure pgworker on this machine and server.",
     "status": "Queues, workers and dead letters at a glance.",
 }

@@ -99,6 +99,7 @@ def _time(name: str, default: str | None, help_text: str) -> Callable[[Any], Any
     help="Let an allocation fail that takes a worker over so much data.",
 )
 @click.option("--nice", type=int, default=0, show_default=True, metavar="0-19", help="How far workers stand back.")
+@_time("--retention", "7d", "How long the history of ended jobs is kept: from 1d to 14d.")
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def start(
     app_path: str,

@@ -19,6 +19,8 @@ MAX_JOBS = 1_000_000_000
 MAX_NICE = 19
 LEAST_MEMORY = 16 << 20
 """Bytes: less than an idle worker and its first job take."""
+SHORTEST_RETENTION = 86_400.0
+LONGEST_RETENTION = 14 * 86_400.0
 
 _MAX_CPU = 65_535
 _CPUS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
@@ -64,6 +66,8 @@ class PoolSettings:
     prefetch_seconds: float = 0.05
     """How much work a worker claims ahead of what it runs."""
     max_batch: int = 500
+    retention: float = 7 * 86_400.0
+    """How long the history of jobs is kept, in whole days; what waits is kept however long it waits."""
     metrics_listen: str | None = "127.0.0.1:9464"
     """host:port of /metrics and the health pages; None for none."""
     boot_timeout: float = 60.0
@@ -96,6 +100,7 @@ class PoolSettings:
             if value < shortest:
                 raise ConfigurationError(f"{name} must be at least {shortest:g} s, not {value:g}")
             object.__setattr__(self, name, value)
+        object.__setattr__(self, "retention", _retention(self.retention))
         self._check_limits()
         if self.metrics_listen is not None:
             parse_listen(self.metrics_listen)
@@ -150,6 +155,15 @@ def parse_cpus(text: str) -> tuple[int, ...]:
 def _whole(name: str, value: object, largest: int, *, least: int = 1) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= largest:
         raise ConfigurationError(f"{name} must be a whole number from {least} to {largest}")
+
+
+def _retention(value: object) -> float:
+    number = seconds(value, "retention", error=ConfigurationError)
+    if not SHORTEST_RETENTION <= number <= LONGEST_RETENTION:
+        raise ConfigurationError(
+            f"retention must be from 1 to 14 days, not {number / 86_400:g}: each day kept slows every claim a little"
+        )
+    return number
 
 
 def _queues(queues: object) -> None:

@@ -72,8 +72,13 @@ def list_dead_letters(
 
 
 def requeue_dead_letters(connection: Connection[Any], job_ids: Sequence[UUID]) -> list[UUID]:
-    """Run these again at once: failures count from 0, execution numbers go on. Returns those that were there."""
-    rows = connection.execute(query("requeue_dead_letters"), {"job_ids": list(job_ids)}).fetchall()
+    """Run these again at once: failures count from 0, execution numbers go on. Returns those that were there.
+
+    Waits while expired partitions are being dropped: the job's own row must not go after we have relied on it.
+    """
+    with connection.transaction():
+        connection.execute(query("hold_partitions"))
+        rows = connection.execute(query("requeue_dead_letters"), {"job_ids": list(job_ids)}).fetchall()
     return [row[0] for row in rows]
 
 

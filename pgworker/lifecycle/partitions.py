@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Any
 
+import psycopg
 from psycopg import Connection
 
+from pgworker.lifecycle.transaction import read_committed
 from pgworker.sql.load import query
 
 
-def make_partitions(connection: Connection[Any]) -> None:
-    """Make what is missing of yesterday to the day after tomorrow.
+def make_partitions(connection: Connection[Any]) -> list[date]:
+    """Make what is missing of yesterday to the day after tomorrow; the days that were made.
 
+    What can't be made doesn't keep the others from it: its error is raised after them.
     psycopg.errors.LockNotAvailable: a reader was in the way for longer than 50 ms; try again later.
+    psycopg.errors.ProgramLimitExceeded: the default partition holds too many rows of that day to move them at once.
     """
-    connection.execute(query("make_partitions"))
+    days = [row[0] for row in connection.execute(query("list_days_ahead")).fetchall()]
+    answers = {day: _make(connection, day) for day in days}
+    for answer in answers.values():
+        if isinstance(answer, psycopg.Error):
+            raise answer
+    return [day for day, answer in answers.items() if answer]
+
+
+def _make(connection: Connection[Any], day: date) -> bool | psycopg.Error:
+    try:
+        with read_committed(connection) as cursor:
+            return bool(cursor.execute(query("make_partition"), {"day": day}).fetchall()[0][0])
+    except psycopg.Error as error:
+        return error
+
+
+def count_default_jobs(connection: Connection[Any]) -> int:
+    """Jobs in the default partition, because their day had none: any is an alarm. At most 10,001 are counted."""
+    count: int = connection.execute(query("count_default_jobs")).fetchall()[0][0]
+    return count

@@ -34,6 +34,11 @@ def forget_progress(connection: Connection[Any], job_ids: Sequence[UUID]) -> Non
     connection.execute(query("forget_progress"), {"job_ids": list(job_ids)})
 
 
+def prune_progress(connection: Connection[Any]) -> None:
+    """Drop it for jobs that ended where nobody knew that they had said anything, a day after they said it."""
+    connection.execute(query("prune_progress"))
+
+
 def find_progress(connection: Connection[Any], job_id: UUID) -> Progress | None:
     """What this job said last; None: nothing, or it has ended for good."""
     row = connection.execute(query("find_progress"), {"job_id": job_id}).fetchone()

@@ -21,11 +21,10 @@ import setproctitle
 from psycopg import Connection
 
 from pgworker.config.settings import PoolSettings
-from pgworker.db.connect import connect_to_schema, explain, is_outage
+from pgworker.db.connect import connect_to_schema, explain
 from pgworker.errors import PgworkerError
 from pgworker.lifecycle.claim import Lanes, lower_floor
-from pgworker.lifecycle.heartbeat import PoolIdentity, WorkerProcess, beat_workers, forget_workers
-from pgworker.lifecycle.partitions import make_partitions
+from pgworker.lifecycle.heartbeat import PoolIdentity, WorkerProcess, beat_workers
 from pgworker.lifecycle.reclaim import Reclaimed
 from pgworker.lifecycle.release import release_jobs
 from pgworker.linux import process, stacks
@@ -35,6 +34,7 @@ from pgworker.linux.pidfd import kill_group
 from pgworker.model.retry import Backoff
 from pgworker.model.state import Outcome
 from pgworker.monitor.http import Pages
+from pgworker.monitor.partitions import Partitions
 from pgworker.monitor.reclaims import Reclaims
 from pgworker.monitor.renewals import Renewals, draw_lines
 from pgworker.monitor.unserved import UnservedJobs
@@ -48,8 +48,6 @@ _URGENT = 0.5  # seconds between two looks for leases while somebody has just di
 _IN_DOUBT = 0.5  # seconds to the next beat while the other connection is lost
 _STUCK = 15.0  # seconds without a tick after which /healthz says so
 _HELD_UP_NS = 1_000_000_000  # a clerk hands back after a quarter of it; what is still there then, its clerk can't
-_PARTITIONS_EVERY = 3600.0
-_PARTITIONS_RETRY = 60.0
 _LAST_CLAIMS = 1.5  # seconds during which a claim of a worker that was just killed may still commit
 _ORPHAN_PATIENCE = 4.0  # seconds to see the workers of a dead master end and to reclaim what they held
 
@@ -92,7 +90,6 @@ class Monitor:
         self._next_beat = 0.0
         self._beaten: set[tuple[UUID, int]] = set()
         self._last_look = 0.0
-        self._next_partitions = 0.0
         self._last_beat: float | None = None
         self._steady_since = 0.0
         self._is_stopping = False
@@ -101,6 +98,7 @@ class Monitor:
     def run(self) -> int:
         if self._shared.listening is not None:
             Pages(self._shared.listening, self._metrics.registry, self._is_healthy, self._is_ready).serve_in_thread()
+        Partitions(self._dsn, self._settings.retention, self._metrics).keep_in_thread()
         while not self._is_over():
             self._wait()
             self._hear()
@@ -154,7 +152,6 @@ class Monitor:
                 self._look_for_leases(connection)
             draw_lines(self._board, time.monotonic_ns(), _HELD_UP_NS, partial(self._release, connection))
             self._unserved.look(connection, now)
-            self._keep_partitions(connection, now)
         except (psycopg.Error, OSError, PgworkerError) as error:
             self._lose_connection(error)
             return
@@ -216,26 +213,6 @@ class Monitor:
             lower_floor(self._board.floors, self._lanes, back.queue, back.priority, back.run_at, back.job_id)
             self._wakeups.wake(back.jobs)
         return not answer.is_busy
-
-    def _keep_partitions(self, connection: Connection[Any], now: float) -> None:
-        if now < self._next_partitions:
-            return
-        self._next_partitions = now + _PARTITIONS_RETRY
-        try:
-            make_partitions(connection)
-            forget_workers(connection)
-        except psycopg.errors.LockNotAvailable:
-            log.warning(
-                "a partition could not be made yet, a long transaction reads its parent; trying again in a minute"
-            )
-        except psycopg.Error as error:
-            if connection.closed or is_outage(error):
-                raise
-            log.error(
-                "a partition can't be made, its jobs go to the default one meanwhile: %s", explain(error, self._dsn)
-            )
-        else:
-            self._next_partitions = now + _PARTITIONS_EVERY
 
     # -- the connection
 

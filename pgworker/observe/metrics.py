@@ -47,6 +47,7 @@ class PoolMetrics(Collector):
         self._reclaimed: Counter[str] = Counter()
         self._exits: Counter[str] = Counter()
         self._unserved: dict[str, int] = {}
+        self._default_jobs = 0
         self._last_renewal = time.time()
         self.registry = CollectorRegistry()
         self.registry.register(self)
@@ -76,6 +77,9 @@ class PoolMetrics(Collector):
 
     def renewed(self) -> None:
         self._last_renewal = time.time()
+
+    def note_default_jobs(self, jobs: int) -> None:
+        self._default_jobs = jobs
 
     def collect(self) -> Iterator[Metric]:
         yield from self._work()
@@ -133,6 +137,11 @@ class PoolMetrics(Collector):
         for reason, count in list(self._exits.items()):
             exits.add_metric([reason], count)
         yield exits
+        yield GaugeMetricFamily(
+            "pgworker_default_partition_jobs",
+            "Jobs whose day had no partition, counted up to 10001; looked at once an hour.",
+            self._default_jobs,
+        )
         info = GaugeMetricFamily("pgworker_build_info", "Always 1; the label tells the version.", labels=["version"])
         info.add_metric([self._version], 1)
         yield info

@@ -20,9 +20,11 @@ grant select, insert, update, delete on pgworker.job_queue, pgworker.job_leases,
 grant select, insert on pgworker.job_executions, pgworker.dead_letter_jobs to pgworker_worker;
 grant select, insert, update, delete on pgworker.job_progress, pgworker.dead_letter_hooks, pgworker.served_tasks
     to pgworker_worker;
-grant execute on function pgworker.create_partition, pgworker.job_status, pgworker.somebody_sleeps to pgworker_worker;
+grant execute on function pgworker.create_partition, pgworker.count_default_jobs, pgworker.list_expired_partitions,
+    pgworker.watch_expired_partitions, pgworker.drop_expired_partitions, pgworker.job_status(uuid),
+    pgworker.somebody_sleeps to pgworker_worker;
 
--- An operator: see everything, cancel, requeue, discard, pause, purge. Jobs and dead letters are copied, never edited.
+-- An operator: see everything, cancel, requeue, discard, pause, purge, prune. Jobs and dead letters are copied, never edited.
 grant select on pgworker.job_status, pgworker.executions, pgworker.worker_heartbeats, pgworker.schema_migrations,
     pgworker.job_progress, pgworker.dead_letter_hooks, pgworker.served_tasks to pgworker_admin;
 grant select, insert on pgworker.jobs, pgworker.job_executions to pgworker_admin;
@@ -30,10 +32,13 @@ grant select, insert, update, delete on pgworker.job_queue to pgworker_admin;
 grant select, update on pgworker.job_leases to pgworker_admin;
 grant select, delete on pgworker.dead_letter_jobs to pgworker_admin;
 grant select, insert, update, delete on pgworker.queues to pgworker_admin;
-grant execute on function pgworker.job_status to pgworker_admin;
+grant execute on function pgworker.job_status(uuid), pgworker.list_expired_partitions,
+    pgworker.watch_expired_partitions, pgworker.drop_expired_partitions to pgworker_admin;
 
 -- The owner's alone: what the functions above call, and the default partitions, which are reached through their tables.
+revoke all on function pgworker.expired_until, pgworker.expired_partitions, pgworker.jobs_to_keep, pgworker.count_rows,
+    pgworker.lock_for_ddl, pgworker.lock_keeping, pgworker.note_partition_write, pgworker.swap_expired_partitions from public;
 revoke all on function pgworker.enqueue_dead_letter_hook, pgworker.uuid7, pgworker.uuid7_at, pgworker.uuid7_first,
     pgworker.uuid7_time_half from public;
-revoke all on pgworker.jobs_default, pgworker.job_executions_default from public;
+revoke all on pgworker.jobs_default, pgworker.job_executions_default, pgworker.partition_writes from public;
 revoke all on type pgworker.execution_outcome from public;

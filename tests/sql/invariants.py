@@ -41,7 +41,8 @@ STORED: Mapping[str, str] = {
     """,
     "I1: whatever is in a place has its job": f"""
         select job_id, place from ({_PLACES}) as places
-        where not exists (select from pgworker.jobs where jobs.id = places.job_id)
+        where place <> 'is a dead letter' -- a full copy: retention drops the job before it
+          and not exists (select from pgworker.jobs where jobs.id = places.job_id)
     """,
     "I2: what a lease holds was settled by no other": f"""
         select held.*, e.lease_id as settled_by

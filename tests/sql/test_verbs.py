@@ -17,6 +17,7 @@ from pgworker.lifecycle.claim import Lanes, find_below_floor, find_dry_lanes, fl
 from pgworker.lifecycle.dead_letters import discard_dead_letters, list_dead_letters, requeue_dead_letters
 from pgworker.lifecycle.enqueue import enqueue_jobs
 from pgworker.lifecycle.heartbeat import PoolIdentity, WorkerProcess, beat_workers, end_worker, forget_workers
+from pgworker.lifecycle.partitions import make_partitions
 from pgworker.lifecycle.reclaim import Findings, Reclaimed, reclaim_lease
 from pgworker.lifecycle.release import Returned, release_jobs
 from pgworker.lifecycle.renew import Renewal, renew_leases
@@ -24,7 +25,6 @@ from pgworker.lifecycle.settle import Next, Settlement, check_settled
 from pgworker.model.job import JobRequest
 from pgworker.model.retry import Backoff
 from pgworker.model.state import CancelAnswer, Outcome
-from pgworker.sql.load import query
 from tests.sql.actors import (
     AT_ONCE,
     POOL,
@@ -767,7 +767,7 @@ def test_jobs_and_executions_lie_in_the_partition_of_their_ids_day_and_otherwise
 ) -> None:
     """Midnight of UTC, whatever the session's time zone."""
     db.execute("set timezone = 'Pacific/Kiritimati'")
-    assert ask(db, query("make_partitions")) == [False] * 4
+    assert make_partitions(db) == []
     [day] = ask(db, "select (clock_timestamp() at time zone 'UTC')::date + 10")
     midnight = datetime(day.year, day.month, day.day, tzinfo=timezone.utc)
     ids = ask(
