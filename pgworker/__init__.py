@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from pgworker.app.app import App
     from pgworker.app.context import Context
     from pgworker.app.handle import JobHandle
+    from pgworker.app.leases import ClaimedJob
     from pgworker.app.orgs import Org
+    from pgworker.app.queue import PostgresQueue, Queue
     from pgworker.app.task import Enqueuer, Task
     from pgworker.errors import (
         AppClosed,
@@ -38,8 +40,10 @@ if TYPE_CHECKING:
         Snooze,
         WaitTimeout,
     )
+    from pgworker.lifecycle.cancel import CancelCounts
     from pgworker.model.dead_letter import DeadLetter
     from pgworker.model.job import Job, JobRequest
+    from pgworker.model.progress import Progress
     from pgworker.model.retry import Backoff
     from pgworker.model.state import CancelAnswer, CancelReason, Status
 
@@ -48,8 +52,10 @@ __all__ = [
     "AppClosed",
     "Backoff",
     "CancelAnswer",
+    "CancelCounts",
     "CancelReason",
     "Cancelled",
+    "ClaimedJob",
     "ConfigurationError",
     "Context",
     "DatabaseUnavailable",
@@ -71,6 +77,9 @@ __all__ = [
     "LeaseLost",
     "Org",
     "PgworkerError",
+    "PostgresQueue",
+    "Progress",
+    "Queue",
     "RegistrationError",
     "Retry",
     "SchemaError",
@@ -84,15 +93,20 @@ _HOMES = {
     "App": "app.app",
     "Backoff": "model.retry",
     "CancelAnswer": "model.state",
+    "CancelCounts": "lifecycle.cancel",
     "CancelReason": "model.state",
+    "ClaimedJob": "app.leases",
     "Context": "app.context",
     "DeadLetter": "model.dead_letter",
     "Enqueuer": "app.task",
     "Job": "model.job",
     "JobHandle": "app.handle",
     "JobRequest": "model.job",
-    "Status": "model.state",
     "Org": "app.orgs",
+    "PostgresQueue": "app.queue",
+    "Progress": "model.progress",
+    "Queue": "app.queue",
+    "Status": "model.state",
     "Task": "app.task",
 }
 """The modules of the names that are no errors."""

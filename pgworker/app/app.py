@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
-from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, Concatenate, Protocol, TypeVar, overload
 from uuid import UUID
@@ -23,17 +20,23 @@ from pgworker.app.middleware import Middleware, middleware
 from pgworker.app.options import ShouldRetry, check_org, task_options
 from pgworker.app.orgs import Org, OrgConfig, OrgRules, org_rules, refuse_request_without_org
 from pgworker.app.producer import Producer
+from pgworker.app.queue import PostgresQueue, open_queue
+from pgworker.app.registration import check_handler, check_name, default_name, refuse_what_is_no_function
 from pgworker.app.scope import org_scope
-from pgworker.app.signatures import is_async, read_signature, refuse_generators
+from pgworker.app.signatures import is_async, read_signature
 from pgworker.app.targets import Target
 from pgworker.app.task import P, R, Sender, Task
 from pgworker.config.sources import resolve_dsn
-from pgworker.errors import ConfigurationError, InvalidJob, RegistrationError
+from pgworker.control.queues import pause_queues, resume_queues
+from pgworker.errors import ConfigurationError, InvalidFilter, RegistrationError
+from pgworker.lifecycle.cancel import CancelCounts, cancel_jobs
 from pgworker.lifecycle.dead_letters import DeadLetterHook
+from pgworker.lifecycle.purge import purge_queue
+from pgworker.model.durations import seconds
 from pgworker.model.job import DEFAULT_PRIORITY, DEFAULT_QUEUE, Job, JobRequest
-from pgworker.model.names import check_task
 from pgworker.model.payload import decode
 from pgworker.model.retry import DEFAULT_MAX_ATTEMPTS, DEFAULT_TIMEOUT, Backoff
+from pgworker.model.selection import JobFilter
 
 _DEFAULT_BACKOFF = Backoff()
 
@@ -158,8 +161,8 @@ class App:
         )
 
         def register(function: Callable[..., Any]) -> Task[..., Any]:
-            _refuse_what_is_no_function(function)
-            own_name = _check_name(_default_name(function) if name is None else name)
+            refuse_what_is_no_function(function)
+            own_name = check_name(default_name(function) if name is None else name)
             arguments = typed_arguments(read_signature(function, own_name), own_name)
             return self._add(Task(own_name, function, options, self._sender(arguments), self._add_dead_letter_hook))
 
@@ -187,7 +190,7 @@ class App:
             should_retry=should_retry,
             priority=priority,
         )
-        name = _check_handler(handler)
+        name = check_handler(handler)
         sender = self._sender(free_arguments(name, is_async=is_async(handler.handle)))
         return self._add(Task(name, handler.handle, options, sender, self._add_dead_letter_hook, takes_job=True))
 
@@ -229,12 +232,12 @@ class App:
         self._hooks.add_stop(hook)
         return hook
 
-    def start_worker(self, dsn: str) -> SimpleNamespace:
-        """Run the start hooks, in order; their state. ConfigurationError, which says where, for one that raises.
-
-        `dsn` is the database of the worker: from now on the app's own jobs go there too, whatever it was made with.
-        """
+    def use_dsn(self, dsn: str) -> None:
+        """From now on the jobs are there, whatever the App was made with; a worker says where its own come from."""
         self._given_dsn = dsn
+
+    def start_worker(self) -> SimpleNamespace:
+        """Run the start hooks, in order; their state. ConfigurationError, which says where, for one that raises."""
         return self._hooks.start()
 
     def stop_worker(self, state: SimpleNamespace) -> None:
@@ -273,6 +276,50 @@ class App:
         """
         return self._jobs.named(job_id)
 
+    def cancel(
+        self,
+        *,
+        queue: str | None = None,
+        task: str | None = None,
+        org_id: str | None = None,
+        older_than: float | timedelta | None = None,
+        waiting: bool = True,
+        running: bool = True,
+    ) -> CancelCounts:
+        """Cancel all jobs that have in common what is named here; how many waited, and how many were asked to stop.
+
+        `older_than`: enqueued longer ago, in seconds or a timedelta. InvalidFilter if nothing is named.
+        """
+        age = None if older_than is None else seconds(older_than, "older_than", error=InvalidFilter)
+        chosen = JobFilter(queue=queue, task=task, org_id=org_id, older_than=age, waiting=waiting, running=running)
+        with self._connections.connection() as connection:
+            return cancel_jobs(connection, chosen)
+
+    def pause(self, *queues: str) -> set[str]:
+        """Let no pool start jobs of these queues, from the next claim on; those that were not paused before."""
+        with self._connections.connection() as connection:
+            return pause_queues(connection, queues)
+
+    def resume(self, *queues: str) -> set[str]:
+        """Let them go on, and wake who serves them; those that were paused."""
+        with self._connections.connection() as connection:
+            return resume_queues(connection, queues)
+
+    def purge(self, queue: str, *, task: str | None = None, org_id: str | None = None) -> int:
+        """Cancel what waits in a queue, scheduled jobs too; how many there were."""
+        with self._connections.connection() as connection:
+            return purge_queue(connection, queue, task=task, org_id=org_id)
+
+    def queue(self, *queues: str, lease_ttl: float | timedelta = 60.0) -> AbstractContextManager[PostgresQueue]:
+        """The queue as a worker sees it, on a connection of its own: claim, succeed, fail.
+
+        `queues` in strict order, by default those of the app's tasks. A lease lasts `lease_ttl` (seconds or a
+        timedelta), and nobody renews it.
+        """
+        names = queues or tuple(sorted({task.queue for task in self._tasks.values()}))
+        ttl = seconds(lease_ttl, "lease_ttl", error=ConfigurationError)
+        return open_queue(self.dsn, names, list(self._tasks), ttl)
+
     def close(self) -> None:
         """Close the App's own connections, if there are any. The next use opens them again.
 
@@ -307,7 +354,7 @@ class App:
         return Sender(arguments, self._producer, self._orgs)
 
     def _add_dead_letter_hook(self, task: Task[..., Any], function: Callable[..., Any], /) -> Task[..., Any]:
-        name = _check_name(hook_name(task.name))
+        name = check_name(hook_name(task.name))
         if isinstance(function, Task):
             raise RegistrationError(
                 f"{function.name} is a task already; write a function of its own, which may call it"
@@ -320,57 +367,3 @@ class App:
         hook = self._add(Task(name, function, options, sender, self._add_dead_letter_hook))
         self._dead_letter_hooks[task.name] = hook_declaration(task.name, name, options)
         return hook
-
-
-def _refuse_what_is_no_function(function: object) -> None:
-    if isinstance(function, Task):
-        raise RegistrationError(f"{function.name} is a task already; decorate a function only once")
-    if not callable(function) or isinstance(function, type):
-        raise RegistrationError(
-            f"@app.task takes a function, not {function!r:.60}; options are named, as in @app.task(name=...), "
-            "and an object with name and handle(job, ctx) goes to app.register"
-        )
-
-
-def _default_name(function: Callable[..., Any]) -> str:
-    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
-    if not module or not name:
-        raise RegistrationError(f"{function!r:.60} has no name of its own; pass one with name=...")
-    return f"{_module_of_program() if module == '__main__' else module}.{name}"
-
-
-def _module_of_program() -> str:
-    """The name under which a worker imports the program that is running: jobs of `__main__` would wait for ever."""
-    program = sys.modules["__main__"]
-    spec = getattr(program, "__spec__", None)
-    if spec is not None:
-        return str(spec.name).removesuffix(".__main__")
-    file = getattr(program, "__file__", None)
-    return Path(file).stem if file else "__main__"
-
-
-def _check_name(name: object) -> str:
-    try:
-        return check_task(name)
-    except InvalidJob as problem:
-        where = isinstance(name, str) and ("<locals>" in name or "<lambda>" in name)
-        raise RegistrationError(
-            f"{name!r} is no name that a worker could find again; pass one with name=..." if where else str(problem)
-        ) from None
-
-
-def _check_handler(handler: object) -> str:
-    """Its name. RegistrationError unless it has `name` and `handle(job, ctx)`."""
-    handle, name = getattr(handler, "handle", None), getattr(handler, "name", None)
-    if isinstance(handler, type):
-        raise RegistrationError(f"app.register takes an object; write app.register({handler.__qualname__}())")
-    if not callable(handle) or not isinstance(name, str):
-        raise RegistrationError(
-            f"app.register takes an object with a string `name` and a method handle(job, ctx), not {handler!r:.60}"
-        )
-    refuse_generators(handle, f"task {_check_name(name)}")
-    try:
-        inspect.signature(handle).bind(None, None)
-    except TypeError:
-        raise RegistrationError(f"task {name}: its method must be handle(self, job, ctx)") from None
-    return name

@@ -34,7 +34,7 @@ _SLICE: Final = 0.5
 class Connections:
     """Opened when they are first needed, at most four, for all threads.
 
-    `dsn` is asked then. In a forked child they are opened anew. After `close()` the next use opens them again.
+    `dsn` is asked each time; if it has changed, they are opened anew, as in a forked child and after `close()`.
     """
 
     def __init__(self, dsn: Callable[[], str]) -> None:
@@ -49,6 +49,9 @@ class Connections:
         seconds, or it breaks on the way: then nobody knows whether the last statement took effect.
         """
         pool = self._pools.get()
+        if pool.dsn != self._dsn():
+            self.close()
+            pool = self._pools.get()
         with pool.connection() as connection:
             try:
                 yield connection

@@ -6,7 +6,8 @@ What has ended is settled together with the next claim, in one transaction and o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 from uuid import UUID, uuid4
@@ -19,6 +20,7 @@ from psycopg.pq import TransactionStatus
 from pgworker.app.leases import ClaimedJob, HeldLease
 from pgworker.app.producer import enqueue_on
 from pgworker.app.verdict import judge
+from pgworker.db.connect import connect_to_schema
 from pgworker.errors import LeaseLost
 from pgworker.lifecycle.cancel import cancel_job
 from pgworker.lifecycle.claim import ClaimedRow, Lanes, claim_jobs, floor_of, lower_floor
@@ -26,7 +28,7 @@ from pgworker.lifecycle.progress import Place, forget_progress, save_progress
 from pgworker.lifecycle.purge import purge_queue
 from pgworker.lifecycle.release import Returned, release_jobs
 from pgworker.lifecycle.settle import Ended, Next, Settlement, check_settled, is_settled, settle_jobs
-from pgworker.linux.board import Floors, Row
+from pgworker.linux.board import Board, Floors, Row
 from pgworker.model.job import JobRequest
 from pgworker.model.payload import describe_error
 from pgworker.model.progress import Said
@@ -133,6 +135,8 @@ class PostgresQueue:
     def _end(self, job: ClaimedJob, ended: Ended | None) -> None:
         """None: its own transaction has recorded it."""
         job.lease.ready[job.position] = ended
+        if job.position > self._row.started(job.lease.entry):  # whoever works without a runner shows no starts
+            self._row.show_started(job.lease.entry, job.position)
         if self._outspoken and job.row.job_id in self._outspoken:
             self._outspoken.remove(job.row.job_id)
             if ended is None or ended.next is Next.END:
@@ -166,6 +170,13 @@ class PostgresQueue:
             verdict.delay,
             msgspec.json.encode(describe_error(error)).decode(),
         )
+
+    def close(self) -> None:
+        """Settle what has ended, and give back what was claimed behind it; a job before that goes with its lease."""
+        self.claim(0)
+        for lease in self.leases:
+            lease.keep(self._row.started(lease.entry))
+        self.give_back()
 
     # -- the trip
 
@@ -357,3 +368,18 @@ class PostgresQueue:
     def _lower_floors(self, returned: Sequence[Returned]) -> None:
         for back in returned:
             lower_floor(self._floors, self._lanes, back.queue, back.priority, back.run_at, back.job_id)
+
+
+@contextmanager
+def open_queue(dsn: str, queues: Sequence[str], tasks: Sequence[str], lease_ttl: float) -> Iterator[PostgresQueue]:
+    """These queues for a worker that is no part of a pool, on a connection of its own."""
+    lanes = Lanes.of(queues)
+    board = Board(1, len(lanes))
+    [row] = board.rows
+    row.reset(uuid4(), time.monotonic_ns())
+    with connect_to_schema(dsn, application_name="pgworker queue", prepare_threshold=None) as connection:
+        queue = PostgresQueue(
+            lambda: connection, row=row, floors=board.floors, lanes=lanes, tasks=tasks, lease_ttl=lease_ttl
+        )
+        yield queue
+        queue.close()

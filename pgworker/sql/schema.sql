@@ -178,6 +178,10 @@ create table pgworker.jobs_default (
 )
 partition of pgworker.jobs DEFAULT;
 
+create table pgworker.partition_writes (
+    job_id uuid not null
+);
+
 create table pgworker.queues (
     name text not null,
     paused boolean not null default false,
@@ -314,10 +318,61 @@ create view pgworker.job_status as
             lease.lease_id,
             lease.worker_id
            FROM pgworker.job_leases lease,
-            LATERAL UNNEST(lease.job_ids, lease.executions, lease.failures) held(job_id, execution, failures)) l ON l.job_id = j.id AND l.execution > COALESCE(e.execution, 0);
+            LATERAL UNNEST(lease.job_ids, lease.executions, lease.failures) held(job_id, execution, failures)) l ON l.job_id = j.id AND l.execution > COALESCE(e.execution, 0)
+UNION ALL
+ SELECT d.job_id AS id,
+    d.queue,
+    d.task,
+    d.org_id,
+    d.priority,
+    d.max_attempts,
+    d.created_at,
+    d.run_at,
+    'dead_letter'::text AS status,
+    d.execution,
+    d.failures,
+    NULL::uuid AS lease_id,
+    NULL::uuid AS worker_id,
+    d.outcome AS last_outcome,
+    d.died_at AS finished_at,
+    d.error,
+    NULL::jsonb AS result,
+    d.cause
+   FROM pgworker.dead_letter_jobs d
+     LEFT JOIN LATERAL ( SELECT true AS is_stored
+           FROM pgworker.jobs
+          WHERE jobs.id = d.job_id
+         OFFSET 0) job ON true
+  WHERE job.is_stored IS NULL;
 
 
 -- functions
+
+CREATE OR REPLACE FUNCTION pgworker.count_default_jobs()
+ RETURNS bigint
+ LANGUAGE sql
+ STABLE SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+    select count(*) from (select from pgworker.jobs_default limit 10001) as stray
+$function$;
+
+CREATE OR REPLACE FUNCTION pgworker.count_rows(child text, key text, beyond uuid)
+ RETURNS bigint
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+declare
+    seen bigint;
+begin
+    execute format('select count(*) from (select from pgworker.%I where %I < $1 limit 100001) as seen', child, key)
+        into seen using beyond;
+    if seen > 100000 then
+        select greatest(seen, reltuples::bigint) into seen
+        from pg_class where oid = format('pgworker.%I', child)::regclass;
+    end if;
+    return seen;
+end $function$;
 
 CREATE OR REPLACE FUNCTION pgworker.create_partition(day date)
  RETURNS boolean
@@ -328,21 +383,39 @@ CREATE OR REPLACE FUNCTION pgworker.create_partition(day date)
  SET "TimeZone" TO 'UTC'
 AS $function$
 declare
-    parent text;
-    child text;
-    made boolean := false;
+    lowest uuid := pgworker.uuid7_first(day::timestamptz);
+    beyond uuid := pgworker.uuid7_first((day + 1)::timestamptz);
+    most constant integer := 10000;
+    suffix text := to_char(day, 'YYYYMMDD');
+    strays bigint;
 begin
-    perform pg_advisory_xact_lock(1885828976, 0);
-    foreach parent in array array['jobs', 'job_executions'] loop
-        child := parent || '_' || to_char(day, 'YYYYMMDD');
-        continue when to_regclass('pgworker.' || child) is not null;
-        execute format('create table pgworker.%I (like pgworker.%I including defaults including constraints including comments)',
-                       child, parent);
-        execute format('alter table pgworker.%I attach partition pgworker.%I for values from (%L) to (%L)',
-                       parent, child, pgworker.uuid7_first(day::timestamptz), pgworker.uuid7_first((day + 1)::timestamptz));
-        made := true;
-    end loop;
-    return made;
+    if to_regclass('pgworker.jobs_' || suffix) is not null then
+        return false;
+    end if;
+    perform pgworker.lock_keeping();
+    execute format('create table pgworker.%I (like pgworker.jobs including defaults including constraints including comments)',
+                   'jobs_' || suffix);
+    execute format('create table pgworker.%I (like pgworker.job_executions including defaults including constraints including comments)',
+                   'job_executions_' || suffix);
+    select count(*) into strays from (
+        select from pgworker.jobs_default where id >= lowest and id < beyond
+        union all
+        select from pgworker.job_executions_default where job_id >= lowest and job_id < beyond
+        limit most + 1) as stray;
+    if strays > most then
+        raise exception 'more than % rows of % are in the default partition', most, day
+            using errcode = 'program_limit_exceeded';
+    end if;
+    perform pgworker.lock_for_ddl('job_executions_default', 'jobs_default'); -- as attaching would do, one by one
+    execute format('with moved as (delete from pgworker.jobs_default where id >= $1 and id < $2 returning *) '
+                   'insert into pgworker.%I select * from moved', 'jobs_' || suffix) using lowest, beyond;
+    execute format('with moved as (delete from pgworker.job_executions_default where job_id >= $1 and job_id < $2 returning *) '
+                   'insert into pgworker.%I select * from moved', 'job_executions_' || suffix) using lowest, beyond;
+    execute format('alter table pgworker.job_executions attach partition pgworker.%I for values from (%L) to (%L)',
+                   'job_executions_' || suffix, lowest, beyond);
+    execute format('alter table pgworker.jobs attach partition pgworker.%I for values from (%L) to (%L)',
+                   'jobs_' || suffix, lowest, beyond);
+    return true;
 end $function$;
 
 CREATE OR REPLACE FUNCTION pgworker.current_org()
@@ -350,6 +423,66 @@ CREATE OR REPLACE FUNCTION pgworker.current_org()
  LANGUAGE sql
  STABLE PARALLEL SAFE
 RETURN NULLIF(current_setting('pgworker.org_id'::text, true), ''::text);
+
+CREATE OR REPLACE FUNCTION pgworker.drop_expired_partitions(older_than interval)
+ RETURNS boolean
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'pg_temp'
+ SET lock_timeout TO '50ms'
+ SET "TimeZone" TO 'UTC'
+AS $function$
+declare
+    until date := pgworker.expired_until(older_than);
+    beyond uuid := pgworker.uuid7_first(until::timestamptz);
+    kept_jobs text := 'jobs_before_' || to_char(until, 'YYYYMMDD');
+    kept_executions text := 'job_executions_before_' || to_char(until, 'YYYYMMDD');
+    tries integer := 0;
+begin
+    if current_setting('transaction_isolation') <> 'read committed' then
+        raise exception 'partitions are dropped at READ COMMITTED only: what is written meanwhile must be seen'
+            using errcode = 'invalid_transaction_state';
+    end if;
+    perform pgworker.lock_keeping();
+    if exists (select from pgworker.expired_partitions('infinity') where kind = 'before' and day >= until) then
+        return true; -- done already, by somebody who keeps no more than this
+    end if;
+    if exists (select from pgworker.expired_partitions(until) as expired
+               where not exists (select from pg_trigger where tgname = 'note_write'
+                                 and tgrelid = format('pgworker.%I', expired.child)::regclass)) then
+        return false;
+    end if;
+
+    execute format('create table pgworker.%I (like pgworker.jobs including defaults including constraints '
+                   'including comments including indexes, check (id < %L))', kept_jobs, beyond);
+    execute format('create table pgworker.%I (like pgworker.job_executions including defaults including constraints '
+                   'including comments including indexes, check (job_id < %L))', kept_executions, beyond);
+    execute format('insert into pgworker.%I select job.* from pgworker.jobs_to_keep($1) as keep '
+                   'cross join lateral (select * from pgworker.jobs where jobs.id = keep.id offset 0) as job', kept_jobs)
+        using beyond;
+    execute format('insert into pgworker.%I select e.* from pgworker.%I as keep cross join lateral '
+                   '(select * from pgworker.job_executions where job_id = keep.id offset 0) as e', kept_executions, kept_jobs);
+    execute format('delete from pgworker.jobs_default where id < $1 and not exists (select from pgworker.%I as keep '
+                   'where keep.id = jobs_default.id) and id not in (select job_id from pgworker.partition_writes)', kept_jobs)
+        using beyond;
+    execute format('delete from pgworker.job_executions_default as e where job_id < $1 '
+                   'and not exists (select from pgworker.%I as keep where keep.id = e.job_id) '
+                   'and job_id not in (select job_id from pgworker.partition_writes)', kept_jobs)
+        using beyond;
+
+    loop
+        tries := tries + 1;
+        begin
+            perform pgworker.swap_expired_partitions(until, beyond, kept_jobs, kept_executions);
+            return true;
+        exception when lock_not_available then
+            if tries = 20 then
+                raise;
+            end if;
+        end;
+        perform pg_sleep(0.1 + 0.2 * random());
+    end loop;
+end $function$;
 
 CREATE OR REPLACE FUNCTION pgworker.enqueue(task text, payload jsonb DEFAULT '{}'::jsonb, queue text DEFAULT 'default'::text, priority integer DEFAULT 5, run_at timestamp with time zone DEFAULT NULL::timestamp with time zone, max_attempts integer DEFAULT 25, timeout interval DEFAULT '00:30:00'::interval, org_id text DEFAULT NULL::text, headers jsonb DEFAULT NULL::jsonb, id uuid DEFAULT NULL::uuid)
  RETURNS uuid
@@ -445,6 +578,38 @@ begin
     return stored;
 end $function$;
 
+CREATE OR REPLACE FUNCTION pgworker.expired_partitions(until date)
+ RETURNS TABLE(parent text, child text, kind text, day date)
+ LANGUAGE sql
+ STABLE
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+    select found.* from (
+        select parent.relname::text, child.relname::text, coalesce(substring(child.relname from '_(before|default)'), 'day'),
+               to_date(substring(child.relname from '_([0-9]{8})$'), 'YYYYMMDD')
+        from pg_inherits
+        join pg_class child on child.oid = inhrelid
+        join pg_class parent on parent.oid = inhparent
+        where parent.oid in ('pgworker.jobs'::regclass, 'pgworker.job_executions'::regclass)
+          and child.relname ~ ('^' || parent.relname || '_(default|(before_)?[0-9]{8})$')
+    ) as found(parent, child, kind, day)
+    where day is null or day < until
+$function$;
+
+CREATE OR REPLACE FUNCTION pgworker.expired_until(older_than interval)
+ RETURNS date
+ LANGUAGE plpgsql
+ STABLE
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+begin
+    if older_than is null or older_than < interval '1 day' then
+        raise exception 'jobs are kept for at least 1 day, not %', coalesce(older_than::text, 'null')
+            using errcode = 'invalid_parameter_value';
+    end if;
+    return ((clock_timestamp() - older_than) at time zone 'UTC')::date;
+end $function$;
+
 CREATE OR REPLACE FUNCTION pgworker.job_status(id uuid)
  RETURNS text
  LANGUAGE sql
@@ -466,6 +631,98 @@ AS $function$
     left join lateral (select x.execution, x.outcome from pgworker.job_executions x where x.job_id = asked.id
                        order by x.execution desc limit 1) e on true
 $function$;
+
+CREATE OR REPLACE FUNCTION pgworker.jobs_to_keep(beyond uuid)
+ RETURNS TABLE(id uuid)
+ LANGUAGE sql
+ STABLE
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+    select job_id from pgworker.job_queue where job_id < beyond
+    union
+    select held.job_id from pgworker.job_leases, unnest(job_ids) as held(job_id) where held.job_id < beyond
+    union
+    select job_id from pgworker.job_executions where job_id < beyond and finished_at > clock_timestamp() - interval '1 day'
+$function$;
+
+CREATE OR REPLACE FUNCTION pgworker.list_expired_partitions(older_than interval)
+ RETURNS TABLE(name text, day date, jobs bigint, executions bigint, kept bigint, bytes bigint)
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'pg_temp'
+ SET "TimeZone" TO 'UTC'
+AS $function$
+declare
+    until date := pgworker.expired_until(older_than);
+    beyond uuid := pgworker.uuid7_first(until::timestamptz);
+    keep uuid[];
+    found record;
+    beside text;
+begin
+    if not exists (select from pgworker.expired_partitions(until) where kind <> 'default')
+       and not exists (select from pgworker.jobs_default where id < beyond) then
+        return;
+    end if;
+    keep := array(select id from pgworker.jobs_to_keep(beyond));
+    for found in
+        select child, kind, expired.day from pgworker.expired_partitions(until) as expired
+        where parent = 'jobs' order by expired.day nulls last
+    loop
+        beside := 'job_executions' || substr(found.child, 5);
+        name := found.child;
+        day := case when found.kind = 'day' then found.day end;
+        jobs := pgworker.count_rows(found.child, 'id', beyond);
+        executions := pgworker.count_rows(beside, 'job_id', beyond);
+        continue when found.kind = 'default' and jobs = 0 and executions = 0;
+        execute format('select count(*) from unnest($1) as keep(id) join pgworker.%I as job using (id)', found.child)
+            into kept using keep;
+        bytes := case when found.kind = 'default' then 0
+                      else pg_total_relation_size(format('pgworker.%I', found.child)::regclass)
+                           + pg_total_relation_size(format('pgworker.%I', beside)::regclass) end;
+        return next;
+    end loop;
+end $function$;
+
+CREATE OR REPLACE FUNCTION pgworker.lock_for_ddl(executions text, jobs text)
+ RETURNS void
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'pg_temp'
+ SET lock_timeout TO '50ms'
+AS $function$
+declare
+    asked_at timestamptz := clock_timestamp();
+begin
+    execute format('lock table only pgworker.%I in access exclusive mode', executions);
+    perform set_config('lock_timeout',
+                       greatest(1, 50 - ceil(extract(epoch from clock_timestamp() - asked_at) * 1000))::text, true);
+    execute format('lock table only pgworker.%I in access exclusive mode', jobs);
+end $function$;
+
+CREATE OR REPLACE FUNCTION pgworker.lock_keeping()
+ RETURNS void
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+begin
+    if not pg_try_advisory_xact_lock(1885828976, 0) then
+        raise exception 'somebody else makes or drops partitions at this moment' using errcode = 'lock_not_available';
+    end if;
+end $function$;
+
+CREATE OR REPLACE FUNCTION pgworker.note_partition_write()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+begin
+    if tg_argv[0] = 'jobs' then
+        insert into pgworker.partition_writes values (new.id);
+    else
+        insert into pgworker.partition_writes values (new.job_id);
+    end if;
+    return null;
+end $function$;
 
 CREATE OR REPLACE FUNCTION pgworker.protect_table(target regclass, org_column name DEFAULT 'org_id'::name)
  RETURNS void
@@ -572,6 +829,40 @@ begin
     return true;
 end $function$;
 
+CREATE OR REPLACE FUNCTION pgworker.swap_expired_partitions(until date, beyond uuid, kept_jobs text, kept_executions text)
+ RETURNS void
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+declare
+    found record;
+begin
+    perform pgworker.lock_for_ddl('job_executions', 'jobs');
+    execute format('insert into pgworker.%I select job.* from (select distinct job_id from pgworker.partition_writes) as noted '
+                   'cross join lateral (select * from pgworker.jobs where jobs.id = noted.job_id offset 0) as job '
+                   'where job.id < $1 on conflict do nothing', kept_jobs)
+        using beyond;
+    execute format('insert into pgworker.%I select e.* from (select distinct job_id from pgworker.partition_writes) as noted '
+                   'join pgworker.%I as keep on keep.id = noted.job_id cross join lateral '
+                   '(select * from pgworker.job_executions where job_id = keep.id offset 0) as e on conflict do nothing',
+                   kept_executions, kept_jobs);
+    delete from pgworker.partition_writes;
+    for found in select * from pgworker.expired_partitions(until) loop
+        if found.kind = 'default' then
+            execute format('drop trigger note_write on pgworker.%I', found.child);
+        else
+            execute format('alter table pgworker.%I detach partition pgworker.%I', found.parent, found.child);
+            execute format('drop table pgworker.%I', found.child);
+        end if;
+    end loop;
+    delete from pgworker.jobs_default where id < beyond;
+    delete from pgworker.job_executions_default where job_id < beyond;
+    execute format('alter table pgworker.jobs attach partition pgworker.%I for values from (minvalue) to (%L)',
+                   kept_jobs, beyond);
+    execute format('alter table pgworker.job_executions attach partition pgworker.%I for values from (minvalue) to (%L)',
+                   kept_executions, beyond);
+end $function$;
+
 CREATE OR REPLACE FUNCTION pgworker.uuid7(at timestamp with time zone)
  RETURNS uuid
  LANGUAGE sql
@@ -595,6 +886,26 @@ CREATE OR REPLACE FUNCTION pgworker.uuid7_time_half(at timestamp with time zone)
  LANGUAGE sql
  IMMUTABLE PARALLEL SAFE STRICT
 RETURN ((((((date_part('epoch'::text, at) * (1000000)::double precision))::bigint / 1000) << 16) | (28672)::bigint) | (((((date_part('epoch'::text, at) * (1000000)::double precision))::bigint % (1000)::bigint) * 4096) / 1000));
+
+CREATE OR REPLACE FUNCTION pgworker.watch_expired_partitions(older_than interval)
+ RETURNS void
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'pg_temp'
+ SET lock_timeout TO '50ms'
+ SET "TimeZone" TO 'UTC'
+AS $function$
+declare
+    until date := pgworker.expired_until(older_than);
+    found record;
+begin
+    perform pgworker.lock_keeping();
+    perform pgworker.lock_for_ddl('job_executions', 'jobs');
+    for found in select * from pgworker.expired_partitions(until) loop
+        execute format('create or replace trigger note_write after insert on pgworker.%I '
+                       'for each row execute function pgworker.note_partition_write(%L)', found.child, found.parent);
+    end loop;
+end $function$;
 
 
 -- triggers and policies
@@ -633,6 +944,8 @@ comment on function pgworker.protect_table(regclass,name) is 'FORCE ROW LEVEL SE
 comment on function pgworker.uuid7_first(timestamp with time zone) is 'the lower bound of the ids of this time: the border of a partition';
 
 comment on table pgworker.dead_letter_hooks is 'what is enqueued when a job of a task is given up; the checks are those of pgworker.jobs, so that it never fails there';
+
+comment on table pgworker.partition_writes is 'jobs of expired days that something was written of while their days were being dropped';
 
 comment on table pgworker.served_tasks is 'lists of tasks, each as some worker announced it when it connected';
 

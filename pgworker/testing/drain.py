@@ -55,7 +55,7 @@ def drain(app: App, *, queues: Sequence[str] = (), limit: int = 1000) -> list[Ra
     """
     _refuse_running_loop()
     ran: list[Ran] = []
-    state = app.start_worker(app.dsn)
+    state = app.start_worker()
     try:
         with connect_to_schema(app.dsn, application_name=_NAME, prepare_threshold=None) as connection:
             declare_hooks(connection, list(app.tasks), app.dead_letter_hooks)

@@ -58,7 +58,8 @@ def run_worker(dsn: str, app_path: str, settings: PoolSettings, place: WorkerPla
     _isolate(settings, place.cpus)
     try:
         app = load_app(app_path)
-        state = app.start_worker(dsn)
+        app.use_dsn(dsn)
+        state = app.start_worker()
     except PgworkerError as error:
         log.error("%s", error)
         return error.exit_code

@@ -15,7 +15,8 @@ from pgworker import errors
 
 PUBLIC = """
     App Task Enqueuer Context
-    Job JobRequest JobHandle Status CancelAnswer DeadLetter Org Backoff CancelReason
+    Queue PostgresQueue ClaimedJob
+    Job JobRequest JobHandle CancelCounts Progress Status CancelAnswer DeadLetter Org Backoff CancelReason
     JobControl Retry Discard Snooze Cancelled
     PgworkerError ConfigurationError RegistrationError SchemaError DatabaseUnavailable
     InvalidFilter InvalidJob InvalidPayload JobNotFound LeaseLost

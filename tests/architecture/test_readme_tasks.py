@@ -51,7 +51,7 @@ def test_its_blocks_pass_mypy_strict(tmp_path: Path) -> None:
 def executed(orders: ModuleType, app: App, task: Any, payload: str, **job: Any) -> Any:
     """What a worker's first job of this task returns, from the start hooks to the stop hooks."""
     execution = Execution(app, **job)
-    state = execution.context.state = app.start_worker("host=nowhere")
+    state = execution.context.state = app.start_worker()
     try:
         run: Callable[..., Any] = execution.run_async if task.is_async else execution.run
         result = run(task, payload)

@@ -37,16 +37,16 @@ def test_start_hooks_run_in_order_on_one_state_and_stop_hooks_in_reverse(app: Ap
         ran.append("second")
 
     assert callable(settings), "a hook is still a function"
-    state = app.start_worker("host=nowhere")
+    state = app.start_worker()
     assert state == SimpleNamespace(url="db", client="client of db")
-    assert app.start_worker("host=nowhere") is not state
+    assert app.start_worker() is not state
     assert ran == []
     app.stop_worker(state)
     assert ran == ["second", "first client of db"]
 
 
 def test_an_app_without_hooks_starts_with_an_empty_state(app: App) -> None:
-    state = app.start_worker("host=nowhere")
+    state = app.start_worker()
     assert state == SimpleNamespace()
     app.stop_worker(state)
 
@@ -61,7 +61,7 @@ def test_a_start_hook_that_raises_ends_the_start_with_one_line_that_says_where(a
 
     app.on_worker_start(after.append)
     with pytest.raises(ConfigurationError) as caught:
-        app.start_worker("host=nowhere")
+        app.start_worker()
     said = str(caught.value)
     assert "the start hook " in said
     assert f"connect failed: {type(error).__name__}: " in said
@@ -106,4 +106,4 @@ def test_what_is_no_hook_is_refused(app: App, hook: Any, sentence: str) -> None:
     for register in (app.on_worker_start, app.on_worker_stop):
         with pytest.raises(RegistrationError, match=sentence):
             register(hook)
-    assert app.start_worker("host=nowhere") == SimpleNamespace()
+    assert app.start_worker() == SimpleNamespace()
