@@ -75,7 +75,7 @@ class AsyncJobTransactions:
             await connection.execute("discard all")
             await connection.set_isolation_level(IsolationLevel.READ_COMMITTED)
             connection.row_factory, connection.cursor_factory = tuple_row, psycopg.AsyncCursor
-        except psycopg.Error:
+        except (psycopg.Error, asyncio.CancelledError):  # by the handler, which has cancelled its own task at its end
             await self.close()
 
     async def close(self) -> None:
