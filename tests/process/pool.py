@@ -22,7 +22,7 @@ DEADLINE = 30.0
 
 Seen = TypeVar("Seen")
 
-_FLAGS = {"workers", "lease_ttl", "drain_timeout"}
+_FLAGS = {"workers", "slots", "lease_ttl", "drain_timeout"}
 _WITH_ALL_SETTINGS = """
 import json, sys
 from pgworker.cli.start import start_pool
