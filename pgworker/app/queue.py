@@ -324,9 +324,14 @@ class PostgresQueue:
         return any(self._row.line(lease.entry) is not None for lease in self.leases)
 
     def keep_only_started(self, unstarted: Iterable[ClaimedJob]) -> None:
-        """These will not be started here; `give_back` returns them to the queue."""
+        """These will not be started here; `give_back` returns them to the queue.
+
+        The floors come down before that: who is told of the jobs must find them.
+        """
         for job in unstarted:
             job.lease.keep(job.position - 1)
+            row = job.row
+            lower_floor(self._floors, self._lanes, row.queue, row.priority, row.run_at, row.job_id)
         for lease in self.leases:
             if not lease.is_going_back:
                 self._erase_line(lease)

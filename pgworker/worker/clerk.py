@@ -97,7 +97,6 @@ class Clerk:
         self._failed_connects = 0
         self._reports: list[tuple[str, str, str, float]] = []
         self._dry_until = 0.0
-        self._had_room = False
         self._free_seen = 0
         self._settled_at = 0.0
         self._asleep = _AWAKE
@@ -188,16 +187,19 @@ class Clerk:
 
     def _trip(self, wanted: int) -> None:
         """Settle what has ended and claim what is wanted."""
+        was_told = self._row.is_idle
         jobs = self._queue.claim(wanted)
         self._settled_at = time.monotonic()
         reports, self._reports = self._reports, []
         if reports:
             self._reporter.report(reports)
         if wanted:
+            has_room = self._runner.free > len(self._runner.todo) + len(jobs)
+            is_dry = len(jobs) < wanted and (was_told or not has_room)
             pause = self._settings.poll_interval * random.uniform(0.9, 1.1)
-            self._dry_until = self._settled_at + pause if len(jobs) < wanted else 0.0
+            self._dry_until = self._settled_at + pause if is_dry else 0.0
+            self._row.is_idle = has_room
         if jobs:
-            self._row.is_idle = False
             self._runner.put(jobs)
 
     def _is_settle_due(self) -> bool:
@@ -207,14 +209,16 @@ class Clerk:
         return self._queue.has_progress and time.monotonic() - self._settled_at >= PROGRESS_INTERVAL
 
     def _wanted(self) -> int:
+        waiting, self._free_seen = len(self._runner.todo), self._runner.free
+        has_room = self._free_seen > waiting
         if self._claims_nothing or not self._queue.may_claim:
+            self._row.is_idle = False  # it need not be woken for new jobs
             return 0
-        waiting, free = len(self._runner.todo), self._runner.free
-        has_room = free > waiting
-        had_room, self._had_room, self._free_seen = self._had_room, has_room, free
-        if time.monotonic() < self._dry_until and not (has_room and not had_room):
-            return 0  # nobody told us of jobs, and while we have room they tell us
-        return self._prefetch.wanted(waiting, free, self._since_last_start)
+        if not has_room:
+            self._row.is_idle = False
+        if time.monotonic() < self._dry_until and (self._row.is_idle or not has_room):
+            return 0  # while we are shown idle they tell us of new jobs
+        return self._prefetch.wanted(waiting, self._free_seen, self._since_last_start)
 
     @property
     def _since_last_start(self) -> float:
@@ -229,11 +233,9 @@ class Clerk:
         if self._runner.todo or self._runner.finished:
             return HOLD_UP
         if self._claims_nothing and self._runner.is_idle:
-            self._row.is_idle = False  # it need not be woken for new jobs
             return self._settings.beat_interval / (20 if self._row.is_draining else 1)
         if self._claims_nothing or not self._runner.free:
             return HOLD_UP
-        self._row.is_idle = True
         return self._dry_until - time.monotonic()
 
     def _sleep(self, seconds: float, depth: int) -> None:

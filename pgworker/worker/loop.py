@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any, Protocol
 
+from pgworker.errors import EXIT_BUG
 from pgworker.model.graces import Graces
 from pgworker.model.state import CancelReason
+from pgworker.observe.logs import logger
 from pgworker.worker.execution import Execution, end_for_a_bug
 
 _LOOK = 0.05
 """Seconds between two looks at the cancel flags, which are words in shared memory that nothing can wait for."""
+
+_LAST_WORDS = 1.0
+"""Seconds for tasks that handlers have left behind, when the worker ends."""
+
+log = logger("worker.loop")
 
 
 class Jobs(Protocol):
@@ -41,7 +50,7 @@ class EventLoop:
         self._graces = graces
         self._running: dict[int, tuple[Execution, asyncio.Task[None]]] = {}
         self._asked_ns: dict[int, int] = {}
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="event loop")
+        self._thread = threading.Thread(target=self._work, name="event loop")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._has_news = asyncio.Event()
         self._is_up = threading.Event()
@@ -56,9 +65,22 @@ class EventLoop:
 
     def look(self) -> None:
         """There may be something to do. Called from any thread."""
-        if self._loop is not None and not self._is_told:
+        loop = self._loop
+        if loop is not None and not self._is_told:
             self._is_told = True
-            self._loop.call_soon_threadsafe(self._pump)
+            with suppress(RuntimeError):  # closed a moment ago: there is nothing to do
+                loop.call_soon_threadsafe(self._pump)
+
+    def _work(self) -> None:
+        """Not by asyncio.run: it waits for ever for a task that a handler has left behind and that can't be cancelled,
+        and when a handler stops the loop it goes on to cancel the others."""
+        loop = asyncio.new_event_loop()
+        try:
+            loop.run_until_complete(self._serve())
+        except BaseException:
+            log.exception("a handler has stopped the event loop, or cancelled what is not its own; the worker ends")
+            os._exit(EXIT_BUG)
+        loop.close()
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -72,6 +94,11 @@ class EventLoop:
                 self._has_news.clear()
         self._loop = None
         await self._jobs.close_async()
+        left_behind = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left_behind:
+            task.cancel()
+        if left_behind:
+            await asyncio.wait(left_behind, timeout=_LAST_WORDS)
 
     def _pump(self) -> None:
         self._is_told = False
@@ -88,20 +115,23 @@ class EventLoop:
     async def _run(self, execution: Execution, slot: int) -> None:
         try:
             await self._jobs.run_async(execution, slot)
-        except Exception:  # noqa: BLE001 - what handlers raise ends in their execution
+            del self._running[slot]
+            self._asked_ns.pop(slot, None)
+            self._take(slot)
+        except BaseException:  # noqa: BLE001 - what handlers raise ends in their execution
             end_for_a_bug()
-        del self._running[slot]
-        self._asked_ns.pop(slot, None)
-        self._take(slot)
 
     def _cancel_the_deaf(self) -> None:
-        """Who was flagged long enough ago and still runs has its task cancelled, once."""
+        """Who was flagged long enough ago and still runs has its task cancelled, once.
+
+        Not at the first look: its task may not have begun yet, and would end without a trace.
+        """
         now_ns = time.monotonic_ns()
         for slot, (execution, task) in self._running.items():
             reason = execution.reason
             if reason is CancelReason.NONE or execution.has_ended:
                 continue
             asked_ns = self._asked_ns.setdefault(slot, now_ns)
-            if asked_ns and now_ns - asked_ns >= self._graces.before_cancel_ns(reason):
+            if asked_ns and now_ns - asked_ns >= max(1, self._graces.before_cancel_ns(reason)):
                 self._asked_ns[slot] = 0
                 task.cancel()

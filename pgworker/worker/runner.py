@@ -150,6 +150,8 @@ class Runner:
                     return None
                 self._wake(True)
                 self._arrived.wait()
+            if self._free and self.todo:
+                self._tell_next()
             return taken
 
     def take_async(self, freed: int | None) -> tuple[Execution, int] | None:
@@ -171,10 +173,7 @@ class Runner:
         while self.todo and self._free:
             claimed = self.todo[0]
             if self._loop is not None and self._is_async(claimed) is not is_async:
-                if is_async:
-                    self._arrived.notify()
-                else:
-                    self._loop.look()
+                self._tell_next()
                 return None
             self.todo.popleft()
             if self._may_start(claimed):
@@ -182,6 +181,13 @@ class Runner:
             self.refused.append(claimed)
             self._wake(False)
         return None
+
+    def _tell_next(self) -> None:
+        """Whoever runs the next job: the loop, or a thread that waits. There is one for every free slot."""
+        if self._loop is not None and self._is_async(self.todo[0]):
+            self._loop.look()
+        else:
+            self._arrived.notify()
 
     def _is_async(self, claimed: ClaimedJob) -> bool:
         task = self._tasks.get(claimed.row.task)

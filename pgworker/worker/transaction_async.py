@@ -81,7 +81,7 @@ class AsyncJobTransactions:
             await connection.set_deferrable(None)
             connection.row_factory, connection.cursor_factory = tuple_row, psycopg.AsyncCursor
             connection.server_cursor_factory = psycopg.AsyncServerCursor
-        except psycopg.Error:
+        except (psycopg.Error, asyncio.CancelledError):  # by the handler, which has cancelled its own task at its end
             await self.close()
 
     async def close(self) -> None:

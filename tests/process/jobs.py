@@ -5,7 +5,9 @@ The ledger and the gates are files in `directory`. A gate is open once the file 
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
+import json
 import os
 import signal
 import sys
@@ -15,6 +17,7 @@ from datetime import datetime
 from pathlib import Path
 
 import psycopg
+from psycopg.rows import dict_row
 
 from pgworker import App, Backoff, Context, Job, Retry, Snooze
 
@@ -36,6 +39,11 @@ def note(ctx: Context, directory: str, event: str, name: str) -> None:
 def wait_for_gate(directory: str, name: str) -> None:
     while not Path(directory, name).exists():
         time.sleep(_LOOK)
+
+
+async def wait_for_gate_async(directory: str, name: str) -> None:
+    while not Path(directory, name).exists():
+        await asyncio.sleep(_LOOK)
 
 
 @app.task(backoff=_SOON)
@@ -60,6 +68,82 @@ def cooperate(ctx: Context, directory: str, name: str) -> None:
     ctx.wait_cancelled(60)
     note(ctx, directory, "stop", name)
     ctx.raise_if_cancelled()
+
+
+@app.task(backoff=_SOON)
+async def hold_async(ctx: Context, directory: str, name: str) -> None:
+    """Wait for the gate without a look at the flag; say so when cancelled."""
+    note(ctx, directory, "start", name)
+    try:
+        await wait_for_gate_async(directory, name)
+    except asyncio.CancelledError:
+        note(ctx, directory, "stop", name)
+        raise
+    note(ctx, directory, "end", name)
+
+
+@app.task(backoff=_SOON)
+async def cooperate_async(ctx: Context, directory: str, name: str) -> None:
+    """Await until asked to stop; return then."""
+    note(ctx, directory, "start", name)
+    while not ctx.cancelled:
+        await asyncio.sleep(_LOOK)
+    note(ctx, directory, "stop", name)
+
+
+@app.task(backoff=_SOON)
+async def resist(ctx: Context, directory: str, name: str) -> None:
+    """Swallow the cancellation, in the first execution, and block the event loop from then on."""
+    note(ctx, directory, "start", name)
+    try:
+        await wait_for_gate_async(directory, name)
+    except asyncio.CancelledError:
+        note(ctx, directory, "stop", name)
+        wait_for_gate(directory, name)
+
+
+@app.task(backoff=_SOON)
+async def block_the_loop(ctx: Context, directory: str, name: str) -> None:
+    """Keep all that is on the event loop from going on until the gate opens."""
+    note(ctx, directory, "start", name)
+    wait_for_gate(directory, name)
+    note(ctx, directory, "end", name)
+
+
+@app.task(backoff=_SOON)
+async def cancel_oneself(ctx: Context, directory: str, name: str, what: str) -> None:
+    """Leave a cancellation behind for whatever this task, or every task of the loop, awaits next."""
+    note(ctx, directory, "start", name)
+    async with ctx.transaction_async() as connection:
+        await connection.execute("insert into effect values (%s, %s)", [ctx.job.id, ctx.job.execution])
+    if ctx.job.execution > 1:
+        return
+    if what == "this task":
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+    elif what == "the loop":
+        asyncio.get_running_loop().stop()
+
+
+@app.task(backoff=_SOON, max_attempts=3)
+def nap(ctx: Context, directory: str, name: str, seconds: float = 0.0, failures: int = 0) -> None:
+    """Say when it starts and ends; fail in the first so many executions."""
+    note(ctx, directory, "start", name)
+    time.sleep(seconds)
+    note(ctx, directory, "end", name)
+    if ctx.job.failures < failures:
+        raise ValueError("as asked")
+
+
+@app.task(backoff=_SOON, max_attempts=3)
+async def nap_async(ctx: Context, directory: str, name: str, seconds: float = 0.0, failures: int = 0) -> None:
+    """As `nap`."""
+    note(ctx, directory, "start", name)
+    await asyncio.sleep(seconds)
+    note(ctx, directory, "end", name)
+    if ctx.job.failures < failures:
+        raise ValueError("as asked")
 
 
 @app.task(backoff=_SOON)
@@ -117,6 +201,76 @@ def effect(ctx: Context, directory: str, name: str, then: str = "") -> None:
             os.kill(os.getpid(), signal.SIGKILL)
     if goes_wrong and then == "raise after":
         raise ValueError("after the commit")
+
+
+@app.task(backoff=_SOON)
+async def effect_async(ctx: Context, directory: str, name: str, then: str = "") -> None:
+    """As `effect`, on the event loop."""
+    note(ctx, directory, "start", name)
+    goes_wrong = ctx.job.execution == 1
+    if goes_wrong and then == "wait":
+        await wait_for_gate_async(directory, name)
+    async with ctx.transaction_async() as connection:
+        await connection.execute("insert into effect values (%s, %s)", [ctx.job.id, ctx.job.execution])
+        if goes_wrong and then == "wait inside":
+            note(ctx, directory, "inside", name)
+            await wait_for_gate_async(directory, name)
+        if goes_wrong and then == "raise":
+            raise ValueError("before the commit")
+        if goes_wrong and then == "roll back":
+            raise psycopg.Rollback
+        if goes_wrong and then == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+    if goes_wrong and then == "raise after":
+        raise ValueError("after the commit")
+
+
+@app.task(max_attempts=1)
+def take_the_wrong_transaction(ctx: Context) -> None:
+    """That of the event loop, in a thread."""
+
+    async def enter() -> None:
+        async with ctx.transaction_async():
+            raise AssertionError("entered")
+
+    asyncio.run(enter())
+
+
+@app.task(max_attempts=1)
+async def take_the_wrong_transaction_async(ctx: Context) -> None:
+    """That of a thread, on the event loop."""
+    with ctx.transaction():
+        raise AssertionError("entered")
+
+
+_MESS = (
+    "create temp table mess (id integer)",
+    "listen mess",
+    "set work_mem = '77MB'",
+    "select pg_advisory_lock(77)",
+    "prepare mess as select 1",
+)
+_STATE = """
+    select pg_backend_pid(), coalesce(to_regclass('pg_temp.mess')::text, ''),
+           (select count(*) from pg_listening_channels()), current_setting('work_mem'),
+           (select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()),
+           (select count(*) from pg_prepared_statements), current_setting('transaction_isolation')
+"""
+
+
+@app.task(backoff=_SOON)
+async def leave_a_mess(ctx: Context, directory: str, name: str) -> None:
+    """Change all that a session has; what it had before goes to a file."""
+    async with ctx.transaction_async() as connection:
+        cursor = await connection.execute(_STATE)
+        found = await cursor.fetchone()
+        Path(directory, name).write_text(json.dumps(found))
+        for statement in _MESS:
+            await connection.execute(statement.encode())
+        connection.row_factory = dict_row  # type: ignore[assignment]  # the mess that is meant
+    await connection.set_isolation_level(psycopg.IsolationLevel.SERIALIZABLE)
+    await connection.set_autocommit(False)
+    await connection.execute("select 'a transaction that nobody ends'")
 
 
 def _cannot_tell(job: Job, error: BaseException) -> bool:
