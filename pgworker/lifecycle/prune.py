@@ -80,10 +80,10 @@ def check_retention(value: object, what: str) -> float:
 
 
 def _drop(connection: Connection[Any], parameters: dict[str, Any]) -> bool:
-    for step in ("watch_expired_partitions", "drop_expired_partitions"):
+    for statement in (query("watch_expired_partitions"), query("drop_expired_partitions")):
         with read_committed(connection) as cursor:
             cursor.execute("set local statement_timeout = 0")  # it copies what waits, and nobody waits for that
-            answer = cursor.execute(query(step), parameters).fetchall()
+            answer = cursor.execute(statement, parameters).fetchall()
     return bool(answer[0][0])
 
 

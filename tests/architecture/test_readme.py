@@ -27,6 +27,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pgworker import errors
 from tests.process.pool import Pool, eventually
+from tests.sql.actors import statuses
+from tests.sql.history import enqueue_ago, finish_ago, partitions
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -40,7 +42,7 @@ def blocks(language: str) -> list[str]:
 
 # Unpacked, so that one block more or fewer is an error of this module.
 APP, ENQUEUE = blocks("python")
-EMBEDDED, LOOK, OWN = ([line.removeprefix("$ ") for line in block.splitlines()] for block in blocks("console"))
+EMBEDDED, LOOK, OWN, PRUNE = ([line.removeprefix("$ ") for line in block.splitlines()] for block in blocks("console"))
 (SQL,) = blocks("sql")
 
 
@@ -206,6 +208,20 @@ def scraped(address: str, sample: str) -> float:
         if f"{one.name}{{{labels}}}" == sample:
             return one.value
     return 0.0
+
+
+def test_what_would_be_dropped_is_shown_and_then_dropped(shell: Shell, dsn: str) -> None:
+    dry_run, older = PRUNE
+    shell.run(f"export PGWORKER_DSN={shlex.quote(dsn)}")
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        finish_ago(connection, enqueue_ago(connection, 9, 2), 8)
+        waits = enqueue_ago(connection, 5)
+        there = partitions(connection)
+        assert [line.split()[-2:] for line in shell.run(dry_run).splitlines()[1:]] == [["would", "drop"]]
+        assert partitions(connection) == there
+        assert [line.split()[-1] for line in shell.run(older).splitlines()[1:]] == ["dropped"] * 2
+        assert len(partitions(connection)) == len(there) - 1, "two days less, and what is kept of them"
+        assert statuses(connection, waits) == ["pending"]
 
 
 def test_ci_runs_the_two_commands_at_the_top_word_for_word() -> None:
