@@ -10,14 +10,12 @@ import click
 
 from pgworker.cli.database import open_database
 from pgworker.cli.options import dsn_option, json_option, time_span
-from pgworker.cli.output import Column, print_json, print_table, size
+from pgworker.cli.output import Column, duration, print_json, print_table, size
 
 if TYPE_CHECKING:
     from pgworker.db.connect import Connection
     from pgworker.lifecycle.prune import PrunedPartition
 
-_PATIENCE = 60.0
-"""Seconds to try again while somebody is in the way."""
 _PAUSE = (1.0, 3.0)
 """Seconds between two tries, at random: claims wait for each of them for up to 50 ms."""
 
@@ -40,20 +38,28 @@ _COLUMNS = (
     metavar="AGE",
     help="At least 1d: 36h, 7d, 30d.",
 )
+@click.option(
+    "--wait",
+    type=time_span,
+    default="1m",
+    show_default=True,
+    metavar="TIME",
+    help="How long to try again while a long transaction is in the way.",
+)
 @click.option("--dry-run", is_flag=True, help="Only say what would be dropped.")
 @json_option
 @dsn_option
-def prune(older_than: float, dry_run: bool, as_json: bool, dsn: str | None) -> int:
+def prune(older_than: float, wait: float, dry_run: bool, as_json: bool, dsn: str | None) -> int:
     """Drop the history of days that have expired.
 
     Pools do so themselves, once an hour, with their own --retention. What waits or runs is kept, and so is what has
-    ended within the last day. While a long transaction is in the way, it is tried again for a minute.
+    ended within the last day. The exit code is 1 if nothing could be dropped.
     """
     from pgworker.lifecycle.prune import PruneAction, check_retention
 
     check_retention(older_than, "--older-than")
     with open_database(dsn, "prune") as connection:
-        pruned = _prune(connection, older_than, dry_run)
+        pruned = _prune(connection, older_than, wait, dry_run)
     if as_json:
         for partition in pruned:
             print_json(partition)
@@ -67,10 +73,10 @@ def prune(older_than: float, dry_run: bool, as_json: bool, dsn: str | None) -> i
     return int(bool(busy))
 
 
-def _prune(connection: Connection, older_than: float, dry_run: bool) -> list[PrunedPartition]:
+def _prune(connection: Connection, older_than: float, wait: float, dry_run: bool) -> list[PrunedPartition]:
     from pgworker.lifecycle.prune import PruneAction, prune
 
-    ends = time.monotonic() + _PATIENCE
+    ends = time.monotonic() + wait
     is_said = False
     while True:
         pruned = prune(connection, older_than, dry_run=dry_run)
@@ -80,7 +86,7 @@ def _prune(connection: Connection, older_than: float, dry_run: bool) -> list[Pru
             return pruned
         if not is_said:
             is_said = True
-            click.echo(f"{busy[0].why}; trying again for a minute", err=True)
+            click.echo(f"{busy[0].why}; trying again for {duration(wait)}", err=True)
         time.sleep(pause)
 
 

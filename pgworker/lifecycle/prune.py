@@ -80,16 +80,11 @@ def check_retention(value: object, what: str) -> float:
 
 
 def _drop(connection: Connection[Any], parameters: dict[str, Any]) -> bool:
-    _patiently(connection, query("watch_expired_partitions"), parameters)
-    return bool(_patiently(connection, query("drop_expired_partitions"), parameters))
-
-
-def _patiently(connection: Connection[Any], statement: str, parameters: dict[str, Any]) -> Any:
-    """In a transaction of its own. It copies what waits, and nobody waits for that."""
-    with read_committed(connection) as cursor:
-        cursor.execute("set local statement_timeout = 0")
-        row = cursor.execute(statement, parameters).fetchone()
-    return row and row[0]
+    for statement in (query("watch_expired_partitions"), query("drop_expired_partitions")):
+        with read_committed(connection) as cursor:
+            cursor.execute("set local statement_timeout = 0")  # it copies what waits, and nobody waits for that
+            answer = cursor.execute(statement, parameters).fetchall()
+    return bool(answer[0][0])
 
 
 def _why(error: psycopg.Error) -> str:

@@ -175,6 +175,11 @@ def test_a_port_in_use_is_told_with_the_option_to_change(dsn: str) -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
+        (
+            ["--retention", "15d"],
+            "retention must be from 1 to 14 days, not 15: each day kept slows",
+        ),
+        (["--retention", "12h"], "retention must be from 1 to 14 days, not 0.5"),
         (["-w", "0"], "workers must be a whole number from 1 to 1024"),
         (["--max-batch", "0"], "max_batch must be a whole number from 1 to 10000"),
         (["--poll-interval", "0"], "poll_interval must be at least 0.01 s, not 0"),

@@ -30,6 +30,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pgworker import errors
 from pgworker.master.main import ENDS, OBEYED_LATER
 from tests.process.pool import Pool, eventually
+from tests.sql.actors import statuses
+from tests.sql.history import enqueue_ago, finish_ago, partitions
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -60,13 +62,14 @@ TASKS = blocks("Tasks", "python")
 (QUEUES,) = commands("Queues")
 (CANCEL,) = commands("Cancel")
 (LIMITED,) = commands("Isolation and limits")
+(PRUNE,) = commands("Retention")
 (HANDLES,) = blocks("Handles and results", "python")
 SQLALCHEMY, DJANGO = blocks("SQLAlchemy and Django", "python")
 TRIED = (
     *(APP, *EMBEDDED, *LOOK, *OWN, ENQUEUE, SQL),
     *(MAKE_ROLES, COUNT_ORDERS, LOGINS, ORDERS, IN_AN_ORG),
     *(*TASKS, *QUEUES, *CANCEL),
-    *(*LIMITED, HANDLES, SQLALCHEMY, DJANGO),
+    *(*LIMITED, *PRUNE, HANDLES, SQLALCHEMY, DJANGO),
 )
 
 
@@ -391,6 +394,20 @@ from shop import charge
 
 {DJANGO}
 """
+
+
+def test_what_would_be_dropped_is_shown_and_then_dropped(shell: Shell, dsn: str) -> None:
+    dry_run, older = PRUNE
+    shell.run(f"export PGWORKER_DSN={shlex.quote(dsn)}")
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        finish_ago(connection, enqueue_ago(connection, 9, 2), 8)
+        waits = enqueue_ago(connection, 5)
+        there = partitions(connection)
+        assert [line.split()[-2:] for line in shell.run(dry_run).splitlines()[1:]] == [["would", "drop"]]
+        assert partitions(connection) == there
+        assert [line.split()[-1] for line in shell.run(older).splitlines()[1:]] == ["dropped"] * 2
+        assert len(partitions(connection)) == len(there) - 1, "two days less, and what is kept of them"
+        assert statuses(connection, waits) == ["pending"]
 
 
 def test_ci_runs_the_two_commands_at_the_top_word_for_word() -> None:

@@ -17,7 +17,7 @@ RETENTION = 7 * DAY
 _ENQUEUE = """
     with job as (
         insert into pgworker.jobs (id, created_at, run_at, priority, max_attempts, queue, task, payload)
-        select pgworker.uuid7(at), at, at, 5, %s, 'default', 't', '{}'
+        select pgworker.uuid7(at), at, at, 5, %s, 'default', %s, %s
         from (select clock_timestamp() - %s * interval '1 day' as at from generate_series(1, %s)) as moment
         returning *
     ), waiting as (
@@ -34,10 +34,20 @@ def day_of(connection: Connection[Any], days_ago: int) -> date:
     return day
 
 
-def enqueue_ago(connection: Connection[Any], days: int, jobs: int = 1, *, max_attempts: int = 25) -> list[UUID]:
-    """As if the pool had run that many days ago, and the jobs had waited since then."""
-    ask(connection, "select pgworker.create_partition(%s)", day_of(connection, days))
-    return ask(connection, _ENQUEUE, max_attempts, days, jobs)
+def enqueue_ago(
+    connection: Connection[Any],
+    days: int,
+    jobs: int = 1,
+    *,
+    max_attempts: int = 25,
+    task: str = "t",
+    payload: str = "{}",
+    partition: bool = True,
+) -> list[UUID]:
+    """As if it had been so many days ago, and the jobs had waited since; not `partition`: nobody had made that day."""
+    if partition:
+        ask(connection, "select pgworker.create_partition(%s)", day_of(connection, days))
+    return ask(connection, _ENQUEUE, max_attempts, task, payload, days, jobs)
 
 
 def finish_ago(connection: Connection[Any], ids: Sequence[UUID], days: int) -> None:

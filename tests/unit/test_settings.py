@@ -108,6 +108,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
     assert (settings.lease_ttl, settings.drain_timeout, settings.cancel_grace, settings.term_grace) == (60, 25, 10, 5)
     assert (settings.poll_interval, settings.beat_interval, settings.heartbeat_interval) == (1, 1, 5)
     assert (settings.prefetch_seconds, settings.max_batch) == (0.05, 500)
+    assert settings.retention == 7 * 86_400
     assert (settings.restart_backoff.base, settings.restart_backoff.cap) == (0.5, 60)
 
 
@@ -127,6 +128,10 @@ def test_the_defaults_are_the_documented_ones() -> None:
         ({"drain_timeout": -1}, "drain_timeout must be between 0 seconds and 100 years, not -1"),
         ({"poll_interval": 0}, "poll_interval must be at least 0.01 s, not 0"),
         ({"heartbeat_interval": float("nan")}, "heartbeat_interval must be between"),
+        ({"retention": 86_399}, "retention must be from 1 to 14 days, not 0.99"),
+        ({"retention": timedelta(days=15)}, "retention must be from 1 to 14 days, not 15"),
+        ({"retention": None}, "retention must be a number of seconds or a timedelta, not NoneType"),
+        ({"retention": "7d"}, "retention must be a number of seconds or a timedelta, not str"),
         ({"metrics_listen": "9464"}, "'9464' names no address"),
         ({"boot_timeout": 0}, "boot_timeout must be at least 1 s, not 0"),
         ({"max_jobs": 0}, "max_jobs must be a whole number from 1 to 1000000000"),
@@ -148,6 +153,7 @@ def test_a_setting_that_cannot_work_is_refused_in_a_sentence(wrong: dict[str, An
 
 def test_durations_may_be_given_as_timedeltas() -> None:
     assert PoolSettings(workers=1, lease_ttl=timedelta(minutes=2)).lease_ttl == 120.0  # type: ignore[arg-type]
+    assert PoolSettings(workers=1, retention=timedelta(days=14)).retention == 1_209_600.0  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
