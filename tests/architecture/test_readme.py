@@ -59,6 +59,8 @@ EMBEDDED, LOOK, OWN = commands("The smallest app")
 (COUNT_ORDERS,) = blocks("Tenants and roles", "python")
 LOGINS, ORDERS, IN_AN_ORG = blocks("Tenants and roles", "sql")
 TASKS = blocks("Tasks", "python")
+(REFUND,) = blocks("Slots", "python")
+((WITH_SLOTS,),) = commands("Slots")
 (QUEUES,) = commands("Queues")
 (CANCEL,) = commands("Cancel")
 (LIMITED,) = commands("Isolation and limits")
@@ -68,7 +70,7 @@ SQLALCHEMY, DJANGO = blocks("SQLAlchemy and Django", "python")
 TRIED = (
     *(APP, *EMBEDDED, *LOOK, *OWN, ENQUEUE, SQL),
     *(MAKE_ROLES, COUNT_ORDERS, LOGINS, ORDERS, IN_AN_ORG),
-    *(*TASKS, *QUEUES, *CANCEL),
+    *(*TASKS, REFUND, WITH_SLOTS, *QUEUES, *CANCEL),
     *(*LIMITED, *PRUNE, HANDLES, SQLALCHEMY, DJANGO),
 )
 
@@ -197,6 +199,21 @@ def test_pools_with_limits_and_a_preloaded_app_run_jobs(shell: Shell, dsn: str) 
         pool = shell.start(f"{line} --metrics-listen off")
         job_id = shell.run("""pgworker enqueue shop.greet '{"name": "Ada"}'""").strip()
         eventually(lambda job_id=job_id: "hello Ada" in shell.run(f"pgworker jobs show {job_id}"), "the greeting")  # type: ignore[misc]
+        pool.send(signal.SIGTERM)
+        assert pool.wait() == 0
+
+
+def test_a_worker_with_slots_runs_handlers_of_both_kinds(shell: Shell, dsn: str) -> None:
+    shell.run(f"export PGWORKER_DSN={shlex.quote(dsn)}")
+    (shell.directory / "shop.py").write_text(f"{APP}\n\n{REFUND}")
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("create table payments (order_id integer not null, key uuid not null unique)")
+        pool = shell.start(f"{WITH_SLOTS} --metrics-listen off")
+        paid = "select order_id from payments"
+        shell.run("""pgworker enqueue shop.charge '{"order_id": 42}'""")
+        eventually(lambda: connection.execute(paid).fetchall() == [(42,)], "the payment")
+        shell.run("""pgworker enqueue shop.refund '{"order_id": 42}'""")
+        eventually(lambda: connection.execute(paid).fetchall() == [], "the refund")
         pool.send(signal.SIGTERM)
         assert pool.wait() == 0
 
