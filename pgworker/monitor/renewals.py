@@ -96,9 +96,15 @@ class Renewals:
                 self._cancelled[entry.lease_id] = {position for position in renewal.cancelled if position is not None}
 
     def _miss(self, row: Row, entry: LeaseEntry) -> None:
-        """Not returned: settled this very moment or, if it is still shown at the next tick, reclaimed by somebody."""
+        """Not returned: settled this very moment or, if it is still shown at the next tick, reclaimed by somebody.
+
+        One of which nothing runs or is to start any more was settled too: its worker, whose GIL is held, can't have read
+        the answer yet. If it was not, that settle will say so.
+        """
         if entry.lease_id not in self._missed:
             self._missed.add(entry.lease_id)
+            return
+        if entry.started >= entry.count and not any(run.lease == entry.index for run in row.runs()):
             return
         row.mark_lost(entry)
         _flag(row, entry, CancelReason.LEASE_LOST)

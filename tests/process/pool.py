@@ -150,5 +150,7 @@ def _command(dsn: str, app: str, settings: dict[str, object]) -> list[str]:
 
 
 def _flag(name: str, value: object) -> list[str]:
+    if isinstance(value, list):
+        return [word for one in value for word in _flag(name.removesuffix("s"), one)]
     flag = f"--{name.replace('_', '-')}"
     return [flag] if value is True else [flag, str(value)]

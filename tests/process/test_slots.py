@@ -592,7 +592,7 @@ def test_what_was_claimed_and_not_started_goes_back_at_a_drain(scene: Scene, sta
 
 
 def test_term_to_one_worker_drains_it_alone_with_all_that_it_runs(scene: Scene, start_pool: StartPool) -> None:
-    pool = start_pool(workers=1, slots=4)
+    pool = start_pool(workers=1, slots=2)
     running = scene.enqueue_together(*holds(scene, "thread"), *async_holds(scene, "loop"))
     worker = wait_for_starts(scene, "thread", "loop")[0].pid
     os.kill(worker, signal.SIGTERM)

@@ -28,11 +28,11 @@ def test_jobs_of_five_orgs_see_their_own_rows_and_nothing_of_each_other(
     mischiefs = [name for name in MISCHIEF if name not in THEIR_OWN_COMMIT]
     with psycopg.connect(login("pgworker_enqueuer"), autocommit=True) as enqueuer:
         orgs = {
-            job_id: (org, end)
+            job.id: (org, end)
             for org in (*ORGS, None)
             for number, mischief in enumerate(mischiefs)
             for end in [ENDS[number % 3] if number or org != "acme" else "kill"]
-            for job_id in jobs.app.enqueue_many(
+            for job in jobs.app.enqueue_many(
                 [jobs.visit.options(org_id=org).job(str(tmp_path), mischief, end)], enqueuer
             )
         }
