@@ -13,7 +13,7 @@ from pgworker.model.payload import decode
 
 @dataclass(slots=True)
 class HeldLease:
-    """One lease: `count` positions are ours, `settled` of them recorded; `ready` has those that ended since.
+    """One lease: `count` positions are ours, those in `settled` are recorded; `ready` has those that ended since.
 
     In `ready` stands None for an execution that the handler's own transaction has recorded already. While its tail is
     going back (`is_going_back`) the lease must not end: it is all that the database knows of these jobs.
@@ -22,7 +22,7 @@ class HeldLease:
     lease_id: UUID
     entry: int
     count: int
-    settled: int = 0
+    settled: set[int] = field(default_factory=set)
     ready: dict[int, Ended | None] = field(default_factory=dict)
     is_going_back: bool = False
     is_ended: bool = False
@@ -43,7 +43,7 @@ class HeldLease:
     def mark_settled(self) -> None:
         """What `settlement` named is recorded."""
         self.is_ended = self._ends
-        self.settled += len(self.ready)
+        self.settled.update(self.ready)
         self.ready = {}
 
     def keep(self, count: int) -> None:
@@ -58,7 +58,9 @@ class HeldLease:
 
     @property
     def _ends(self) -> bool:
-        return not self.is_going_back and self.settled + len(self.ready) >= self.count
+        if self.is_going_back or len(self.settled) + len(self.ready) < self.count:
+            return False
+        return len(self.settled | self.ready.keys()) >= self.count  # a position may have been said to end twice
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,8 +114,9 @@ class PostgresQueue:
     def claim(self, n: int) -> list[ClaimedJob]:
         leases = sorted(self.leases, key=lambda lease: lease.lease_id)  # as a cancel locks them: no deadlock
         settlements = [settlement for lease in leases if (settlement := lease.settlement()) is not None]
-        if settlements or n or self._said:
-            return self._trip(settlements, n)
+        wanted = n if self.may_claim else 0
+        if settlements or wanted or self._said:
+            return self._trip(settlements, wanted)
         self._mark_settled()
         return []
 
