@@ -275,6 +275,10 @@ begin
         raise exception 'more than % rows of % are in the default partition', most, day
             using errcode = 'program_limit_exceeded';
     end if;
+    if strays > 0 then
+        -- The parents: whoever has a plan that doesn't know the new partition must be done before rows move there.
+        perform pgworker.lock_for_ddl('job_executions', 'jobs');
+    end if;
     perform pgworker.lock_for_ddl('job_executions_default', 'jobs_default'); -- as attaching would do, one by one
     execute format('with moved as (delete from pgworker.jobs_default where id >= $1 and id < $2 returning *) '
                    'insert into pgworker.%I select * from moved', 'jobs_' || suffix) using lowest, beyond;
