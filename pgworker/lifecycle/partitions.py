@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 from psycopg import Connection
 
-from pgworker.lifecycle.transaction import read_committed
+from pgworker.lifecycle.transaction import in_one_trip
 from pgworker.sql.load import query
 
 
@@ -29,8 +29,7 @@ def make_partitions(connection: Connection[Any]) -> list[date]:
 
 def _make(connection: Connection[Any], day: date) -> bool | psycopg.Error:
     try:
-        with read_committed(connection) as cursor:
-            return bool(cursor.execute(query("make_partition"), {"day": day}).fetchall()[0][0])
+        return bool(in_one_trip(connection, query("make_partition"), {"day": day})[0][0])
     except psycopg.Error as error:
         return error
 

@@ -12,7 +12,7 @@ from psycopg import Connection
 
 from pgworker.config.settings import SHORTEST_RETENTION
 from pgworker.errors import ConfigurationError
-from pgworker.lifecycle.transaction import read_committed
+from pgworker.lifecycle.transaction import in_one_trip
 from pgworker.model.durations import seconds
 from pgworker.sql.load import query
 
@@ -80,11 +80,8 @@ def check_retention(value: object, what: str) -> float:
 
 
 def _drop(connection: Connection[Any], parameters: dict[str, Any]) -> bool:
-    for statement in (query("watch_expired_partitions"), query("drop_expired_partitions")):
-        with read_committed(connection) as cursor:
-            cursor.execute("set local statement_timeout = 0")  # it copies what waits, and nobody waits for that
-            answer = cursor.execute(statement, parameters).fetchall()
-    return bool(answer[0][0])
+    in_one_trip(connection, query("watch_expired_partitions"), parameters)
+    return bool(in_one_trip(connection, query("drop_expired_partitions"), parameters)[0][0])
 
 
 def _why(error: psycopg.Error) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,25 @@ def read_committed(connection: Connection[Any]) -> Iterator[Cursor[Any]]:
         try:
             yield cursor
             cursor.execute("commit")
+        except BaseException:
+            if not connection.broken:
+                connection.rollback()
+            raise
+
+
+def in_one_trip(connection: Connection[Any], statement: str, parameters: Mapping[str, Any]) -> list[Any]:
+    """The rows of one statement, in a transaction of its own at READ COMMITTED, however long it takes.
+
+    The server commits without waiting for us: what is locked must not stay so when this process is stopped meanwhile.
+    """
+    with connection.cursor() as cursor:
+        try:
+            with connection.pipeline():
+                connection.execute("begin isolation level read committed")
+                connection.execute("set local statement_timeout = 0")
+                cursor.execute(statement, parameters)
+                connection.execute("commit")
+            return cursor.fetchall()
         except BaseException:
             if not connection.broken:
                 connection.rollback()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +12,8 @@ import psycopg
 import pytest
 
 from tests.acceptance.test_cli import ROOT, command, environment, is_refused, objects, output, rows, run
-from tests.sql.actors import DEADLINE, statuses
+from tests.process.pool import eventually
+from tests.sql.actors import DEADLINE, Worker, ask, impatient, statuses
 from tests.sql.history import day_of, enqueue_ago, finish_ago, partitions
 
 Connect = Callable[[], psycopg.Connection[Any]]
@@ -96,3 +99,33 @@ def test_what_could_not_be_dropped_is_an_exit_code_of_1(dsn: str, connect: Conne
     assert rows(ended.stdout)[0][-1] == "busy"
     assert ended.stderr.startswith("nothing was dropped: a transaction that reads or writes jobs was in the way")
     assert statuses(db, enqueue_ago(db, 9)) == ["pending"]
+
+
+def test_one_that_is_stopped_with_everything_locked_holds_up_nobody(dsn: str, connect: Connect) -> None:
+    """Held up in its last step by a trigger, then stopped; the server goes on without it."""
+    db, holder, worker = connect(), connect(), Worker(connect())
+    waits = enqueue_ago(db, 9)
+    db.execute(
+        """create function hold_up() returns trigger language plpgsql set lock_timeout = '20s' as $$ begin
+               perform pg_advisory_xact_lock(42);
+               return null;
+           end $$;
+           create trigger hold_up before delete on pgworker.partition_writes
+               for each statement execute function hold_up()"""
+    )
+    with holder.transaction():
+        holder.execute("select pg_advisory_xact_lock(42)")
+        pruning = subprocess.Popen(
+            command("prune"), cwd=ROOT, env=environment(PGWORKER_DSN=dsn), stdout=subprocess.DEVNULL
+        )
+        held_up = "select count(*) from pg_locks where locktype = 'advisory' and objid = 42 and not granted"
+        eventually(lambda: ask(db, held_up) == [1], "the last step")
+        os.kill(pruning.pid, signal.SIGSTOP)
+    try:
+        eventually(lambda: ask(db, "select count(*) from pg_locks where locktype = 'advisory'") == [0], "its end")
+        with impatient(worker.connection):
+            assert worker.claim().ids == waits
+    finally:
+        os.kill(pruning.pid, signal.SIGCONT)
+        assert pruning.wait(DEADLINE) == 0
+    assert statuses(db, waits) == ["running"]

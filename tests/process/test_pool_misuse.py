@@ -217,6 +217,7 @@ def test_a_partition_that_cannot_be_made_is_said_once_and_disturbs_nothing(scene
     )
     pool = start_pool(workers=1, heartbeat_interval=0.2)
     pool.wait_for_log("a partition can't be made")
+    eventually(lambda: scene.scalar("select count(*) from pgworker.worker_heartbeats") == 1, "the first beat")
     for _ in range(5):
         before = beat_at(scene)
         eventually(lambda before=before: beat_at(scene) > before, "a beat")  # type: ignore[misc]

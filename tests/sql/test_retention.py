@@ -297,6 +297,13 @@ def test_jobs_whose_day_had_no_partition_move_there_when_it_is_made(db: Connecti
     assert offences(db, STORED) == {}
 
 
+def test_of_a_day_that_somebody_dropped_half_the_other_half_is_made(db: Connection[Any]) -> None:
+    db.execute(f"drop table pgworker.jobs_{day_of(db, 0):%Y%m%d}".encode())
+    ids = enqueue(db, 2)
+    assert make_partitions(db) == [day_of(db, 0)]
+    assert places(db, ids) == {f"jobs_{day_of(db, 0):%Y%m%d}"}
+
+
 def test_too_many_of_them_stay_where_they_are_and_keep_no_other_day_from_being_made(db: Connection[Any]) -> None:
     drop_days(db, 0, -1)
     enqueue(db, 10_001)

@@ -286,6 +286,24 @@ def test_what_was_watched_and_never_dropped_is_dropped_by_whoever_comes_next(con
     assert statuses(db, ids) == ["succeeded", "pending"]
 
 
+@pytest.mark.parametrize("is_prepared", [False, True])
+def test_a_claim_that_waited_for_its_job_to_move_out_of_the_default_partition_finds_it(
+    connect: Connect, is_prepared: bool
+) -> None:
+    """A plan made while the rows move must not be one without the partition that they move to."""
+    db, worker, maker = connect(), Worker(connect()), connect()
+    worker.connection.prepare_threshold = 0 if is_prepared else None
+    day = day_of(db, 3)
+    [job] = enqueue_ago(db, 3, partition=False)
+    for _ in range(8):
+        release_jobs(db, worker.claim().lease_id, 1)
+    with maker.transaction():
+        assert ask(maker, "select pgworker.create_partition(%s)", day) == [True]
+        late = Blocked(worker.connection, worker.claim)
+    assert [(row.job_id, row.payload) for row in late.answer().rows] == [(job, "{}")]
+    assert places(db, [job]) == {f"jobs_{day:%Y%m%d}"}
+
+
 # -- claims don't wait
 
 
