@@ -214,6 +214,8 @@ class PostgresQueue:
                     self._send(claiming, claim)
                 connection.execute("commit")
         except _UNSTORABLE:
+            if claim is not None:
+                del self._lost_claims[claim.lease_id]  # rolled back
             self._settle_one_by_one(settlements)
             return []
         self._said.clear()

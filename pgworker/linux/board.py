@@ -37,9 +37,9 @@ _ID_HIGH, _ID_LOW, _PID, _FORKED_NS, _READY, _IDLE, _DRAIN, _TASKS_HASH, _RECYCL
 _ROW_WORDS = 9
 
 # words of a slot
-_RUN_SEQUENCE, _RUN_LEASE, _RUN_POSITION, _RUN_SINCE_NS, _RUN_DEADLINE_NS, _RUN_THREAD = range(6)
-_CANCEL_SEQUENCE, _CANCEL_REASON = 6, 7
-_SLOT_WORDS = 8
+_RUN_SEQUENCE, _RUN_LEASE, _RUN_POSITION, _RUN_SINCE_NS, _RUN_DEADLINE_NS, _RUN_THREAD, _RUN_ON_LOOP = range(7)
+_CANCEL_SEQUENCE, _CANCEL_REASON = 7, 8
+_SLOT_WORDS = 9
 
 # words of a lease
 _LEASE_HIGH, _LEASE_LOW, _LEASE_RENEWED_NS, _LEASE_COUNT, _LEASE_STARTED, _LEASE_KEEP, _LEASE_LOST = range(7)
@@ -51,7 +51,7 @@ class Run:
     """A job that is running now, in one slot of its worker.
 
     `deadline_ns` is 0 when it has none; times are of the monotonic clock. `thread` is what threading.get_ident() gives
-    in the thread that runs it; 0: it is one of many on the event loop.
+    in the thread that runs it; `on_loop`: whether that is the event loop's, which runs many.
     """
 
     slot: int
@@ -61,10 +61,11 @@ class Run:
     since_ns: int
     deadline_ns: int
     thread: int
+    on_loop: int
 
     @property
     def is_async(self) -> bool:
-        return self.thread == 0
+        return self.on_loop == 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +264,9 @@ class Row:
 
     # -- the runs: each slot is written by whoever runs a job in it
 
-    def start_run(self, slot: int, lease: int, position: int, now_ns: int, deadline_ns: int, thread: int) -> int:
+    def start_run(
+        self, slot: int, lease: int, position: int, now_ns: int, deadline_ns: int, thread: int, on_loop: int = 0
+    ) -> int:
         """Show that a job starts; returns the sequence number that cancel requests must name."""
         words, at = self._words, self._slots_at + slot * _SLOT_WORDS
         sequence = words[at] + 1
@@ -272,6 +275,7 @@ class Row:
         words[at + _RUN_SINCE_NS] = now_ns
         words[at + _RUN_DEADLINE_NS] = deadline_ns
         words[at + _RUN_THREAD] = thread
+        words[at + _RUN_ON_LOOP] = on_loop
         words[at] = sequence
         return sequence
 
@@ -284,7 +288,7 @@ class Row:
         sequence = self._words[at]
         if sequence % 2 == 0:
             return None
-        seen = Run(slot, sequence, *self._words[at + _RUN_LEASE : at + _RUN_THREAD + 1].tolist())
+        seen = Run(slot, sequence, *self._words[at + _RUN_LEASE : at + _RUN_ON_LOOP + 1].tolist())
         return seen if self._words[at] == sequence else None
 
     def runs(self) -> tuple[Run, ...]:

@@ -98,7 +98,7 @@ class Renewals:
     def _miss(self, row: Row, entry: LeaseEntry) -> None:
         """Not returned: settled this very moment or, if it is still shown at the next tick, reclaimed by somebody.
 
-        One of which nothing runs or is to start any more was settled too: its worker, whose GIL is held, can't have read
+        One of which nothing runs or is to start any more was settled too: its worker, whose GIL is held, has not read
         the answer yet. If it was not, that settle will say so.
         """
         if entry.lease_id not in self._missed:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -121,8 +120,7 @@ class _Worker:
         is_async = tasks[claimed.row.task].is_async
         row.show_started(claimed.lease.entry, claimed.position)
         sayings: Sayings = {}
-        thread = 0 if is_async else threading.get_ident()
-        execution = Execution(claimed, row, 0, thread, self._transactions, self._state, sayings, self._app.org_config)
+        execution = Execution(claimed, row, 0, is_async, self._transactions, self._state, sayings, self._app.org_config)
         error: BaseException | None = None
         try:
             if is_async:

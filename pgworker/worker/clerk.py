@@ -98,6 +98,7 @@ class Clerk:
         self._reports: list[tuple[str, str, str, float]] = []
         self._dry_until = 0.0
         self._free_seen = 0
+        self._put_ns = 0
         self._settled_at = 0.0
         self._asleep = _AWAKE
         self._poll = select.poll()
@@ -200,6 +201,7 @@ class Clerk:
             self._dry_until = self._settled_at + pause if is_dry else 0.0
             self._row.is_idle = has_room
         if jobs:
+            self._put_ns = time.monotonic_ns()
             self._runner.put(jobs)
 
     def _is_settle_due(self) -> bool:
@@ -226,12 +228,17 @@ class Clerk:
         return (time.monotonic_ns() - self._runner.started_ns) / 1e9
 
     @property
+    def _stalled_for(self) -> float:
+        """Seconds that what waits has not moved, for want of a slot or of a loop that takes it."""
+        return (time.monotonic_ns() - max(self._runner.started_ns, self._put_ns)) / 1e9
+
+    @property
     def _claims_nothing(self) -> bool:
         return self._row.is_draining or self._board.is_paused or not self._tasks
 
     def _pause(self) -> float:
         if self._runner.todo or self._runner.finished:
-            return HOLD_UP
+            return max(0.01, HOLD_UP - self._stalled_for)
         if self._claims_nothing and self._runner.is_idle:
             return self._settings.beat_interval / (20 if self._row.is_draining else 1)
         if self._claims_nothing or not self._runner.free:
@@ -270,7 +277,7 @@ class Clerk:
         self._queue.give_back()
 
     def _is_held_up(self) -> bool:
-        return bool(self._runner.todo) and not self._runner.free and self._since_last_start > HOLD_UP
+        return bool(self._runner.todo) and self._stalled_for > HOLD_UP
 
     # -- the connection
 

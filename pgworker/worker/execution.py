@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
@@ -50,6 +51,7 @@ class Execution:
 
     __slots__ = (
         "_deadline_ns",
+        "_is_async",
         "_org_config",
         "_row",
         "_said",
@@ -57,7 +59,6 @@ class Execution:
         "_sequence",
         "_slot",
         "_state",
-        "_thread",
         "_transactions",
         "claimed",
         "context",
@@ -71,20 +72,20 @@ class Execution:
         claimed: ClaimedJob,
         row: Row,
         slot: int,
-        thread: int,
+        is_async: bool,
         transactions: SlotTransactions,
         state: SimpleNamespace,
         sayings: Sayings,
         org_config: OrgConfig | None,
     ) -> None:
-        """`thread`: 0 for a run on the event loop."""
+        """Made in the thread that will run it, the event loop's if it `is_async`."""
         self._sayings = sayings
         self._org_config = org_config
         self._said: Said | None = None
         self.claimed = claimed
         self._row = row
         self._slot = slot
-        self._thread = thread
+        self._is_async = is_async
         self._transactions = transactions
         self._state = state
         self.context: Context | None = None
@@ -94,7 +95,13 @@ class Execution:
         self.started_ns = started_ns = time.monotonic_ns()
         self._deadline_ns = min(_FAR_AWAY_NS, started_ns + timeout_ms * 1_000_000) if timeout_ms else 0
         self._sequence = row.start_run(
-            slot, claimed.lease.entry, claimed.position, started_ns, self._deadline_ns, thread
+            slot,
+            claimed.lease.entry,
+            claimed.position,
+            started_ns,
+            self._deadline_ns,
+            threading.get_ident(),
+            int(is_async),
         )
 
     @property
@@ -206,12 +213,12 @@ class Execution:
         return self.context
 
     def _transaction(self) -> AbstractContextManager[Connection[Any]]:
-        if not self._thread:
+        if self._is_async:
             raise RuntimeError("ctx.transaction() would block the event loop: `async with ctx.transaction_async()`")
         return self._transactions.sync.open(self)
 
     def _transaction_async(self) -> AbstractAsyncContextManager[AsyncConnection[Any]]:
-        if self._thread:
+        if not self._is_async:
             raise RuntimeError("ctx.transaction_async() is for `async def` tasks: `with ctx.transaction()`")
         return self._transactions.on_loop.open(self)
 

@@ -131,12 +131,11 @@ class Runner:
             transactions.sync.close()
 
     def _run_sync_jobs(self) -> None:
-        thread = threading.get_ident()
         freed: int | None = None
         try:
             while (taken := self._wait_for_sync(freed)) is not None:
                 claimed, freed = taken
-                self._run(claimed, freed, thread)
+                self._run(claimed, freed)
         except Exception:  # noqa: BLE001 - what handlers raise ends in their execution
             end_for_a_bug()
 
@@ -162,7 +161,7 @@ class Runner:
             taken = self._take(is_async=True)
             if taken is None:
                 self._wake(True)
-        return None if taken is None else (self._start(*taken, thread=0), taken[1])
+        return None if taken is None else (self._start(*taken, is_async=True), taken[1])
 
     @property
     def has_stopped(self) -> bool:
@@ -212,15 +211,15 @@ class Runner:
 
     # -- one job
 
-    def _start(self, claimed: ClaimedJob, slot: int, thread: int) -> Execution:
+    def _start(self, claimed: ClaimedJob, slot: int, *, is_async: bool) -> Execution:
         execution = Execution(
-            claimed, self._row, slot, thread, self._transactions[slot], self._state, self.said, self._org_config
+            claimed, self._row, slot, is_async, self._transactions[slot], self._state, self.said, self._org_config
         )
         self.started_ns = execution.started_ns
         return execution
 
-    def _run(self, claimed: ClaimedJob, slot: int, thread: int) -> None:
-        execution = self._start(claimed, slot, thread)
+    def _run(self, claimed: ClaimedJob, slot: int) -> None:
+        execution = self._start(claimed, slot, is_async=False)
         try:
             returned = execution.call(self._tasks)
             self._leave_if_forked(0)

@@ -94,7 +94,7 @@ def test_what_is_enqueued_is_claimed_in_order_and_settled_with_the_next_claim(
     assert statuses(db, ids(first)) == ["succeeded"] * 2
     owner.queue.succeed(last)
     owner.settle()
-    assert [ended(db, job) for job in stored] == [[(1, "succeeded", 0)]] * 3  # type: ignore[arg-type]
+    assert [ended(db, job) for job in stored] == [[(1, "succeeded", 0)]] * 3
     assert leases(db) == {}
     assert owner.queue.leases == []
     assert list(owner.row.leases()) == []

@@ -8,8 +8,8 @@ from pgworker.linux.board import Board, Row, Run
 from pgworker.model.state import CancelReason
 
 
-def started(row: Row, slot: int = 0, thread: int = 1) -> Run:
-    row.start_run(slot, lease=2, position=7, now_ns=100, deadline_ns=200, thread=thread)
+def started(row: Row, slot: int = 0, on_loop: int = 0) -> Run:
+    row.start_run(slot, lease=2, position=7, now_ns=100, deadline_ns=200, thread=9, on_loop=on_loop)
     run = row.run(slot)
     assert run is not None
     return run
@@ -37,7 +37,7 @@ def test_the_slots_of_a_worker_are_seen_apart() -> None:
     row.reset(uuid4(), 1)
     neighbour.reset(uuid4(), 1)
     assert [run.slot for run in row.runs()] == []
-    runs = [started(row, slot, thread=slot) for slot in (0, 2)]
+    runs = [started(row, slot, on_loop=int(slot == 0)) for slot in (0, 2)]
     assert [(run.slot, run.is_async) for run in row.runs()] == [(0, True), (2, False)]
     row.ask_cancel(runs[1], CancelReason.CANCELLED)
     assert [row.cancel_reason(run.slot, run.sequence) for run in runs] == [CancelReason.NONE, CancelReason.CANCELLED]

@@ -23,7 +23,7 @@ def overdue(run_for: float, *, timeout: float = 0, renewed_ago: float = 0, ttl: 
     now = 1000 * SECOND
     index = row.show_lease(uuid4(), 1, now - int(renewed_ago * SECOND))
     since = now - int(run_for * SECOND)
-    run = Run(0, 1, index, 1, since, since + int(timeout * SECOND) if timeout else 0, 1)
+    run = Run(0, 1, index, 1, since, since + int(timeout * SECOND) if timeout else 0, 1, 0)
     return find_overdue(row, run, now, ttl)
 
 
@@ -66,7 +66,7 @@ def test_a_task_on_the_event_loop_is_cancelled_before_its_worker_is_told(reason:
 
 
 def run_in(slot: int, thread: int) -> Run:
-    return Run(slot, 1, 0, slot + 1, 0, 0, thread)
+    return Run(slot, 1, 0, slot + 1, 0, 0, thread, 0)
 
 
 RUNS = [run_in(0, 0xABC), run_in(2, 0xDEF)]
