@@ -2,7 +2,8 @@
 
 A job is asked for at once, then again and again after a twentieth of the time that it has been waited for, at least
 20 ms and at most a second. Those times lie on a grid that is the coarser the longer the wait, so that jobs that are
-waited for about equally long fall due together. One statement asks for all that are due, at most one in 20 ms.
+waited for about equally long fall due together. One statement asks for all that are due; the next one follows after 20 ms,
+or at once for somebody who has come meanwhile: who waits for a thousand jobs that have ended is told without a pause.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pgworker.errors import AppClosed, DatabaseUnavailable, JobNotFound, Pgworke
 from pgworker.inspection.results import JobResult, find_results
 
 TICK: Final = 0.02
-"""Seconds between two statements, at least."""
+"""Seconds between two statements, at least, that ask for the same jobs."""
 
 _SHARE: Final = 0.05
 _LONGEST: Final = 1.0
@@ -96,6 +97,7 @@ class _Wait:
     begun: float
     ends: float
     due: float
+    is_new: bool = True
     was_missing: bool = False
     future: futures.Future[JobResult] = field(default_factory=futures.Future)
 
@@ -168,7 +170,9 @@ class _Waiter:
         with self._changed:
             while self._waits:
                 now = time.monotonic()
-                at = max(self._asked_at + TICK, min(wait.due for wait in self._waits))
+                at = now
+                if not any(wait.is_new for wait in self._waits):
+                    at = max(self._asked_at + TICK, min(wait.due for wait in self._waits))
                 if at <= now:
                     return nsmallest(_MOST, (w for w in self._waits if w.due <= now), key=lambda wait: wait.due)
                 self._changed.wait(at - now)
@@ -181,6 +185,7 @@ class _Waiter:
             self._outage = None
             self._asked_at = now = time.monotonic()
             for wait in due:
+                wait.is_new = False
                 result = found.get(wait.job_id)
                 if result is not None and result.status is not None:
                     self._end(wait, result)
@@ -199,6 +204,7 @@ class _Waiter:
             self._outage = outage
             self._asked_at = now = time.monotonic()
             for wait in due:
+                wait.is_new = False
                 if wait.ends <= now:
                     self._end(wait, self.timeout(wait.job_id))
                 else:
