@@ -54,9 +54,9 @@ def test_older_than_decides_what_has_expired(dsn: str, connect: Connect) -> None
     ("words", "code", "sentence"),
     [
         (["--older-than", "6h"], 78, "--older-than must be at least 1 day, not 21600 s"),
-        (["--older-than", "soon"], 64, "'soon' is not a duration: give seconds, or a number with s, m, h or d"),
-        (["--older-than", "-7d"], 64, "'-7d' is not a duration"),
-        (["--wait", "1w"], 64, "'1w' is not a duration"),
+        (["--older-than", "soon"], 64, "'soon' is no time: give seconds, or a number with s, m, h or d"),
+        (["--older-than", "-7d"], 64, "'-7d' is no time"),
+        (["--wait", "1w"], 64, "'1w' is no time"),
     ],
 )
 def test_an_age_that_can_not_be_is_refused_before_the_database_is_asked(
