@@ -16,7 +16,8 @@ class HeldLease:
     """One lease: `count` positions are ours, `settled` of them recorded; `ready` has those that ended since.
 
     In `ready` stands None for an execution that the handler's own transaction has recorded already. While its tail is
-    going back (`is_going_back`) the lease must not end: it is all that the database knows of these jobs.
+    going back (`is_going_back`) the lease must not end: it is all that the database knows of these jobs. `said` are the
+    positions that have ended, settled or not: one that counted twice would end the lease under its neighbour.
     """
 
     lease_id: UUID
@@ -24,12 +25,20 @@ class HeldLease:
     count: int
     settled: int = 0
     ready: dict[int, Ended | None] = field(default_factory=dict)
+    said: set[int] = field(default_factory=set)
     is_going_back: bool = False
     is_ended: bool = False
 
     @property
     def has_news(self) -> bool:
         return bool(self.ready) or self._ends
+
+    def end(self, position: int, ended: Ended | None) -> None:
+        """This one has ended. RuntimeError the second time."""
+        if position in self.said:
+            raise RuntimeError("how this job ended was said before: succeed or fail is for each claimed job once")
+        self.said.add(position)
+        self.ready[position] = ended
 
     def settlement(self) -> Settlement | None:
         """What there is to settle now, in one stretch with gaps; None: nothing."""
