@@ -314,10 +314,12 @@ class App:
         """The queue as a worker sees it, on a connection of its own: claim, succeed, fail.
 
         `queues` in strict order, by default those of the app's tasks. A lease lasts `lease_ttl` (seconds or a
-        timedelta), and nobody renews it.
+        timedelta), and nobody renews it. InvalidJob or ConfigurationError for what can't be.
         """
         names = queues or tuple(sorted({task.queue for task in self._tasks.values()}))
         ttl = seconds(lease_ttl, "lease_ttl", error=ConfigurationError)
+        if ttl < 1.0:
+            raise ConfigurationError(f"lease_ttl must be at least 1 s, not {ttl:g}")
         return open_queue(self.dsn, names, list(self._tasks), ttl)
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ from pgworker.model.payload import decode
 
 @dataclass(slots=True)
 class HeldLease:
-    """One lease: `count` positions are ours, those in `settled` are recorded; `ready` has those that ended since.
+    """One lease: `count` positions are ours, those in `said` have ended, and `ready` has what is not recorded of them.
 
     In `ready` stands None for an execution that the handler's own transaction has recorded already. While its tail is
     going back (`is_going_back`) the lease must not end: it is all that the database knows of these jobs.
@@ -22,7 +22,7 @@ class HeldLease:
     lease_id: UUID
     entry: int
     count: int
-    settled: set[int] = field(default_factory=set)
+    said: set[int] = field(default_factory=set)
     ready: dict[int, Ended | None] = field(default_factory=dict)
     is_going_back: bool = False
     is_ended: bool = False
@@ -30,6 +30,13 @@ class HeldLease:
     @property
     def has_news(self) -> bool:
         return bool(self.ready) or self._ends
+
+    def end(self, position: int, ended: Ended | None) -> None:
+        """This one has ended. RuntimeError the second time: counted twice it would end the lease under a neighbour."""
+        if position in self.said:
+            raise RuntimeError("how this job ended was said before: succeed or fail is for each claimed job once")
+        self.said.add(position)
+        self.ready[position] = ended
 
     def settlement(self) -> Settlement | None:
         """What there is to settle now, in one stretch with gaps; None: nothing."""
@@ -43,7 +50,6 @@ class HeldLease:
     def mark_settled(self) -> None:
         """What `settlement` named is recorded."""
         self.is_ended = self._ends
-        self.settled.update(self.ready)
         self.ready = {}
 
     def keep(self, count: int) -> None:
@@ -58,9 +64,7 @@ class HeldLease:
 
     @property
     def _ends(self) -> bool:
-        if self.is_going_back or len(self.settled) + len(self.ready) < self.count:
-            return False
-        return len(self.settled | self.ready.keys()) >= self.count  # a position may have been said to end twice
+        return not self.is_going_back and len(self.said) >= self.count
 
 
 @dataclass(frozen=True, slots=True)

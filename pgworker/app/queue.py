@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 from uuid import UUID, uuid4
@@ -20,6 +20,7 @@ from psycopg.pq import TransactionStatus
 from pgworker.app.leases import ClaimedJob, HeldLease
 from pgworker.app.producer import enqueue_on
 from pgworker.app.verdict import judge
+from pgworker.config.settings import MAX_BATCH
 from pgworker.db.connect import connect_to_schema
 from pgworker.errors import LeaseLost
 from pgworker.lifecycle.cancel import cancel_job
@@ -30,6 +31,7 @@ from pgworker.lifecycle.release import Returned, release_jobs
 from pgworker.lifecycle.settle import Ended, Next, Settlement, check_settled, is_settled, settle_jobs
 from pgworker.linux.board import Board, Floors, Row
 from pgworker.model.job import JobRequest
+from pgworker.model.names import check_queues
 from pgworker.model.payload import describe_error
 from pgworker.model.progress import Said
 from pgworker.model.state import CancelAnswer, CancelReason
@@ -50,7 +52,10 @@ class Queue(Protocol):
         """Store jobs, all or none; their ids, in order."""
 
     def claim(self, n: int) -> list[ClaimedJob]:
-        """Up to `n` due jobs, ours until their lease ends. What was said to have ended is recorded on the way."""
+        """Up to `n` due jobs, ours until their lease ends. What was said to have ended is recorded on the way.
+
+        ValueError for an `n` that can't be. RuntimeError: as many leases are held as may be, jobs of each still run.
+        """
 
     def succeed(self, job: ClaimedJob, ended: Ended | None = None) -> None:
         """This job has succeeded; recorded by the next `claim`."""
@@ -114,11 +119,21 @@ class PostgresQueue:
     def claim(self, n: int) -> list[ClaimedJob]:
         leases = sorted(self.leases, key=lambda lease: lease.lease_id)  # as a cancel locks them: no deadlock
         settlements = [settlement for lease in leases if (settlement := lease.settlement()) is not None]
-        wanted = n if self.may_claim else 0
-        if settlements or wanted or self._said:
-            return self._trip(settlements, wanted)
+        if n != 0:
+            self._check_claim(n, len(leases) - sum(settlement.ends_lease for settlement in settlements))
+        if settlements or n or self._said:
+            return self._trip(settlements, n)
         self._mark_settled()
         return []
+
+    def _check_claim(self, n: object, held: int) -> None:
+        if isinstance(n, bool) or not isinstance(n, int) or not 0 < n <= MAX_BATCH:
+            raise ValueError(f"claim takes a number of jobs from 0 to {MAX_BATCH}, not {n!r:.40}")
+        if held >= self._row.leases_limit:
+            raise RuntimeError(
+                f"{held} claims have jobs of which nobody has said how they ended: say so (succeed, fail) before the "
+                "next, and claim several jobs at a time"
+            )
 
     def succeed(self, job: ClaimedJob, ended: Ended | None = None) -> None:
         if ended is None:
@@ -135,9 +150,7 @@ class PostgresQueue:
 
     def _end(self, job: ClaimedJob, ended: Ended | None) -> None:
         """None: its own transaction has recorded it."""
-        job.lease.ready[job.position] = ended
-        if job.position > self._row.started(job.lease.entry):  # whoever works without a runner shows no starts
-            self._row.show_started(job.lease.entry, job.position)
+        job.lease.end(job.position, ended)
         if self._outspoken and job.row.job_id in self._outspoken:
             self._outspoken.remove(job.row.job_id)
             if ended is None or ended.next is Next.END:
@@ -176,8 +189,9 @@ class PostgresQueue:
         """Settle what has ended, and give back what was claimed behind it; a job before that goes with its lease."""
         self.claim(0)
         for lease in self.leases:
-            lease.keep(self._row.started(lease.entry))
+            lease.keep(max(lease.said, default=0))
         self.give_back()
+        self.claim(0)  # leases that have come to their end by what went back
 
     # -- the trip
 
@@ -380,8 +394,11 @@ class PostgresQueue:
 
 @contextmanager
 def open_queue(dsn: str, queues: Sequence[str], tasks: Sequence[str], lease_ttl: float) -> Iterator[PostgresQueue]:
-    """These queues for a worker that is no part of a pool, on a connection of its own."""
-    lanes = Lanes.of(queues)
+    """These queues for a worker that is no part of a pool, on a connection of its own.
+
+    However the block ends, what was said is recorded and what was not goes back; InvalidJob for names that can't be.
+    """
+    lanes = Lanes.of(check_queues(queues))
     board = Board(1, len(lanes))
     [row] = board.rows
     row.reset(uuid4(), time.monotonic_ns())
@@ -389,5 +406,10 @@ def open_queue(dsn: str, queues: Sequence[str], tasks: Sequence[str], lease_ttl:
         queue = PostgresQueue(
             lambda: connection, row=row, floors=board.floors, lanes=lanes, tasks=tasks, lease_ttl=lease_ttl
         )
-        yield queue
+        try:
+            yield queue
+        except BaseException:
+            with suppress(psycopg.Error):  # it may be why the block has failed
+                queue.close()
+            raise
         queue.close()

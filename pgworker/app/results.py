@@ -2,8 +2,8 @@
 
 A job is asked for at once, then again and again after a twentieth of the time that it has been waited for, at least
 20 ms and at most a second. Those times lie on a grid that is the coarser the longer the wait, so that jobs that are
-waited for about equally long fall due together. One statement asks for all that are due; the next one follows after 20 ms,
-or at once for somebody who has come meanwhile: who waits for a thousand jobs that have ended is told without a pause.
+waited for about equally long fall due together. One statement asks for all that are due; the next one follows after
+20 ms, or at once for somebody new: who waits for a thousand jobs that have ended already is told without a pause.
 """
 
 from __future__ import annotations

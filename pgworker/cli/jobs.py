@@ -11,7 +11,7 @@ import click
 
 from pgworker.cli.bulk import Progress, confirm
 from pgworker.cli.database import open_database
-from pgworker.cli.options import dsn_option, filter_options, json_option, org_option, whole_uuid
+from pgworker.cli.options import dsn_option, filter_options, json_option, org_option, time_span, whole_uuid
 from pgworker.cli.output import Column, duration, print_json, print_table
 from pgworker.errors import JobNotFound
 from pgworker.model.selection import JobFilter
@@ -105,7 +105,7 @@ def show(job_id: UUID, as_json: bool, dsn: str | None) -> None:
 @click.argument("job_ids", type=whole_uuid, nargs=-1, metavar="[ID]...")
 @filter_options
 @org_option
-@click.option("--older-than", type=float, metavar="SECONDS", help="Only jobs that were enqueued longer ago.")
+@click.option("--older-than", type=time_span, metavar="AGE", help="Only jobs enqueued longer ago: 90s, 1h, 7d.")
 @click.option("--waiting-only", is_flag=True, help="Leave alone what a worker has claimed.")
 @click.option("--running-only", is_flag=True, help="Leave alone what waits.")
 @click.option("--yes", "-y", is_flag=True, help="Don't ask.")

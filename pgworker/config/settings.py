@@ -71,7 +71,8 @@ class PoolSettings:
     metrics_listen: str | None = "127.0.0.1:9464"
     """host:port of /metrics and the health pages; None for none."""
     boot_timeout: float = 60.0
-    """After HUP, how long the app may take to be imported, and a new worker to be ready."""
+    """After HUP, how long the app may take to be imported, and a new worker to be ready; and how long a worker that has
+    drained may take to end."""
     preload: bool = False
     """Import the app once, in the master, before the first fork."""
     max_jobs: int | None = None

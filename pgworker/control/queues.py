@@ -11,7 +11,7 @@ from typing import Any
 
 from psycopg import Connection
 
-from pgworker.model.names import check_queue
+from pgworker.model.names import check_queues
 from pgworker.sql.load import query
 
 
@@ -32,4 +32,4 @@ def resume_queues(connection: Connection[Any], names: Iterable[str]) -> set[str]
 
 def _checked(names: Iterable[str]) -> list[str]:
     """Each once, in the order in which everybody locks them."""
-    return sorted({check_queue(name) for name in ([names] if isinstance(names, str) else names)})
+    return sorted(check_queues(names))

@@ -19,15 +19,18 @@ _WHY = {
 
 
 def explain_exit(
-    exit_: Exit, index: int, killed_for: CancelReason, out_of_memory: bool, asked: str = ""
+    exit_: Exit, index: int, killed_for: CancelReason, out_of_memory: bool, asked: str = "", given_up: str = ""
 ) -> tuple[str, Outcome]:
     """How worker `index` ended, in words, and what its running execution counts as.
 
-    `killed_for` is NONE unless the master itself has sent the last signal; `asked` is what it had asked it to end for.
+    `killed_for` is NONE unless the master itself has sent the last signal; `asked` is what it had asked it to end for,
+    `given_up` why it has killed it while it held nothing.
     """
     who = f"worker {index} (pid {exit_.pid})"
     if exit_.signal is not None and killed_for is not CancelReason.NONE:
         return f"{who} was killed with its job: {_WHY[killed_for]}", killed_for.outcome
+    if exit_.signal == signal.SIGKILL and given_up:
+        return f"{who} was killed: {given_up}", Outcome.CRASHED
     if out_of_memory:
         return f"{who} was killed by the kernel: out of memory", Outcome.CRASHED
     if exit_.signal == signal.SIGKILL:

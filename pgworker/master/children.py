@@ -13,6 +13,7 @@ from pgworker.linux import stacks
 from pgworker.linux.board import Row
 from pgworker.linux.control import ControlChannel, Shared
 from pgworker.linux.fork import fork_child
+from pgworker.linux.pidfd import kill_group
 from pgworker.linux.wake import wake
 
 RunWorker = Callable[[int], int]
@@ -44,6 +45,10 @@ class WorkerChild:
     """The incarnation whose death the monitor has not recorded yet; until then the row must stay as it is."""
     asked: str = ""
     """What the master has asked the process to drain for, in words."""
+    given_up: str = ""
+    """Why the master has killed the process while it held nothing, in words."""
+    empty_since: float = 0.0
+    """When it was last seen at work, or with something to hand back."""
 
     @property
     def is_startable(self) -> bool:
@@ -59,6 +64,11 @@ class WorkerChild:
         self.asked = self.asked or why
         self.row.ask_drain()
         self.wake()
+
+    def give_up(self, why: str) -> None:
+        """Kill a process that holds nothing: one that is not ready, or one that has drained."""
+        self.given_up = why
+        kill_group(self.pid, signal.SIGKILL)
 
     def wake(self) -> None:
         wake(self.wake_pipe)
@@ -96,7 +106,7 @@ class Forker:
             blocked=_BLOCKED_UNTIL_HANDLED,
         )
         child.forked_at = time.monotonic()
-        child.asked = ""
+        child.asked = child.given_up = ""
         child.row.pid = child.pid
 
     def fork_monitor(self, child: MonitorChild) -> None:

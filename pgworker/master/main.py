@@ -282,7 +282,9 @@ class Master:
         culprits = {slot: ladder.reason for slot, ladder in ladders.items() if ladder.dumped_ns}
         if culprits and exit_.signal is not None:  # a forced dump may kill by SIGSEGV
             killed_for = next(iter(culprits.values()))
-        how, verdict = explain_exit(exit_, child.row.index, killed_for, self._saw_oom(exit_), child.asked)
+        how, verdict = explain_exit(
+            exit_, child.row.index, killed_for, self._saw_oom(exit_), child.asked, child.given_up
+        )
         runs = child.row.runs()
         clean = exit_.code == 0 and not runs
         stack = self._shared.stacks[child.row.index].read()

@@ -27,7 +27,10 @@ log = logging.getLogger("pgworker.master")
 
 
 class Rolling:
-    """The rolling restart under way, if any. `patience` in seconds: for the check of the app, and for a new worker."""
+    """The rolling restart under way, if any.
+
+    `patience` in seconds: for the check of the app, for a new worker, and for the stop hooks of an old one.
+    """
 
     def __init__(self, workers: Sequence[WorkerChild], check_app: CheckApp | None, patience: float) -> None:
         self._workers = workers
@@ -85,6 +88,7 @@ class Rolling:
     def go_on(self) -> None:
         """Take the next step, if it is due."""
         now = time.monotonic()
+        self._end_the_idle(now)
         if self._check_pid:
             if now - self._checked_at > self._patience:
                 log.error("HUP: the app was not imported within %g s; the old workers go on", self._patience)
@@ -115,12 +119,23 @@ class Rolling:
         self._check_pid, self._checked_at = pid, time.monotonic()
 
     def _begin(self) -> None:
-        """Those that wait to be started after failures need not wait: they will have the new app too."""
+        """Those that wait to be started after failures need not wait: they will have the new app too. Nor is one waited
+        for that still starts the old one: it may hang there for ever, which is what the new app is to mend."""
         now = time.monotonic()
         self._since = self._checked_at
         log.info("HUP: the app can be imported; workers are replaced, one at a time")
         for child in self._workers:
             child.failures, child.start_at = 0, min(child.start_at, now)
+            if child.pid and child.forked_at < self._since and not child.row.is_ready:
+                child.give_up("HUP, and it was not ready with the app as it was")
+
+    def _end_the_idle(self, now: float) -> None:
+        """Who drains, holds nothing and doesn't end, hangs in a stop hook: nobody would ever take its place."""
+        for child in self._workers:
+            if not child.pid or not child.row.is_ready or not child.row.is_draining or any(child.row.leases()):
+                child.empty_since = now
+            elif now - child.empty_since > self._patience and not child.given_up:
+                child.give_up(f"it had drained and did not end within {self._patience:g} s (a stop hook that hangs?)")
 
     def _find_late(self, places: Sequence[WorkerChild], now: float) -> WorkerChild | None:
         def is_late(child: WorkerChild) -> bool:

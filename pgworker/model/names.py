@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from pgworker.errors import InvalidJob
 
@@ -15,6 +16,11 @@ _ALPHABET = re.compile(r"[A-Za-z0-9_.:-]+")
 def check_queue(name: object) -> str:
     """`name` if a queue may have it; InvalidJob otherwise."""
     return _check("queue", name, MAX_QUEUE_LENGTH)
+
+
+def check_queues(names: Iterable[object]) -> tuple[str, ...]:
+    """Each of `names` once, in their order, if queues may have them; a string is one. InvalidJob otherwise."""
+    return tuple(dict.fromkeys(check_queue(name) for name in ([names] if isinstance(names, str) else names)))
 
 
 def check_task(name: object) -> str:

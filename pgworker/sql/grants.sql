@@ -13,6 +13,9 @@ grant execute on function pgworker.current_org, pgworker.protect_table to public
 grant execute on function pgworker.enqueue, pgworker.enqueue_many, pgworker.schema_version
     to pgworker_enqueuer, pgworker_worker, pgworker_admin;
 
+-- Who cancels by age: the border of a time among the ids.
+grant execute on function pgworker.uuid7_first to pgworker_worker, pgworker_admin;
+
 -- A pool: claim, settle, renew, release, reclaim, beat, say what it serves, and make partitions. UPDATE on job_queue is
 -- for FOR UPDATE.
 grant select on pgworker.jobs, pgworker.queues to pgworker_worker;
@@ -38,7 +41,6 @@ grant execute on function pgworker.job_status(uuid), pgworker.list_expired_parti
 -- The owner's alone: what the functions above call, and the default partitions, which are reached through their tables.
 revoke all on function pgworker.expired_until, pgworker.expired_partitions, pgworker.jobs_to_keep, pgworker.count_rows,
     pgworker.lock_for_ddl, pgworker.lock_keeping, pgworker.note_partition_write, pgworker.swap_expired_partitions from public;
-revoke all on function pgworker.enqueue_dead_letter_hook, pgworker.uuid7, pgworker.uuid7_at, pgworker.uuid7_first,
-    pgworker.uuid7_time_half from public;
+revoke all on function pgworker.enqueue_dead_letter_hook, pgworker.uuid7, pgworker.uuid7_at, pgworker.uuid7_time_half from public;
 revoke all on pgworker.jobs_default, pgworker.job_executions_default, pgworker.partition_writes from public;
 revoke all on type pgworker.execution_outcome from public;

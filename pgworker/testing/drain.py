@@ -21,6 +21,7 @@ from pgworker.lifecycle.dead_letters import declare_hooks
 from pgworker.lifecycle.settle import Ended
 from pgworker.linux.board import Board, Row
 from pgworker.model.job import Job
+from pgworker.model.names import check_queues
 from pgworker.model.payload import decode
 from pgworker.model.state import Outcome
 from pgworker.worker.execution import Execution, Sayings, SlotTransactions
@@ -60,7 +61,7 @@ def drain(app: App, *, queues: Sequence[str] = (), limit: int = 1000) -> list[Ra
             declare_hooks(connection, list(app.tasks), app.dead_letter_hooks)
             worker = _Worker(app, connection, state)
             try:
-                while more := worker.run(queues or _queues(app, connection), limit - len(ran)):
+                while more := worker.run(check_queues(queues) or _queues(app, connection), limit - len(ran)):
                     ran += more
             finally:
                 worker.close()

@@ -86,8 +86,8 @@ def run_worker(dsn: str, app_path: str, settings: PoolSettings, place: WorkerPla
         recycling=Recycling(Limits.draw(settings, row.worker_id), row),
     )
     thread = threading.Thread(target=clerk.work, name="clerk")
+    row.set_ready()  # before anything is claimed: who is not ready may be killed without a loss
     thread.start()
-    row.set_ready()
     runner.run_jobs(clerk.wake)
     thread.join()
     app.stop_worker(state)

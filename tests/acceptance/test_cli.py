@@ -415,7 +415,7 @@ def test_jobs_are_cancelled_by_what_they_have_in_common(dsn: str, connect: Conne
     assert output(run("jobs", "cancel", "-q", "mail", "-y", dsn=dsn)) == "cancelled 0, asked to stop 2\n"
     assert ask(connection, "select cancelled from pgworker.job_leases") == [running]
     assert output(run("jobs", "cancel", "--org", "acme", "--running-only", "-y", dsn=dsn)).startswith("cancelled 0,")
-    assert output(run("jobs", "cancel", "--org", "acme", "--older-than", "60", "-y", dsn=dsn)).startswith(
+    assert output(run("jobs", "cancel", "--org", "acme", "--older-than", "1m", "-y", dsn=dsn)).startswith(
         "cancelled 0,"
     )
     assert output(run("jobs", "cancel", "--org", "acme", "--task", "u", "-y", dsn=dsn)).startswith("cancelled 4,")
@@ -431,7 +431,8 @@ def test_which_jobs_to_cancel_must_be_said_and_meant(dsn: str, connect: Connect)
     is_refused(either, 64, "jobs", "cancel", str(uuid4()), "--waiting-only")
     is_refused("jobs that neither wait nor run have ended", 64, "jobs", "cancel", "-q", "a", *BOTH)
     is_refused("this would mean every job there is", 64, "jobs", "cancel", "--older-than", "0")
-    is_refused("older_than must be between 0 seconds and 100 years", 64, "jobs", "cancel", "--older-than", "-1")
+    is_refused("'-1' is no time", 64, "jobs", "cancel", "--older-than", "-1")
+    is_refused("older_than must be between 0 seconds and 100 years", 64, "jobs", "cancel", "--older-than", "40000d")
     is_refused("org_id must be a string of 1 to 256 characters", 64, "jobs", "cancel", "--org", "")
     is_refused("give --yes if it is meant", 64, "jobs", "cancel", "-q", "default", dsn=dsn)
     is_refused("give --yes if it is meant", 64, "queues", "purge", "default", dsn=dsn)

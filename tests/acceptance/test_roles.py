@@ -36,6 +36,17 @@ def test_an_operator_sees_and_mends_everything_as_an_admin(roles_dsn: str, login
         assert worker.settle(held.settlement())
         found = ask(connection, "select pgworker.job_status(id) from unnest(%s::uuid[]) as id", [*dead, job])
     assert found == ["pending", "cancelled", "cancelled"]
+    for words in (
+        ["jobs", "cancel", "-q", "default", "--older-than", "1h", "--yes"],
+        ["queues", "pause", "default"],
+        ["queues", "list"],
+        ["queues", "resume", "default"],
+        ["queues", "purge", "default", "--yes"],
+        ["prune", "--dry-run"],
+        ["prune"],
+    ):
+        finished = run(*words, dsn=theirs)
+        assert finished.returncode == 0, finished.stderr
     assert output(run("migrate", dsn=theirs)).startswith("nothing to do")
     assert "permission denied to create role" not in refusal(run("migrate", "--roles", dsn=theirs), 78)
 

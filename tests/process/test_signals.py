@@ -177,6 +177,23 @@ def test_a_new_worker_that_does_not_get_ready_stops_the_roll_and_the_others_go_o
     assert len(set(rolled.pool.workers) & set(before)) == 2
     assert rolled.version() == "version-1"
     assert rolled.pool.log().count("the rolling restart stops here") == 1
+    rolled.rewrite("mended")
+    rolled.reload()
+    rolled.pool.wait_for_log(f"3 {ROLLED}")
+    assert rolled.version() == "mended"
+
+
+def test_a_stop_hook_that_hangs_does_not_hold_up_a_roll_for_ever(fresh: Callable[..., Fresh]) -> None:
+    rolled = fresh(workers=2, boot_timeout=1)
+    hangs = "@app.on_worker_stop\ndef hang(state): time.sleep(600)"
+    rolled.rewrite("hangs", hangs)
+    rolled.reload()
+    rolled.pool.wait_for_log(f"2 {ROLLED}")
+    rolled.rewrite("mended")
+    rolled.reload()
+    rolled.pool.wait_for_log(r"was killed: it had drained and did not end within 1 s \(a stop hook that hangs\?\)")
+    rolled.wait_for_lines(ROLLED, 2)
+    assert rolled.version() == "mended"
 
 
 def test_hup_during_a_roll_means_once_more_after_it(scene: Scene, fresh: Callable[..., Fresh]) -> None:

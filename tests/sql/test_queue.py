@@ -124,7 +124,8 @@ def test_what_was_said_twice_of_a_job_ends_no_lease_that_has_others(owner: Owner
     one, two, three = owner.claim()
     owner.queue.succeed(one)
     owner.settle()
-    owner.queue.succeed(one)
+    with pytest.raises(RuntimeError, match="was said before"):
+        owner.queue.succeed(one)
     owner.queue.succeed(two)
     owner.settle()
     assert statuses(db, ids([one, two, three])) == ["succeeded", "succeeded", "running"]
@@ -379,13 +380,14 @@ def test_results_of_a_lease_that_was_reclaimed_are_refused_and_those_of_another_
     assert owner.queue.leases == []
 
 
-def test_a_queue_asks_for_nothing_while_it_holds_as_many_leases_as_its_row_shows(
+def test_a_queue_claims_nothing_while_it_holds_as_many_leases_as_its_row_shows(
     owner: Owner, db: Connection[Any]
 ) -> None:
     enqueue(db, 10)
     held = [owner.claim(1) for _ in range(owner.row.leases_limit)]
     assert all(held)
-    assert owner.claim(1) == []
+    with pytest.raises(RuntimeError, match="nobody has said how they ended"):
+        owner.claim(1)
     assert len(leases(db)) == owner.row.leases_limit
     owner.queue.succeed(held[1][0])
     owner.settle()

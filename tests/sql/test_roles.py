@@ -71,11 +71,11 @@ CALLS: dict[str, str] = {
     "pgworker_enqueuer": "enqueue enqueue_many schema_version current_org protect_table",
     "pgworker_worker": (
         "enqueue enqueue_many schema_version current_org protect_table create_partition job_status somebody_sleeps"
-        " count_default_jobs list_expired_partitions watch_expired_partitions drop_expired_partitions"
+        " uuid7_first count_default_jobs list_expired_partitions watch_expired_partitions drop_expired_partitions"
     ),
     "pgworker_admin": (
         "enqueue enqueue_many schema_version current_org protect_table job_status"
-        " list_expired_partitions watch_expired_partitions drop_expired_partitions"
+        " uuid7_first list_expired_partitions watch_expired_partitions drop_expired_partitions"
     ),
 }
 FOR_THE_OWNER_ALONE = [

@@ -26,11 +26,12 @@ def positions(settlement: Settlement | None) -> list[int] | None:
 
 def test_what_has_ended_is_settled_in_one_stretch_and_the_last_one_ends_the_lease() -> None:
     lease = HeldLease(LEASE, 0, count=3)
-    lease.ready = {1: ended(1), 2: ended(2)}
+    lease.end(1, ended(1))
+    lease.end(2, ended(2))
     assert lease.settlement() == Settlement(LEASE, 1, [ended(1), ended(2)], ends_lease=False)
     lease.mark_settled()
     assert not lease.is_ended
-    lease.ready = {3: ended(3)}
+    lease.end(3, ended(3))
     assert lease.settlement() == Settlement(LEASE, 3, [ended(3)], ends_lease=True)
     lease.mark_settled()
     assert lease.is_ended
@@ -38,13 +39,15 @@ def test_what_has_ended_is_settled_in_one_stretch_and_the_last_one_ends_the_leas
 
 def test_what_still_runs_and_what_has_settled_itself_leave_gaps() -> None:
     lease = HeldLease(LEASE, 0, count=9)
-    lease.ready = {6: ended(6), 2: ended(2), 4: None}
+    lease.end(6, ended(6))
+    lease.end(2, ended(2))
+    lease.end(4, None)
     assert lease.settlement() == Settlement(LEASE, 2, [ended(2), None, None, None, ended(6)], ends_lease=False)
 
 
 def test_a_lease_whose_last_position_settled_itself_ends_with_nothing_to_record() -> None:
     lease = HeldLease(LEASE, 0, count=1)
-    lease.ready = {1: None}
+    lease.end(1, None)
     assert lease.settlement() == Settlement(LEASE, 1, [], ends_lease=True)
 
 
@@ -55,7 +58,7 @@ def test_a_lease_with_nothing_new_has_nothing_to_settle() -> None:
 
 def test_a_lease_does_not_end_while_its_tail_is_going_back() -> None:
     lease = HeldLease(LEASE, 0, count=3)
-    lease.ready = {1: ended(1)}
+    lease.end(1, ended(1))
     lease.keep(1)
     assert lease.settlement() == Settlement(LEASE, 1, [ended(1)], ends_lease=False)
     lease.mark_settled()
@@ -82,7 +85,8 @@ def test_every_position_is_settled_once_in_whatever_order_results_arrive(own: li
     ends = 0
     while not lease.is_ended:
         more = data.draw(st.integers(1, len(order)))
-        lease.ready |= {position: None if own[position - 1] else ended(position) for position in order[:more]}
+        for position in order[:more]:
+            lease.end(position, None if own[position - 1] else ended(position))
         order = order[more:]
         settlement = lease.settlement()
         recorded += positions(settlement) or []
