@@ -43,7 +43,8 @@ _SLOT_WORDS = 9
 
 # words of a lease
 _LEASE_HIGH, _LEASE_LOW, _LEASE_RENEWED_NS, _LEASE_COUNT, _LEASE_STARTED, _LEASE_KEEP, _LEASE_LOST = range(7)
-_LEASE_WORDS = 7
+_LEASE_CLAIMED_NS = 7
+_LEASE_WORDS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,7 @@ class LeaseEntry:
     count: int
     started: int
     is_lost: bool
+    claimed_ns: int
 
 
 class Board:
@@ -167,10 +169,16 @@ class Floors:
             self._words[at], self._words[at + 1] = claimed
 
     def lower(self, lane: int, found: tuple[int, int]) -> None:
-        """Bring a floor down to a job that was found below it."""
+        """Let claims find a job that is there again: bring the floor down to it, should it be above.
+
+        If it is not, it goes down by the least step: whoever has read it and claims at this moment, without seeing the
+        job yet, would raise it over the job else.
+        """
         at = self._first + lane * _LANE_WORDS
-        if found < (self._words[at], self._words[at + 1]):
-            self._words[at], self._words[at + 1] = found
+        floor = self._words[at], self._words[at + 1]
+        if found >= floor:
+            found = (floor[0], floor[1] - 1) if floor[1] else (max(floor[0], 1) - 1, 0)
+        self._words[at], self._words[at + 1] = found
 
 
 class Row:
@@ -295,6 +303,11 @@ class Row:
         """All that run now."""
         return tuple(run for slot in range(self.slots) if (run := self.run(slot)) is not None)
 
+    @property
+    def last_start_ns(self) -> int:
+        """When a job was last started in any slot, whether it still runs or not; 0: never."""
+        return max(self._words[self._slots_at + slot * _SLOT_WORDS + _RUN_SINCE_NS] for slot in range(self.slots))
+
     # -- cancel requests: written by master and monitor, read by the handler's context
 
     def ask_cancel(self, run: Run, reason: CancelReason) -> None:
@@ -319,6 +332,7 @@ class Row:
             if self._words[at + _LEASE_HIGH] == 0:
                 self._words[at + _LEASE_LOW] = lease_id.int & _HALF
                 self._words[at + _LEASE_RENEWED_NS] = sent_ns
+                self._words[at + _LEASE_CLAIMED_NS] = sent_ns
                 self._words[at + _LEASE_COUNT] = count
                 self._words[at + _LEASE_STARTED] = 0
                 self._words[at + _LEASE_KEEP] = 0
@@ -345,6 +359,7 @@ class Row:
                 words[at + _LEASE_COUNT],
                 words[at + _LEASE_STARTED],
                 words[at + _LEASE_LOST] == 1,
+                words[at + _LEASE_CLAIMED_NS],
             )
             if words[at + _LEASE_HIGH] == high:
                 yield entry

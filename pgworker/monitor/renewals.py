@@ -123,18 +123,21 @@ def _flag(row: Row, entry: LeaseEntry, reason: CancelReason, positions: Collecti
 
 
 def draw_lines(board: Board, now_ns: int, after_ns: int, release: Callable[[UUID, int], bool]) -> None:
-    """Give back what waits behind jobs that hold its worker's GIL, so that its clerk can't.
+    """Give back what waits behind jobs that hold its worker's GIL, so that its clerk can't: where nothing was started
+    for `after_ns`.
 
     A line on the board first, then a pause, then a look whether the runner was quicker; see `Row.draw_line`.
     """
     for row in board.rows:
-        newest_ns = max((run.since_ns for run in row.runs()), default=now_ns)
-        if not row.pid or now_ns - newest_ns < after_ns:
+        if not row.pid or now_ns - row.last_start_ns < after_ns or not row.runs():
             continue
         behind = [
             entry
             for entry in row.leases()
-            if entry.count > entry.started and not entry.is_lost and row.line(entry.index) is None
+            if entry.count > entry.started
+            and not entry.is_lost
+            and row.line(entry.index) is None
+            and now_ns - entry.claimed_ns >= after_ns  # else claimed this moment, perhaps for a slot that is free
         ]
         for entry in behind:
             row.draw_line(entry, entry.started)
