@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -34,7 +35,7 @@ from pgworker.testing.clock import Clock
 from pgworker.testing.execution import LEASE_TTL, WatchedExecution
 from pgworker.worker.execution import Sayings, SlotTransactions
 from pgworker.worker.loop import end_left_behind
-from pgworker.worker.transaction import JobTransactions
+from pgworker.worker.transaction import JobTransactions, leave_if_forked
 from pgworker.worker.transaction_async import AsyncJobTransactions
 
 _NAME = "pgworker drain"
@@ -66,8 +67,8 @@ def drain(
     As a worker does with one slot, in this thread: in strict order of `queues`, by default all of them by name; what
     is due later (`run_at`, a retry after its backoff) stays, and so do unknown tasks and paused queues.
 
-    `until`: what falls due until then runs too, when its turn comes, as if the time had passed. Python's clock and the
-    database's stay as they are.
+    `until`: an aware datetime; what falls due until then runs too, when its turn comes, as if the time had passed.
+    Python's clock and the database's stay as they are.
     `raising`: raise the first error of a handler as it is, once it is recorded; not what it raises to say how its job
     goes on (Retry, Discard, Snooze, Cancelled).
     `state`: what handlers find at `ctx.state`; otherwise the hooks of workers run, and make it.
@@ -77,8 +78,13 @@ def drain(
     event loop: use `drain_async`.
     """
     _refuse_running_loop()
-    if until is not None and until.tzinfo is None:
-        raise ValueError("until needs a time with a time zone, such as datetime.now(timezone.utc) + timedelta(days=1)")
+    if isinstance(queues, str):
+        raise TypeError(f"queues takes a list of names, [{queues!r}], not a string")
+    if until is not None and getattr(until, "tzinfo", None) is None:
+        raise ValueError(
+            "until takes a time with a time zone, such as datetime.now(timezone.utc) + timedelta(days=1), "
+            f"not {until!r}"
+        )
     # A worker knows nothing of the contextvars of whoever enqueued.
     return Context().run(_drain, app, tuple(queues), Clock(until), raising, state, limit)
 
@@ -100,7 +106,7 @@ def _drain(
     app: App, queues: Sequence[str], clock: Clock, raising: bool, state: SimpleNamespace | None, limit: int
 ) -> list[DrainedJob]:
     ran: list[DrainedJob] = []
-    with connect_to_schema(app.dsn, application_name=_NAME, prepare_threshold=None) as connection:
+    with connect_to_schema(app.dsn, application_name=_NAME, prepare_threshold=1) as connection:
         declare_hooks(connection, list(app.tasks), app.dead_letter_hooks)
         with _working(app, connection, state) as worker:
             while True:
@@ -141,6 +147,7 @@ class _Worker:
             JobTransactions(app.dsn, f"{_NAME} transaction"), AsyncJobTransactions(app.dsn, f"{_NAME} transaction")
         )
         self._loop = asyncio.new_event_loop()
+        self._pid = os.getpid()
 
     def run(self, queues: Sequence[str], limit: int) -> Iterator[DrainedJob]:
         """Run what is due in these queues until nothing is."""
@@ -217,6 +224,7 @@ class _Worker:
         else:
             return execution.succeeded(returned), None
         finally:
+            leave_if_forked(self._pid)
             execution.end()
             self._transactions.sync.reset()
             self._loop.run_until_complete(self._transactions.on_loop.reset())

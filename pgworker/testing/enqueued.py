@@ -37,6 +37,8 @@ def assert_enqueued(
     named by a string, and looked for where PGWORKER_DSN says. `using`: as `task.using`, for jobs of a transaction that
     is not committed yet. AssertionError, with what waits instead.
     """
+    if not isinstance(task, Task | str):
+        raise TypeError(f"assert_enqueued takes a task or the name of one, not {task!r:.60}")
     name = task if isinstance(task, str) else task.name
     options = {"queue": queue, "priority": priority, "run_at": run_at, "org_id": org_id}
     options = {option: value for option, value in options.items() if value is not None}

@@ -193,9 +193,14 @@ def test_a_snooze_and_a_retry_are_due_when_they_say(app: App) -> None:
     assert seen == [1, 2, 3]
 
 
-def test_a_time_without_a_zone_is_refused(app: App) -> None:
-    with pytest.raises(ValueError, match="time with a time zone"):
-        drain(app, until=datetime(2030, 1, 1))  # noqa: DTZ001  that is the mistake
+def test_what_can_not_be_meant_is_refused(app: App) -> None:
+    for until in (datetime(2030, 1, 1), timedelta(days=1)):  # noqa: DTZ001  that is the mistake
+        with pytest.raises(ValueError, match="until takes a time with a time zone"):
+            drain(app, until=until)  # type: ignore[arg-type]  # likewise
+    with pytest.raises(TypeError, match=r"a list of names, \['mail'\]"):
+        drain(app, queues="mail")
+    with pytest.raises(TypeError, match="takes a task or the name of one, not <pgworker"):
+        assert_enqueued(app)  # type: ignore[arg-type]  # as drain does
 
 
 # -- failures
@@ -271,6 +276,18 @@ def test_what_ends_a_test_ends_the_drain_and_the_next_one_works(app: App, is_asy
         drain(app)
     task.enqueue(False)
     assert [job.outcome for job in drain(app)] == ["succeeded"]
+
+
+def test_a_child_that_a_handler_has_forked_ends_with_it(app: App) -> None:
+    @app.task(name="fork")
+    def fork() -> int:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of threads, from Python 3.12 on
+            return os.fork()
+
+    fork.enqueue()
+    [job] = drain(app)
+    assert os.waitstatus_to_exitcode(os.waitpid(job.result, 0)[1]) != 0, "the child has not come this far"
 
 
 def test_a_dead_letter_runs_its_hook(app: App) -> None:
