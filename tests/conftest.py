@@ -8,9 +8,8 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import psycopg
@@ -19,6 +18,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
 
 from pgworker.db import embedded
+from pgworker.db.scratch import name_of, scratch_database, scratch_directory
 
 _numbers = itertools.count(1)
 
@@ -34,7 +34,7 @@ def binaries() -> Path | None:
 def server(binaries: Path | None) -> Iterator[embedded.Server]:
     """A private server. Every xdist worker has its own, so none depends on how long another one lives."""
     with (
-        _open_directory() as directory,
+        scratch_directory() as directory,
         embedded.start(directory, options={"fsync": "off"}, binaries=binaries) as started,
     ):
         yield started
@@ -43,33 +43,29 @@ def server(binaries: Path | None) -> Iterator[embedded.Server]:
 @pytest.fixture
 def directory() -> Iterator[Path]:
     """An empty directory for a private server of the test's own; its socket goes with it, however the server ended."""
-    with _open_directory() as opened:
+    with scratch_directory() as opened:
         yield opened
         shutil.rmtree(str(conninfo_to_dict(embedded.dsn(opened))["host"]), ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
-def template(server: embedded.Server) -> Iterator[str]:
-    """The name of a migrated database that the databases of tests are copied from."""
-    from pgworker.db.migrate import migrate
-
-    with _database(server, "template0") as name:
-        migrate(make_conninfo(server.dsn, dbname=name))
-        yield name
+def pgworker_server(server: embedded.Server) -> str:
+    """Where the fixtures of pgworker's own pytest plugin make databases."""
+    return server.dsn
 
 
 @pytest.fixture
-def dsn(server: embedded.Server, template: str) -> Iterator[str]:
+def dsn(server: embedded.Server, pgworker_template: str) -> Iterator[str]:
     """The conninfo string of a fresh, migrated database."""
-    with _database(server, template) as name:
-        yield make_conninfo(server.dsn, dbname=name)
+    with scratch_database(server.dsn, name_of(pgworker_template)) as made:
+        yield made
 
 
 @pytest.fixture
 def blank_dsn(server: embedded.Server) -> Iterator[str]:
     """The conninfo string of a fresh, empty database."""
-    with _database(server, "template0") as name:
-        yield make_conninfo(server.dsn, dbname=name)
+    with scratch_database(server.dsn, "template0") as made:
+        yield made
 
 
 @pytest.fixture
@@ -104,28 +100,6 @@ def login(roles_dsn: str) -> Iterator[Callable[..., str]]:
     for name in made:
         for statement in (f"drop owned by {name}", f"drop role {name}"):
             _run(roles_dsn, statement)
-
-
-@contextmanager
-def _open_directory() -> Iterator[Path]:
-    """Unlike pytest's own, a directory that the unprivileged user reaches that a server of root runs as."""
-    with tempfile.TemporaryDirectory(prefix="pgworker-tests-") as name:
-        Path(name).chmod(0o755)
-        yield Path(name)
-
-
-@contextmanager
-def _database(server: embedded.Server, template: str) -> Iterator[str]:
-    name = f"test_{next(_numbers)}"
-    _administer(server, f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
-    try:
-        yield name
-    finally:
-        _administer(server, f'DROP DATABASE "{name}" WITH (FORCE)')
-
-
-def _administer(server: embedded.Server, statement: str) -> None:
-    _run(server.dsn, statement)
 
 
 def _run(dsn: str, statement: str) -> None:

@@ -41,6 +41,11 @@ class Connections:
         self._dsn = dsn
         self._pools = PerProcess(self._open)
 
+    @property
+    def dsn(self) -> str:
+        """Where they go. ConfigurationError if nothing says so."""
+        return self._dsn()
+
     @contextmanager
     def connection(self) -> Iterator[Connection[Any]]:
         """A connection in autocommit mode, for as long as the block lasts. What psycopg raises in it comes explained.
@@ -49,8 +54,9 @@ class Connections:
         seconds, or it breaks on the way: then nobody knows whether the last statement took effect.
         """
         pool = self._pools.get()
-        if pool.dsn != self._dsn():
-            self.close()
+        if pool.dsn != self.dsn:
+            if self._pools.drop(pool):  # by one thread: the next may be open already
+                pool.close()
             pool = self._pools.get()
         with pool.connection() as connection:
             try:
@@ -64,15 +70,13 @@ class Connections:
             pool.close()
 
     def _open(self) -> _Pool:
-        pool = _Pool(self._dsn())
-        weakref.finalize(self, pool.close)  # at exit too: threads that wait then would hold it up
-        return pool
+        return _Pool(self.dsn, self)
 
 
 class _Pool:
-    """One process's connections to `dsn`."""
+    """One process's connections to `dsn`, until `owner` is gone."""
 
-    def __init__(self, dsn: str) -> None:
+    def __init__(self, dsn: str, owner: Connections) -> None:
         self.dsn = dsn
         self._pid = os.getpid()
         self._failure: tuple[float, PgworkerError] | None = None
@@ -90,6 +94,7 @@ class _Pool:
             num_workers=1,
             open=True,
         )
+        self.close = weakref.finalize(owner, self._close)  # at exit too: threads that wait then would hold it up
 
     @contextmanager
     def connection(self) -> Iterator[Connection[Any]]:
@@ -99,7 +104,7 @@ class _Pool:
         finally:
             self._connections.putconn(connection)
 
-    def close(self) -> None:
+    def _close(self) -> None:
         if os.getpid() == self._pid:
             self._connections.close()
 

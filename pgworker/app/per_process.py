@@ -34,6 +34,14 @@ class PerProcess(Generic[T]):
         with self._lock():
             return self._made.pop(os.getpid(), None)
 
+    def drop(self, made: T) -> bool:
+        """As `pop`, if `made` is still this process's own; False: it isn't."""
+        with self._lock():
+            if self._made.get(os.getpid()) is not made:
+                return False
+            del self._made[os.getpid()]
+            return True
+
     def _lock(self) -> threading.Lock:
         """One per process: another thread may have held the parent's while it forked."""
         return self._locks.setdefault(os.getpid(), threading.Lock())

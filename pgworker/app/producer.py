@@ -36,6 +36,11 @@ class Producer:
         self._connections = connections
         self._jobs = jobs
 
+    @property
+    def dsn(self) -> str:
+        """Where jobs go that name no connection. ConfigurationError if nothing says so."""
+        return self._connections.dsn
+
     def enqueue(self, requests: Sequence[JobRequest], target: Target | None = None) -> list[JobHandle[Any]]:
         """Enqueue all of them or none: in the transaction that `target` is in, or in one of their own."""
         if target is not None:

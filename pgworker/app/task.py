@@ -198,6 +198,11 @@ class Task(Enqueuer[P, R]):
     def __repr__(self) -> str:
         return f"<Task {self.name}>"
 
+    @property
+    def dsn(self) -> str:
+        """Where its jobs are stored if no connection is named: that of its App."""
+        return self._sender.producer.dsn
+
     @overload
     def on_dead_letter(
         self, function: Callable[[Context, DeadLetter], Returned], /

@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from uuid import uuid4
 
-from psycopg import Connection, sql
-from psycopg.conninfo import make_conninfo
+from psycopg import Connection
 
 from pgworker.bench.jobs import noop
-from pgworker.db.connect import connect, conninfo
+from pgworker.db.connect import connect
 from pgworker.db.migrate import migrate
+from pgworker.db.scratch import scratch_database
 from pgworker.lifecycle.enqueue import enqueue_jobs
 
 _BATCH = 1000
@@ -41,18 +40,11 @@ class Figures:
 
 
 @contextmanager
-def scratch_database(dsn: str) -> Iterator[str]:
+def own_database(dsn: str) -> Iterator[str]:
     """A migrated database of our own on the server of `dsn`, dropped afterwards; yields its DSN."""
-    name = f"pgworker_bench_{uuid4().hex[:12]}"
-    with connect(dsn, application_name="pgworker bench") as server:
-        server.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
-    own = make_conninfo(conninfo(dsn, "pgworker bench"), dbname=name)
-    try:
+    with scratch_database(dsn, "template0") as own:
         migrate(own)
         yield own
-    finally:
-        with connect(dsn, application_name="pgworker bench") as server:
-            server.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
 
 
 def measure(dsn: str, jobs: int, start_pool: Callable[[str], int], workers: int) -> Figures:

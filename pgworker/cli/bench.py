@@ -7,7 +7,7 @@ from dataclasses import asdict
 import click
 import msgspec
 
-from pgworker.bench.drain import measure, scratch_database
+from pgworker.bench.drain import measure, own_database
 from pgworker.cli.database import require_dsn
 from pgworker.config.settings import PoolSettings
 from pgworker.linux.fork import fork_child
@@ -38,7 +38,7 @@ def drain(jobs: int, workers: int, dsn: str | None, as_json: bool) -> None:
             keep_fds=(), death_signal=None, blocked=(),
         )  # fmt: skip
 
-    with scratch_database(where) as own:
+    with own_database(where) as own:
         figures = measure(own, jobs, start, workers)
     if as_json:
         click.echo(msgspec.json.encode(asdict(figures)))

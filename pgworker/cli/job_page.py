@@ -86,7 +86,7 @@ def _execution(ended: ExecutionRecord, now: datetime) -> Iterator[str]:
     error = _error(ended)
     if error:
         yield f"    {printable(_clip(': '.join(filter(None, (error.get('type'), error.get('message'))))))}"
-    if ended.cause is not None:
+    if ended.cause is not None and ended.cause != error.get("message"):
         yield f"    {printable(_clip(ended.cause))}"
     if ended.result is not None:
         yield f"    result {printable(_clip(ended.result))}"

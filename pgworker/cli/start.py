@@ -142,6 +142,8 @@ def start_pool(dsn: str, app_path: str, settings: PoolSettings, *, starts_server
             dsn = f"embedded:{directory.resolve()}"  # a handler may change the working directory
         restart = partial(embedded.start, directory) if starts_server and directory is not None else None
         service = restart() if restart is not None else None
+        if service is not None:
+            log.info('a private PostgreSQL runs in %s: psql "%s"', service.directory, service.dsn)
         is_fine = False
         try:
             code = boot.in_child(partial(boot.check, dsn, app_path, settings, _say, migrates=starts_server))

@@ -1,33 +1,62 @@
-"""Databases that live as long as a test."""
+"""Databases, and directories for servers, that live as long as a test."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from uuid import uuid4
 
 import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from pgworker.config.sources import embedded_directory, redact
+from pgworker.db import embedded
+from pgworker.db.connect import connect
+from pgworker.errors import ConfigurationError
+
+_NAME = "pgworker scratch"
+
 
 @contextmanager
 def scratch_database(server: str, template: str) -> Iterator[str]:
     """A copy of `template` on the server of this DSN, dropped at the end whoever is still connected; its DSN.
 
-    The user must be allowed to create databases.
+    ConfigurationError: the user may not create databases, or somebody is connected to the template.
     """
-    name = f"pgworker_test_{uuid4().hex[:16]}"
+    name = f"pgworker_scratch_{uuid4().hex[:16]}"
     names = {"name": sql.Identifier(name), "template": sql.Identifier(template)}
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(sql.SQL("create database {name} template {template}").format(**names))
+    with connect(server, application_name=_NAME) as connection:
+        try:
+            connection.execute(sql.SQL("create database {name} template {template}").format(**names))
+        except psycopg.errors.InsufficientPrivilege as error:
+            user = connection.info.user
+            raise ConfigurationError(
+                f"{user} may not create databases at {redact(server)}: `alter role {user} createdb`, or name another"
+            ) from error
+        except psycopg.errors.ObjectInUse as error:
+            raise ConfigurationError(
+                f"the database {template} can't be copied while somebody is connected to it: "
+                "close what has filled it (`engine.dispose()` of SQLAlchemy, for example)"
+            ) from error
     try:
-        yield make_conninfo(server, dbname=name)
+        directory = embedded_directory(server)
+        yield make_conninfo(embedded.dsn(directory) if directory else server, dbname=name)
     finally:
-        with psycopg.connect(server, autocommit=True) as connection:
+        with connect(server, application_name=_NAME) as connection:
             connection.execute(sql.SQL("drop database {name} with (force)").format(**names))
 
 
 def name_of(dsn: str) -> str:
     """The name of the database in a DSN."""
     return str(conninfo_to_dict(dsn)["dbname"])
+
+
+@contextmanager
+def scratch_directory() -> Iterator[Path]:
+    """An empty directory for a server: of root's too, which runs as an unprivileged user."""
+    with tempfile.TemporaryDirectory(prefix="pgworker-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)

@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from psycopg import Connection
+from psycopg.rows import tuple_row
 
 from pgworker.sql.load import query
 
@@ -30,4 +31,5 @@ class WaitingJob:
 
 def list_waiting_jobs(connection: Connection[Any]) -> list[WaitingJob]:
     """In the order of their ids. Reads them all: for tests, and queues that are known to be small."""
-    return [WaitingJob(*row) for row in connection.execute(query("list_waiting_jobs")).fetchall()]
+    with connection.cursor(row_factory=tuple_row) as cursor:  # whatever the caller has set on his connection
+        return [WaitingJob(*row) for row in cursor.execute(query("list_waiting_jobs")).fetchall()]

@@ -94,11 +94,7 @@ class EventLoop:
                 self._has_news.clear()
         self._loop = None
         await self._jobs.close_async()
-        left_behind = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in left_behind:
-            task.cancel()
-        if left_behind:
-            await asyncio.wait(left_behind, timeout=_LAST_WORDS)
+        await end_left_behind()
 
     def _pump(self) -> None:
         self._is_told = False
@@ -135,3 +131,12 @@ class EventLoop:
             if asked_ns and now_ns - asked_ns >= max(1, self._graces.before_cancel_ns(reason)):
                 self._asked_ns[slot] = 0
                 task.cancel()
+
+
+async def end_left_behind() -> None:
+    """Cancel the tasks that handlers have left behind, and wait a little for their last words."""
+    left_behind = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left_behind:
+        task.cancel()
+    if left_behind:
+        await asyncio.wait(left_behind, timeout=_LAST_WORDS)

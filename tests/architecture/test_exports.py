@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import pgworker
-from pgworker import errors
+from pgworker import errors, testing
 
 PUBLIC = """
     App Task Enqueuer Context
@@ -29,6 +29,14 @@ def test_the_package_exports_exactly_the_public_names() -> None:
     fresh = "import pgworker; print(*(n for n in dir(pgworker) if n[0] != '_'))"
     listed = subprocess.run([sys.executable, "-c", fresh], capture_output=True, text=True, check=True).stdout.split()
     assert set(listed) - {"annotations", "TYPE_CHECKING"} == set(pgworker.__all__)
+
+
+def test_the_package_for_tests_exports_exactly_these() -> None:
+    assert testing.__all__ == ["DrainedJob", "WaitingJob", "assert_enqueued", "drain", "drain_async"]
+    for name in testing.__all__:
+        assert getattr(testing, name).__name__ == name, "not the module of that name"
+    with pytest.raises(AttributeError, match=r"module 'pgworker\.testing' has no attribute 'drane'"):
+        getattr(testing, "drane")  # noqa: B009  mypy knows that it isn't there
 
 
 def test_the_names_that_mypy_and_editors_see_are_those_at_run_time() -> None:

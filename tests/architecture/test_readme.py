@@ -67,11 +67,12 @@ TASKS = blocks("Tasks", "python")
 (PRUNE,) = commands("Retention")
 (HANDLES,) = blocks("Handles and results", "python")
 SQLALCHEMY, DJANGO = blocks("SQLAlchemy and Django", "python")
+CONFTEST, TESTS = blocks("Test your app", "python")
 TRIED = (
     *(APP, *EMBEDDED, *LOOK, *OWN, ENQUEUE, SQL),
     *(MAKE_ROLES, COUNT_ORDERS, LOGINS, ORDERS, IN_AN_ORG),
     *(*TASKS, REFUND, WITH_SLOTS, *QUEUES, *CANCEL),
-    *(*LIMITED, *PRUNE, HANDLES, SQLALCHEMY, DJANGO),
+    *(*LIMITED, *PRUNE, HANDLES, SQLALCHEMY, DJANGO, CONFTEST, TESTS),
 )
 
 
@@ -411,6 +412,13 @@ from shop import charge
 
 {DJANGO}
 """
+
+
+def test_the_tests_of_the_smallest_app_pass(shell: Shell) -> None:
+    (shell.directory / "conftest.py").write_text(CONFTEST)
+    (shell.directory / "test_shop.py").write_text(TESTS)
+    assert "3 passed" in shell.run("python -m pytest -q -W error -p no:cacheprovider")
+    assert "no issues" in shell.run("python -m mypy --strict conftest.py test_shop.py")
 
 
 def test_what_would_be_dropped_is_shown_and_then_dropped(shell: Shell, dsn: str) -> None:

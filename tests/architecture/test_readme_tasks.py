@@ -7,22 +7,17 @@ import importlib.util
 import logging
 import subprocess
 import sys
-from collections.abc import Callable
-from datetime import date
+from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 
-from pgworker import App, Discard, InvalidJob
-from pgworker.lifecycle.dead_letters import declare_hooks
-from pgworker.lifecycle.settle import Next
-from pgworker.model.state import Outcome
+from pgworker import InvalidJob
+from pgworker.testing import drain
 from tests.architecture.test_readme import TASKS
-from tests.sql.actors import Connect, Worker, ask
-from tests.unit.executions import Execution
 
 
 @pytest.fixture
@@ -48,51 +43,46 @@ def test_its_blocks_pass_mypy_strict(tmp_path: Path) -> None:
     assert (ran.returncode, ran.stderr) == (0, ""), ran.stdout
 
 
-def executed(orders: ModuleType, app: App, task: Any, payload: str, **job: Any) -> Any:
-    """What a worker's first job of this task returns, from the start hooks to the stop hooks."""
-    execution = Execution(app, **job)
-    state = execution.context.state = app.start_worker()
-    try:
-        run: Callable[..., Any] = execution.run_async if task.is_async else execution.run
-        result = run(task, payload)
-        return asyncio.run(result) if task.is_async else result
-    finally:
-        app.stop_worker(state)
-
-
 def test_a_parcel_is_packed_and_tracked_inside_the_middleware(orders: Any, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    parcel = orders.Parcel(uuid4(), date(2026, 1, 2), ["book", "pen"])
-    assert executed(orders, orders.app, orders.pack, orders.pack.job(parcel).payload) == 2
-    assert executed(orders, orders.app, orders.track, orders.track.job("x").payload) == "x 3"
+    orders.pack.enqueue(orders.Parcel(uuid4(), date(2026, 1, 2), ["book", "pen"]))
+    asyncio.run(orders.track.enqueue_async("x"))
+    assert [job.result for job in drain(orders.app, queues=["parcels", "default"], raising=True)] == [2, "x 3"]
     assert [message.split()[0] for message in caplog.messages] == ["took", "took"]
     assert asyncio.run(orders.track("x", 1)) == "x 1"
-    with pytest.raises(Discard, match="nothing is in it"):
-        executed(orders, orders.app, orders.pack, orders.pack.job(orders.Parcel(uuid4(), parcel.send_on, [])).payload)
 
 
-def test_a_parcel_that_is_given_up_is_told_to_its_hook(orders: Any, connect: Connect) -> None:
-    connection = connect()
-    declare_hooks(connection, list(orders.app.tasks), orders.app.dead_letter_hooks)
-    parcel = orders.Parcel(UUID(int=7), date(2026, 1, 2), [])
-    asyncio.run(orders.pack.enqueue_async(parcel))
-    worker = Worker(connection)
-    held = worker.claim(tasks=list(orders.app.tasks), queues=["parcels"])
-    error = '{"type": "Discard", "message": "nothing is in it"}'
-    assert worker.settle(held.settlement(outcome=Outcome.FAILED, then=Next.BURY, error=error))
-    [row] = worker.claim(tasks=["orders.pack:dead_letter"], queues=["parcels"]).rows
-    told = executed(orders, orders.app, orders.unpacked, row.payload or "")
-    assert str(UUID(int=7)) in told
-    assert told.endswith("was given up: Discard: nothing is in it")
+def test_a_parcel_that_is_given_up_is_told_to_its_hook(orders: Any) -> None:
+    orders.pack.enqueue(orders.Parcel(UUID(int=7), date(2026, 1, 2), []))
+    given_up, told = drain(orders.app)
+    assert (str(given_up.error), told.job.task) == ("nothing is in it", "orders.pack:dead_letter")
+    assert str(UUID(int=7)) in told.result
+    assert told.result.endswith("was given up: pgworker.errors.Discard: nothing is in it")
 
 
-def test_an_invoice_is_for_an_org(orders: Any, connect: Connect) -> None:
+def test_parcels_are_weighed_from_the_checkpoint_on(orders: Any) -> None:
+    class Scales(list[UUID]):
+        """Fail once."""
+
+        def append(self, parcel: UUID) -> None:
+            super().append(parcel)
+            if len(self) == 2:
+                raise OSError("the scales are stuck")
+
+    parcels, scales = [UUID(int=number) for number in range(4)], Scales()
+    orders.weigh.enqueue(parcels)
+    soon = datetime.now(timezone.utc) + timedelta(minutes=1)
+    first, second = drain(orders.app, until=soon, state=SimpleNamespace(packed=scales))
+    assert (str(first.error), second.result) == ("the scales are stuck", 4)
+    assert scales == [parcels[0], *parcels[1:2] * 2, *parcels[2:]]
+
+
+def test_an_invoice_is_for_an_org(orders: Any) -> None:
     orders.bill()
     with pytest.raises(InvalidJob, match="needs an org"):
         orders.invoice.enqueue(42)
-    [(payload, org_id)] = ask(connect(), "select payload::text, org_id from pgworker.jobs")
-    assert executed(orders, orders.tenants, orders.invoice, payload, org_id=org_id) == "42 EUR for acme"
+    assert [job.result for job in drain(orders.tenants)] == ["42 EUR for acme"]
 
 
 def test_the_page_names_the_tasks_that_the_module_has(orders: Any) -> None:
-    assert set(orders.app.tasks) == {"orders.pack", "orders.track", "orders.pack:dead_letter"}
+    assert set(orders.app.tasks) == {"orders.pack", "orders.track", "orders.weigh", "orders.pack:dead_letter"}
