@@ -17,17 +17,17 @@ import psycopg
 from psycopg import Connection, Cursor
 from psycopg.pq import TransactionStatus
 
-from pgworker.app.leases import ClaimedJob, HeldLease
+from pgworker.app.leases import ClaimedJob, HeldLease, News
 from pgworker.app.producer import enqueue_on
 from pgworker.app.verdict import judge
 from pgworker.db.connect import connect_to_schema
 from pgworker.errors import LeaseLost
 from pgworker.lifecycle.cancel import cancel_job
 from pgworker.lifecycle.claim import ClaimedRow, Lanes, claim_jobs, floor_of, lower_floor
-from pgworker.lifecycle.progress import Place, forget_progress, save_progress
+from pgworker.lifecycle.progress import forget_progress, save_progress
 from pgworker.lifecycle.purge import purge_queue
 from pgworker.lifecycle.release import Returned, release_jobs
-from pgworker.lifecycle.settle import Ended, Next, Settlement, check_settled, is_settled, settle_jobs
+from pgworker.lifecycle.settle import Ended, Settlement, check_settled, is_settled, settle_jobs
 from pgworker.linux.board import Board, Floors, Row
 from pgworker.model.job import JobRequest
 from pgworker.model.payload import describe_error
@@ -101,9 +101,6 @@ class PostgresQueue:
         self._lease_ttl = lease_ttl
         self._lost_claims: dict[UUID, float] = {}
         self._lost_claims_at = 0.0
-        self._said: dict[Place, Said] = {}
-        self._outspoken: set[UUID] = set()
-        self._silent: set[UUID] = set()
         self.leases: list[HeldLease] = []
 
     # -- the protocol
@@ -113,9 +110,9 @@ class PostgresQueue:
 
     def claim(self, n: int) -> list[ClaimedJob]:
         leases = sorted(self.leases, key=lambda lease: lease.lease_id)  # as a cancel locks them: no deadlock
-        settlements = [settlement for lease in leases if (settlement := lease.settlement()) is not None]
-        if settlements or n or self._said:
-            return self._trip(settlements, n)
+        news = [told for lease in leases if (told := lease.news()) is not None]
+        if news or n:
+            return self._trip(news, n)
         self._mark_settled()
         return []
 
@@ -137,19 +134,15 @@ class PostgresQueue:
         job.lease.ready[job.position] = ended
         if job.position > self._row.started(job.lease.entry):  # whoever works without a runner shows no starts
             self._row.show_started(job.lease.entry, job.position)
-        if self._outspoken and job.row.job_id in self._outspoken:
-            self._outspoken.remove(job.row.job_id)
-            if ended is None or ended.next is Next.END:
-                self._silent.add(job.row.job_id)
 
     def progress(self, job: ClaimedJob, said: Said) -> None:
-        """What a running job says of itself; stored by the next `claim`, before anything is settled."""
-        self._said[job.lease.lease_id, job.position] = said
-        self._outspoken.add(job.row.job_id)
+        """What a running job says of how far it is; the last one is stored by the next `claim`."""
+        job.lease.say(job.position, said)
 
     @property
     def has_progress(self) -> bool:
-        return bool(self._said)
+        """Whether anything was said that the next claim will store."""
+        return any(lease.said for lease in self.leases)
 
     def delete(self, job_id: UUID) -> bool:
         return cancel_job(self._connect(), job_id) is CancelAnswer.CANCELLED
@@ -190,34 +183,30 @@ class PostgresQueue:
         """Whether one lease more can be held."""
         return len(self.leases) < self._row.leases_limit
 
-    def _trip(self, settlements: list[Settlement], wanted: int) -> list[ClaimedJob]:
+    def _trip(self, news: list[News], wanted: int) -> list[ClaimedJob]:
         """Settle and claim in one transaction and one round trip."""
         connection = self._connect()
         claim = _Claim(uuid4(), wanted, time.monotonic_ns(), self._floors.read()) if wanted else None
         if claim is not None:
             self._lost_claims[claim.lease_id] = time.monotonic() + _LATE_COMMIT  # until its answer is here
-        settling = [connection.cursor() for _ in settlements]
+        settling: list[tuple[Cursor[Any], Settlement]] = []
         claiming = connection.cursor(binary=True)
         try:
             with connection.pipeline():
                 connection.execute("begin isolation level read committed")
-                if not settlements:
+                if not news:
                     connection.execute("set local synchronous_commit = off")  # a durable settle implies its claim
-                if self._said:
-                    save_progress(connection, self._said)
-                for cursor, settlement in zip(settling, settlements, strict=True):
-                    settle_jobs(cursor, settlement, time.monotonic_ns())
-                if self._silent:
-                    forget_progress(connection, [*self._silent])
+                for told in news:
+                    settling += self._tell(connection, told)
+                if silenced := [job_id for told in news for job_id in told.silenced]:
+                    forget_progress(connection, silenced)
                 if claim is not None:
                     self._send(claiming, claim)
                 connection.execute("commit")
         except _UNSTORABLE:
-            self._settle_one_by_one(settlements)
+            self._settle_one_by_one(news)
             return []
-        self._said.clear()
-        self._silent.clear()
-        for cursor, settlement in zip(settling, settlements, strict=True):
+        for cursor, settlement in settling:
             if not is_settled(cursor, settlement):
                 self._settled_before(settlement)
         self._mark_settled()
@@ -226,6 +215,16 @@ class PostgresQueue:
         jobs = self._take(claim, [ClaimedRow(*row) for row in claiming.fetchall()])
         del self._lost_claims[claim.lease_id]
         return jobs
+
+    def _tell(self, connection: Connection[Any], news: News) -> list[tuple[Cursor[Any], Settlement]]:
+        """Send it, lease by lease in their order: both statements lock the lease. What is settled, and who knows."""
+        if news.said:
+            save_progress(connection, news.lease_id, news.said)
+        if news.settlement is None:
+            return []
+        cursor = connection.cursor()
+        settle_jobs(cursor, news.settlement, time.monotonic_ns())
+        return [(cursor, news.settlement)]
 
     def _send(self, cursor: Cursor[Any], claim: _Claim) -> None:
         claim_jobs(
@@ -246,7 +245,7 @@ class PostgresQueue:
         lease = HeldLease(claim.lease_id, self._row.show_lease(claim.lease_id, len(rows), claim.sent_ns), len(rows))
         self.leases.append(lease)
         self._advance_floors(claim, rows)
-        self._outspoken.update(row.job_id for row in rows if row.checkpoint is not None)
+        lease.outspoken = {position: row.job_id for position, row in enumerate(rows, 1) if row.checkpoint is not None}
         return [ClaimedJob(lease, position, row) for position, row in enumerate(rows, start=1)]
 
     def _advance_floors(self, claim: _Claim, rows: list[ClaimedRow]) -> None:
@@ -279,22 +278,30 @@ class PostgresQueue:
             self._row.hide_lease(lease.entry)
             self.leases.remove(lease)
 
-    def _settle_one_by_one(self, settlements: list[Settlement]) -> None:
+    def _settle_one_by_one(self, news: list[News]) -> None:
         """The server would not store something in a group: find it, and record its job without it."""
         connection = self._connect()
         if connection.info.transaction_status is not TransactionStatus.IDLE:
             connection.rollback()
-        if self._said:
-            save_progress(connection, self._said)
-            self._said.clear()
-        for settlement in settlements:
+        for told in news:
+            self._save_alone(connection, told)
+        for settlement in (told.settlement for told in news if told.settlement is not None):
             for position, run in enumerate(settlement.ended, start=settlement.first):
                 if run is not None:
                     self._settle_alone(connection, Settlement(settlement.lease_id, position, [run], ends_lease=False))
             if settlement.ends_lease:
                 with connection.cursor() as cursor:
                     settle_jobs(cursor, Settlement(settlement.lease_id, 1, [], ends_lease=True), time.monotonic_ns())
+        if silenced := [job_id for told in news for job_id in told.silenced]:
+            forget_progress(connection, silenced)
         self._mark_settled()
+
+    def _save_alone(self, connection: Connection[Any], news: News) -> None:
+        for position, said in news.said.items():
+            try:
+                save_progress(connection, news.lease_id, {position: said})
+            except _UNSTORABLE as error:  # noqa: PERF203  each by itself is what this is for
+                log.error("the server would not store progress", extra=fields(job=said.job_id, error=error))
 
     def _settle_alone(self, connection: Connection[Any], single: Settlement) -> None:
         with connection.cursor() as cursor:

@@ -160,13 +160,11 @@ class Clerk:
 
     def _collect(self) -> None:
         """What has ended goes to the queue's books, to be settled by the next trip."""
-        finished, said, queue = self._runner.finished, self._runner.said, self._queue
+        finished, queue = self._runner.finished, self._queue
         jobs, seconds = 0, 0.0
         while finished:
             job = finished.popleft()
             row, ended = job.claimed.row, job.ended
-            if said:  # by a job that has ended, perhaps: what it said is there before its end is
-                self._collect_progress()
             if ended is None:
                 queue.succeeded_itself(job.claimed)
             elif ended.outcome is Outcome.SUCCEEDED:
@@ -181,8 +179,9 @@ class Clerk:
         self._collect_progress()
 
     def _collect_progress(self) -> None:
+        """After what has ended: whatever those jobs said is there by now."""
         said = self._runner.said
-        while said:
+        for _ in range(len(said)):  # not until it is empty: a handler may say more than we can take
             self._queue.progress(*said.popitem()[1])
 
     def _trip(self, wanted: int) -> None:
@@ -236,7 +235,8 @@ class Clerk:
             return self._settings.beat_interval / (20 if self._row.is_draining else 1)
         if self._claims_nothing or not self._runner.free:
             return HOLD_UP
-        return self._dry_until - time.monotonic()
+        pause = self._dry_until - time.monotonic()
+        return pause if self._runner.is_idle else min(pause, PROGRESS_INTERVAL)
 
     def _sleep(self, seconds: float, depth: int) -> None:
         """Until somebody writes to the wake-up pipe: the runner does so after every job while the clerk is `_ASLEEP`,

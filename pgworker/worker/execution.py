@@ -32,7 +32,7 @@ from pgworker.worker.transaction_async import AsyncJobTransactions
 _FAR_AWAY_NS = 2**63 - 1  # what a word of the board holds; some 292 years
 
 Sayings = dict[tuple[UUID, int], tuple[ClaimedJob, Said]]
-"""What running jobs say of themselves: of each, by its lease and position, the last."""
+"""What running jobs say of how far they are and nobody has taken yet: of each, by its lease and position, the last."""
 
 log = logger("worker.runner")
 
@@ -52,7 +52,6 @@ class Execution:
         "_deadline_ns",
         "_org_config",
         "_row",
-        "_said",
         "_sayings",
         "_sequence",
         "_slot",
@@ -80,7 +79,6 @@ class Execution:
         """`thread`: 0 for a run on the event loop."""
         self._sayings = sayings
         self._org_config = org_config
-        self._said: Said | None = None
         self.claimed = claimed
         self._row = row
         self._slot = slot
@@ -216,8 +214,13 @@ class Execution:
         return self._transactions.on_loop.open(self)
 
     def _progress(self, fraction: float, message: str, checkpoint: Mapping[str, Any] | None) -> None:
-        self._said = say(fraction, message, checkpoint, self._said)
-        self._sayings[self.claimed.lease.lease_id, self.claimed.position] = self.claimed, self._said
+        said, place = say(self.claimed.row.job_id, fraction, message, checkpoint), self._place
+        before = self._sayings.get(place)  # the clerk may take it this moment: then its checkpoint is stored twice
+        self._sayings[place] = self.claimed, said.after(before[1] if before else None)
+
+    @property
+    def _place(self) -> tuple[UUID, int]:
+        return self.claimed.lease.lease_id, self.claimed.position
 
     @property
     def must_end(self) -> bool:
