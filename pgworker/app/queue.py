@@ -6,8 +6,7 @@ What has ended is settled together with the next claim, in one transaction and o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 from uuid import UUID, uuid4
@@ -19,20 +18,20 @@ from psycopg.pq import TransactionStatus
 
 from pgworker.app.leases import ClaimedJob, HeldLease, News
 from pgworker.app.producer import enqueue_on
-from pgworker.app.verdict import judge
-from pgworker.db.connect import connect_to_schema
+from pgworker.app.task import Task
+from pgworker.app.verdict import judge_anyhow
 from pgworker.errors import LeaseLost
-from pgworker.lifecycle.cancel import cancel_job
+from pgworker.lifecycle.cancel import cancel_waiting_job
 from pgworker.lifecycle.claim import ClaimedRow, Lanes, claim_jobs, floor_of, lower_floor
 from pgworker.lifecycle.progress import forget_progress, save_progress
 from pgworker.lifecycle.purge import purge_queue
 from pgworker.lifecycle.release import Returned, release_jobs
 from pgworker.lifecycle.settle import Ended, Settlement, check_settled, is_settled, settle_jobs
-from pgworker.linux.board import Board, Floors, Row
+from pgworker.linux.board import Floors, Row
 from pgworker.model.job import JobRequest
 from pgworker.model.payload import describe_error
 from pgworker.model.progress import Said
-from pgworker.model.state import CancelAnswer, CancelReason
+from pgworker.model.state import CancelReason
 from pgworker.observe.logs import fields, logger
 
 _UNSTORABLE = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded)
@@ -50,7 +49,10 @@ class Queue(Protocol):
         """Store jobs, all or none; their ids, in order."""
 
     def claim(self, n: int) -> list[ClaimedJob]:
-        """Up to `n` due jobs, ours until their lease ends. What was said to have ended is recorded on the way."""
+        """Up to `n` due jobs, ours until their lease ends. What was said to have ended is recorded on the way.
+
+        What has ended after its lease did is not recorded, and logged as an error: somebody else has the job.
+        """
 
     def succeed(self, job: ClaimedJob, ended: Ended | None = None) -> None:
         """This job has succeeded; recorded by the next `claim`."""
@@ -59,7 +61,7 @@ class Queue(Protocol):
         """This one has not: an error, or what to record of it and how the job goes on; recorded by the next `claim`."""
 
     def delete(self, job_id: UUID) -> bool:
-        """Take a job that waits out of the queue; False: it doesn't wait."""
+        """Take a job that waits out of the queue: it ends as cancelled. False, and nothing is done: it doesn't wait."""
 
     def purge(self, queue: str) -> int:
         """Take every job that waits in this queue out of it; returns how many."""
@@ -90,14 +92,15 @@ class PostgresQueue:
         row: Row,
         floors: Floors,
         lanes: Lanes,
-        tasks: Sequence[str],
+        tasks: Mapping[str, Task[..., Any]],
         lease_ttl: float,
     ) -> None:
         self._connect = connect
         self._row = row
         self._floors = floors
         self._lanes = lanes
-        self._tasks = list(tasks)
+        self._tasks = tasks
+        self._names = list(tasks)
         self._lease_ttl = lease_ttl
         self._lost_claims: dict[UUID, float] = {}
         self._lost_claims_at = 0.0
@@ -145,14 +148,14 @@ class PostgresQueue:
         return any(lease.said for lease in self.leases)
 
     def delete(self, job_id: UUID) -> bool:
-        return cancel_job(self._connect(), job_id) is CancelAnswer.CANCELLED
+        return cancel_waiting_job(self._connect(), job_id)
 
     def purge(self, queue: str) -> int:
         return purge_queue(self._connect(), queue)
 
     def _failed(self, job: ClaimedJob, error: BaseException) -> Ended:
         row, now_ns = job.row, time.monotonic_ns()
-        verdict = judge(error, CancelReason.NONE, False, row.failures, row.max_attempts or 1, None, job.job)
+        verdict = judge_anyhow(error, CancelReason.NONE, False, job, self._tasks.get(row.task))
         return Ended(
             row.job_id,
             row.execution,
@@ -163,13 +166,6 @@ class PostgresQueue:
             verdict.delay,
             msgspec.json.encode(describe_error(error)).decode(),
         )
-
-    def close(self) -> None:
-        """Settle what has ended, and give back what was claimed behind it; a job before that goes with its lease."""
-        self.claim(0)
-        for lease in self.leases:
-            lease.keep(self._row.started(lease.entry))
-        self.give_back()
 
     # -- the trip
 
@@ -234,7 +230,7 @@ class PostgresQueue:
             ttl=self._lease_ttl,
             slots=self._row.slots,
             jobs=claim.jobs,
-            tasks=self._tasks,
+            tasks=self._names,
             lanes=self._lanes,
             floors=claim.floors,
         )
@@ -380,18 +376,3 @@ class PostgresQueue:
     def _lower_floors(self, returned: Sequence[Returned]) -> None:
         for back in returned:
             lower_floor(self._floors, self._lanes, back.queue, back.priority, back.run_at, back.job_id)
-
-
-@contextmanager
-def open_queue(dsn: str, queues: Sequence[str], tasks: Sequence[str], lease_ttl: float) -> Iterator[PostgresQueue]:
-    """These queues for a worker that is no part of a pool, on a connection of its own."""
-    lanes = Lanes.of(queues)
-    board = Board(1, len(lanes))
-    [row] = board.rows
-    row.reset(uuid4(), time.monotonic_ns())
-    with connect_to_schema(dsn, application_name="pgworker queue", prepare_threshold=None) as connection:
-        queue = PostgresQueue(
-            lambda: connection, row=row, floors=board.floors, lanes=lanes, tasks=tasks, lease_ttl=lease_ttl
-        )
-        yield queue
-        queue.close()

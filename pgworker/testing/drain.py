@@ -98,7 +98,7 @@ class _Worker:
             row=row,
             floors=board.floors,
             lanes=lanes,
-            tasks=list(self._app.tasks),
+            tasks=self._app.tasks,
             lease_ttl=LEASE_TTL,
         )
         ran: list[Ran] = []

@@ -10,7 +10,7 @@ import os
 import random
 import select
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
@@ -18,6 +18,7 @@ import psycopg
 from psycopg import Connection
 
 from pgworker.app.queue import PostgresQueue
+from pgworker.app.task import Task
 from pgworker.config.settings import PoolSettings
 from pgworker.db.connect import connect_to_schema, explain, is_outage
 from pgworker.errors import EXIT_BUG, PgworkerError, SchemaError
@@ -62,7 +63,7 @@ class Clerk:
         board: Board,
         row: Row,
         runner: Runner,
-        tasks: Sequence[str],
+        tasks: Mapping[str, Task[..., Any]],
         hooks: Sequence[DeadLetterHook],
         reporter: Reporter,
         wake_read: int,
@@ -84,7 +85,7 @@ class Clerk:
             row=row,
             floors=board.floors,
             lanes=lanes,
-            tasks=self._tasks,
+            tasks=tasks,
             lease_ttl=settings.lease_ttl,
         )
         self._sweeper = Sweeper(board, self._tasks, lanes)

@@ -18,7 +18,7 @@ from pgworker.app.context import Context
 from pgworker.app.leases import ClaimedJob
 from pgworker.app.orgs import OrgConfig
 from pgworker.app.task import Task
-from pgworker.app.verdict import Verdict, judge
+from pgworker.app.verdict import judge_anyhow
 from pgworker.errors import EXIT_BUG, Discard
 from pgworker.lifecycle.settle import Ended
 from pgworker.linux.board import Row
@@ -140,7 +140,7 @@ class Execution:
 
     def failed(self, error: BaseException, tasks: dict[str, Task[..., Any]]) -> Ended:
         job = self.claimed.row
-        verdict = self._judge(error, tasks.get(job.task))
+        verdict = judge_anyhow(error, self.reason, self._cancel_seen, self.claimed, tasks.get(job.task))
         described = describe_error(error)
         if verdict.outcome.is_charged and not self.is_settled:
             log.warning(
@@ -166,15 +166,6 @@ class Execution:
             "the handler failed after its transaction had committed: the job has succeeded all the same",
             extra=fields(**self._who(), error=ended.error),
         )
-
-    def _judge(self, error: BaseException, task: Task[..., Any] | None) -> Verdict:
-        job, make_job = self.claimed.row, self.claimed.job
-        attempts = job.max_attempts or 1
-        try:
-            return judge(error, self.reason, self._cancel_seen, job.failures, attempts, task, make_job)
-        except BaseException as second:
-            log.exception("should_retry or a delay is broken: an ordinary failure", extra=fields(job=job.job_id))
-            return judge(second, self.reason, self._cancel_seen, job.failures, attempts, None, make_job)
 
     @property
     def _cancel_seen(self) -> bool:
