@@ -105,6 +105,7 @@ class OpenQueue(PostgresQueue):
     def _return_tails(self) -> None:
         for _ in range(_RELEASES):
             self.give_back()
+            super().claim(0)  # a lease ends when all that is left of it has ended
             if not self.leases and not self.has_lost_claims:
                 return
             time.sleep(0.05)

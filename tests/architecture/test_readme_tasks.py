@@ -16,10 +16,12 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from pgworker import App, Discard, InvalidJob
+from pgworker import App, Discard, InvalidJob, Retry
 from pgworker.lifecycle.dead_letters import declare_hooks
 from pgworker.lifecycle.settle import Next
+from pgworker.model.progress import say
 from pgworker.model.state import Outcome
+from pgworker.testing.drain import drain
 from tests.architecture.test_readme import TASKS
 from tests.sql.actors import Connect, Worker, ask
 from tests.unit.executions import Execution
@@ -86,6 +88,22 @@ def test_a_parcel_that_is_given_up_is_told_to_its_hook(orders: Any, connect: Con
     assert told.endswith("was given up: Discard: nothing is in it")
 
 
+def test_shelves_are_restocked_from_where_the_last_execution_was(orders: Any, connect: Connect) -> None:
+    execution = Execution(orders.app)
+    said: list[tuple[Any, ...]] = []
+    execution.context._progress = lambda *words: said.append(words)
+    assert execution.run(orders.restock, '{"shelves": 3}') == 3
+    assert said[1] == (1 / 3, "shelf 1", {"done": 1})
+    job = orders.restock.enqueue(3)
+    with orders.app.queue("default") as queue:
+        [claimed] = queue.claim(1)
+        queue.progress(claimed, say(job.id, *said[1]))
+        queue.fail(claimed, Retry(after=0))
+    [again] = drain(orders.app, queues=["default"])
+    assert (again.job.execution, again.result) == (2, 2)
+    assert job.progress() is None
+
+
 def test_an_invoice_is_for_an_org(orders: Any, connect: Connect) -> None:
     orders.bill()
     with pytest.raises(InvalidJob, match="needs an org"):
@@ -95,4 +113,4 @@ def test_an_invoice_is_for_an_org(orders: Any, connect: Connect) -> None:
 
 
 def test_the_page_names_the_tasks_that_the_module_has(orders: Any) -> None:
-    assert set(orders.app.tasks) == {"orders.pack", "orders.track", "orders.pack:dead_letter"}
+    assert set(orders.app.tasks) == {"orders.pack", "orders.track", "orders.restock", "orders.pack:dead_letter"}
