@@ -372,7 +372,8 @@ def test_jobs_show_says_how_far_a_job_is(dsn: str, connect: Connect) -> None:
     line = re.search(r"^progress +42%: page 7 (.+) \(execution 1, \S+ ago\)$", page, re.MULTILINE)
     assert line is not None
     assert line[1].isprintable()
-    assert re.search(rf'^checkpoint +{{"page": 7, "ü": {2**60}}}$', page, re.MULTILINE)
+    (left,) = re.findall(r"^checkpoint +(.+)$", page, re.MULTILINE)
+    assert json.loads(left) == {"page": 7, "ü": 2**60}
     shown = json.loads(output(run("jobs", "show", str(job_id), "--json", dsn=dsn)))["progress"]
     assert datetime.fromisoformat(shown.pop("updated_at")).tzinfo is not None
     assert shown == {
