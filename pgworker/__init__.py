@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pgworker.app.handle import JobHandle
     from pgworker.app.leases import ClaimedJob
     from pgworker.app.orgs import Org
-    from pgworker.app.queue import PostgresQueue, Queue
+    from pgworker.app.queue import Queue
     from pgworker.app.task import Enqueuer, Task
     from pgworker.errors import (
         AppClosed,
@@ -77,7 +77,6 @@ __all__ = [
     "LeaseLost",
     "Org",
     "PgworkerError",
-    "PostgresQueue",
     "Progress",
     "Queue",
     "RegistrationError",
@@ -103,7 +102,6 @@ _HOMES = {
     "JobHandle": "app.handle",
     "JobRequest": "model.job",
     "Org": "app.orgs",
-    "PostgresQueue": "app.queue",
     "Progress": "model.progress",
     "Queue": "app.queue",
     "Status": "model.state",

@@ -6,7 +6,7 @@ PgworkerError
 │   └── SchemaError           the database has no pgworker schema, or one of another version
 ├── DatabaseUnavailable       PostgreSQL can't be reached, or refuses us (exit 69)
 ├── InvalidJob                a job that must not be enqueued: payload, option, name
-│   └── InvalidPayload        ... because of its arguments
+│   └── InvalidPayload        ... because of its arguments; or a checkpoint that can't be stored
 ├── InvalidFilter             a choice of jobs that means all of them, none, or what no job can have
 ├── JobNotFound               no job has this id
 ├── JobFailed                 waited for: the job was given up, it is a dead letter
@@ -69,7 +69,7 @@ class InvalidJob(PgworkerError, ValueError):
 
 
 class InvalidPayload(InvalidJob):
-    """Arguments that can't be stored: not JSON, NUL or NaN inside, too deep or too large."""
+    """Arguments, or a checkpoint, that can't be stored: not JSON, NUL or NaN inside, too deep or too large."""
 
 
 class InvalidFilter(PgworkerError, ValueError):

@@ -17,10 +17,11 @@ from pgworker.app.dead_letters import hook_arguments, hook_declaration, hook_nam
 from pgworker.app.handle import JobHandle, Jobs
 from pgworker.app.hooks import WorkerHooks
 from pgworker.app.middleware import Middleware, middleware
+from pgworker.app.open_queue import open_queue
 from pgworker.app.options import ShouldRetry, check_org, task_options
 from pgworker.app.orgs import Org, OrgConfig, OrgRules, org_rules, refuse_request_without_org
 from pgworker.app.producer import Producer
-from pgworker.app.queue import PostgresQueue, open_queue
+from pgworker.app.queue import Queue
 from pgworker.app.registration import check_handler, check_name, default_name, refuse_what_is_no_function
 from pgworker.app.scope import org_scope
 from pgworker.app.signatures import is_async, read_signature
@@ -310,17 +311,16 @@ class App:
         with self._connections.connection() as connection:
             return purge_queue(connection, queue, task=task, org_id=org_id)
 
-    def queue(self, *queues: str, lease_ttl: float | timedelta = 60.0) -> AbstractContextManager[PostgresQueue]:
-        """The queue as a worker sees it, on a connection of its own: claim, succeed, fail.
+    def queue(self, *queues: str, lease_ttl: float | timedelta = 60.0) -> AbstractContextManager[Queue]:
+        """The queue as a worker sees it, for one thread, on a connection of its own: claim, succeed, fail.
 
-        `queues` in strict order, by default those of the app's tasks. A lease lasts `lease_ttl` (seconds or a
-        timedelta), and nobody renews it. InvalidJob or ConfigurationError for what can't be.
+        `queues` in strict order, by default those of the app's tasks; only jobs of these tasks are claimed. A lease
+        lasts `lease_ttl` (seconds or a timedelta), and nobody renews it. At the end of the block, an error or not, what
+        has ended is recorded, and what has not goes back to the queue, uncharged.
+        ConfigurationError for a lease of under a second, and for an app without tasks; InvalidJob for the name of a
+        queue that can't be one.
         """
-        names = queues or tuple(sorted({task.queue for task in self._tasks.values()}))
-        ttl = seconds(lease_ttl, "lease_ttl", error=ConfigurationError)
-        if ttl < 1.0:
-            raise ConfigurationError(f"lease_ttl must be at least 1 s, not {ttl:g}")
-        return open_queue(self.dsn, names, list(self._tasks), ttl)
+        return open_queue(self.dsn, queues, self.tasks, seconds(lease_ttl, "lease_ttl", error=ConfigurationError))
 
     def close(self) -> None:
         """Close the App's own connections, if there are any. The next use opens them again.

@@ -13,9 +13,11 @@ import msgspec
 from pgworker.app.connections import Connections
 from pgworker.app.results import Results
 from pgworker.errors import ErrorRecord, JobCancelled, JobFailed, JobNotFound
+from pgworker.inspection.progress import read_progress
 from pgworker.inspection.results import JobResult, read_status
 from pgworker.lifecycle.cancel import cancel_job
 from pgworker.model.durations import seconds
+from pgworker.model.progress import Progress
 from pgworker.model.state import CancelAnswer, Status
 
 R = TypeVar("R", covariant=True)
@@ -59,6 +61,13 @@ class JobHandle(Generic[R]):
         """
         return self._read(self._jobs.results.wait(self._id, _seconds(timeout)))
 
+    def progress(self) -> Progress | None:
+        """How far the job is, by what it said last with `ctx.progress`.
+
+        None: nothing was said, or the job has ended for good. One that will run again, or is a dead letter, keeps it.
+        """
+        return self._jobs.progress(self._id)
+
     async def status_async(self) -> Status:
         """`status`, on an event loop."""
         return await asyncio.to_thread(self.status)
@@ -66,6 +75,10 @@ class JobHandle(Generic[R]):
     async def cancel_async(self) -> CancelAnswer:
         """`cancel`, on an event loop."""
         return await asyncio.to_thread(self.cancel)
+
+    async def progress_async(self) -> Progress | None:
+        """`progress`, on an event loop."""
+        return await asyncio.to_thread(self.progress)
 
     async def wait_async(self, timeout: float | timedelta | None = None) -> R:
         """`wait`, on an event loop. No thread is held while it waits."""
@@ -110,6 +123,10 @@ class Jobs:
     def status(self, job_id: UUID) -> Status:
         with self._connections.connection() as connection:
             return read_status(connection, job_id)
+
+    def progress(self, job_id: UUID) -> Progress | None:
+        with self._connections.connection() as connection:
+            return read_progress(connection, job_id)
 
     def cancel(self, job_id: UUID) -> CancelAnswer:
         with self._connections.connection() as connection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -9,21 +10,37 @@ from pgworker.lifecycle.claim import ClaimedRow
 from pgworker.lifecycle.settle import Ended, Settlement
 from pgworker.model.job import Job
 from pgworker.model.payload import decode
+from pgworker.model.progress import Said
+from pgworker.model.state import Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What there is to tell of one lease: what its jobs said, by position, then what has ended, and then whose progress
+    goes if that was the end of the job."""
+
+    lease_id: UUID
+    said: Mapping[int, Said]
+    settlement: Settlement | None
+    silenced: Sequence[UUID]
 
 
 @dataclass(slots=True)
 class HeldLease:
-    """One lease: `count` positions are ours, those in `said` have ended, and `ready` has what is not recorded of them.
+    """One lease: `count` positions are ours, those in `ended` have ended, and `ready` has what is not recorded of them.
 
     In `ready` stands None for an execution that the handler's own transaction has recorded already. While its tail is
     going back (`is_going_back`) the lease must not end: it is all that the database knows of these jobs.
+    `said`: what jobs said since of how far they are. `outspoken`: those, by position, of which something may be stored.
     """
 
     lease_id: UUID
     entry: int
     count: int
-    said: set[int] = field(default_factory=set)
+    ended: set[int] = field(default_factory=set)
     ready: dict[int, Ended | None] = field(default_factory=dict)
+    said: dict[int, Said] = field(default_factory=dict)
+    outspoken: dict[int, UUID] = field(default_factory=dict)
     is_going_back: bool = False
     is_ended: bool = False
 
@@ -33,10 +50,23 @@ class HeldLease:
 
     def end(self, position: int, ended: Ended | None) -> None:
         """This one has ended. RuntimeError the second time: counted twice it would end the lease under a neighbour."""
-        if position in self.said:
+        if position in self.ended:
             raise RuntimeError("how this job ended was said before: succeed or fail is for each claimed job once")
-        self.said.add(position)
+        self.ended.add(position)
         self.ready[position] = ended
+
+    def say(self, position: int, said: Said) -> None:
+        """The job in this position says how far it is."""
+        self.said[position] = said.after(self.said.get(position))
+
+    def news(self) -> News | None:
+        """All that there is to tell; None: nothing. Until `mark_settled` it will be told again."""
+        said = self._said_and_worth_storing() if self.said else self.said
+        silenced = [job_id for position, job_id in self.outspoken.items() if position in self.ready]
+        settlement = self.settlement()
+        if settlement is None and not said and not silenced:
+            return None
+        return News(self.lease_id, said, settlement, silenced)
 
     def settlement(self) -> Settlement | None:
         """What there is to settle now, in one stretch with gaps; None: nothing."""
@@ -48,8 +78,12 @@ class HeldLease:
         return Settlement(self.lease_id, first, [*map(self.ready.get, range(first, last + 1))], ends)
 
     def mark_settled(self) -> None:
-        """What `settlement` named is recorded."""
+        """What `news` told is recorded."""
         self.is_ended = self._ends
+        if self.said:
+            self.said = {}
+        if self.outspoken:
+            self.outspoken = {position: job for position, job in self.outspoken.items() if position not in self.ready}
         self.ready = {}
 
     def keep(self, count: int) -> None:
@@ -62,9 +96,21 @@ class HeldLease:
         self.is_going_back = False
         self.is_ended = self.count == 0
 
+    def _said_and_worth_storing(self) -> dict[int, Said]:
+        """Of a job that has succeeded since it would be deleted at once."""
+        said = {position: said for position, said in self.said.items() if not self._has_succeeded(position)}
+        self.outspoken.update((position, one.job_id) for position, one in said.items())
+        return said
+
+    def _has_succeeded(self, position: int) -> bool:
+        if position not in self.ready:
+            return False
+        ended = self.ready[position]
+        return ended is None or ended.outcome is Outcome.SUCCEEDED
+
     @property
     def _ends(self) -> bool:
-        return not self.is_going_back and len(self.said) >= self.count
+        return not self.is_going_back and len(self.ended) >= self.count
 
 
 @dataclass(frozen=True, slots=True)

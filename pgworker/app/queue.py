@@ -6,8 +6,7 @@ What has ended is settled together with the next claim, in one transaction and o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 from uuid import UUID, uuid4
@@ -17,24 +16,22 @@ import psycopg
 from psycopg import Connection, Cursor
 from psycopg.pq import TransactionStatus
 
-from pgworker.app.leases import ClaimedJob, HeldLease
+from pgworker.app.leases import ClaimedJob, HeldLease, News
 from pgworker.app.producer import enqueue_on
-from pgworker.app.verdict import judge
-from pgworker.config.settings import MAX_BATCH
-from pgworker.db.connect import connect_to_schema
+from pgworker.app.task import Task
+from pgworker.app.verdict import judge_anyhow
 from pgworker.errors import LeaseLost
-from pgworker.lifecycle.cancel import cancel_job
+from pgworker.lifecycle.cancel import cancel_waiting_job
 from pgworker.lifecycle.claim import ClaimedRow, Lanes, claim_jobs, floor_of, lower_floor
-from pgworker.lifecycle.progress import Place, forget_progress, save_progress
+from pgworker.lifecycle.progress import forget_progress, save_progress
 from pgworker.lifecycle.purge import purge_queue
 from pgworker.lifecycle.release import Returned, release_jobs
-from pgworker.lifecycle.settle import Ended, Next, Settlement, check_settled, is_settled, settle_jobs
-from pgworker.linux.board import Board, Floors, Row
+from pgworker.lifecycle.settle import Ended, Settlement, check_settled, is_settled, settle_jobs
+from pgworker.linux.board import Floors, Row
 from pgworker.model.job import JobRequest
-from pgworker.model.names import check_queues
 from pgworker.model.payload import describe_error
 from pgworker.model.progress import Said
-from pgworker.model.state import CancelAnswer, CancelReason
+from pgworker.model.state import CancelReason
 from pgworker.observe.logs import fields, logger
 
 _UNSTORABLE = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded)
@@ -54,7 +51,7 @@ class Queue(Protocol):
     def claim(self, n: int) -> list[ClaimedJob]:
         """Up to `n` due jobs, ours until their lease ends. What was said to have ended is recorded on the way.
 
-        ValueError for an `n` that can't be. RuntimeError: as many leases are held as may be, jobs of each still run.
+        What has ended after its lease did is not recorded, and logged as an error: somebody else has the job.
         """
 
     def succeed(self, job: ClaimedJob, ended: Ended | None = None) -> None:
@@ -64,7 +61,7 @@ class Queue(Protocol):
         """This one has not: an error, or what to record of it and how the job goes on; recorded by the next `claim`."""
 
     def delete(self, job_id: UUID) -> bool:
-        """Take a job that waits out of the queue; False: it doesn't wait."""
+        """Take a job that waits out of the queue: it ends as cancelled. False, and nothing is done: it doesn't wait."""
 
     def purge(self, queue: str) -> int:
         """Take every job that waits in this queue out of it; returns how many."""
@@ -95,20 +92,18 @@ class PostgresQueue:
         row: Row,
         floors: Floors,
         lanes: Lanes,
-        tasks: Sequence[str],
+        tasks: Mapping[str, Task[..., Any]],
         lease_ttl: float,
     ) -> None:
         self._connect = connect
         self._row = row
         self._floors = floors
         self._lanes = lanes
-        self._tasks = list(tasks)
+        self._tasks = tasks
+        self._names = list(tasks)
         self._lease_ttl = lease_ttl
         self._lost_claims: dict[UUID, float] = {}
         self._lost_claims_at = 0.0
-        self._said: dict[Place, Said] = {}
-        self._outspoken: set[UUID] = set()
-        self._silent: set[UUID] = set()
         self.leases: list[HeldLease] = []
 
     # -- the protocol
@@ -118,22 +113,16 @@ class PostgresQueue:
 
     def claim(self, n: int) -> list[ClaimedJob]:
         leases = sorted(self.leases, key=lambda lease: lease.lease_id)  # as a cancel locks them: no deadlock
-        settlements = [settlement for lease in leases if (settlement := lease.settlement()) is not None]
-        if n != 0:
-            self._check_claim(n, len(leases) - sum(settlement.ends_lease for settlement in settlements))
-        if settlements or n or self._said:
-            return self._trip(settlements, n)
+        news = [told for lease in leases if (told := lease.news()) is not None]
+        ending = sum(told.settlement is not None and told.settlement.ends_lease for told in news)
+        if n and len(leases) - ending >= self._row.leases_limit:
+            raise ValueError(
+                f"jobs of {len(leases)} claims have not ended yet; end all of one first, or claim more at once"
+            )
+        if news or n:
+            return self._trip(news, n)
         self._mark_settled()
         return []
-
-    def _check_claim(self, n: object, held: int) -> None:
-        if isinstance(n, bool) or not isinstance(n, int) or not 0 < n <= MAX_BATCH:
-            raise ValueError(f"claim takes a number of jobs from 0 to {MAX_BATCH}, not {n!r:.40}")
-        if held >= self._row.leases_limit:
-            raise RuntimeError(
-                f"{held} claims have jobs of which nobody has said how they ended: say so (succeed, fail) before the "
-                "next, and claim several jobs at a time"
-            )
 
     def succeed(self, job: ClaimedJob, ended: Ended | None = None) -> None:
         if ended is None:
@@ -151,29 +140,25 @@ class PostgresQueue:
     def _end(self, job: ClaimedJob, ended: Ended | None) -> None:
         """None: its own transaction has recorded it."""
         job.lease.end(job.position, ended)
-        if self._outspoken and job.row.job_id in self._outspoken:
-            self._outspoken.remove(job.row.job_id)
-            if ended is None or ended.next is Next.END:
-                self._silent.add(job.row.job_id)
 
     def progress(self, job: ClaimedJob, said: Said) -> None:
-        """What a running job says of itself; stored by the next `claim`, before anything is settled."""
-        self._said[job.lease.lease_id, job.position] = said
-        self._outspoken.add(job.row.job_id)
+        """What a running job says of how far it is; the last one is stored by the next `claim`."""
+        job.lease.say(job.position, said)
 
     @property
     def has_progress(self) -> bool:
-        return bool(self._said)
+        """Whether anything was said that the next claim will store."""
+        return any(lease.said for lease in self.leases)
 
     def delete(self, job_id: UUID) -> bool:
-        return cancel_job(self._connect(), job_id) is CancelAnswer.CANCELLED
+        return cancel_waiting_job(self._connect(), job_id)
 
     def purge(self, queue: str) -> int:
         return purge_queue(self._connect(), queue)
 
     def _failed(self, job: ClaimedJob, error: BaseException) -> Ended:
         row, now_ns = job.row, time.monotonic_ns()
-        verdict = judge(error, CancelReason.NONE, False, row.failures, row.max_attempts or 1, None, job.job)
+        verdict = judge_anyhow(error, CancelReason.NONE, False, job, self._tasks.get(row.task))
         return Ended(
             row.job_id,
             row.execution,
@@ -184,14 +169,6 @@ class PostgresQueue:
             verdict.delay,
             msgspec.json.encode(describe_error(error)).decode(),
         )
-
-    def close(self) -> None:
-        """Settle what has ended, and give back what was claimed behind it; a job before that goes with its lease."""
-        self.claim(0)
-        for lease in self.leases:
-            lease.keep(max(lease.said, default=0))
-        self.give_back()
-        self.claim(0)  # leases that have come to their end by what went back
 
     # -- the trip
 
@@ -205,36 +182,32 @@ class PostgresQueue:
         """Whether one lease more can be held."""
         return len(self.leases) < self._row.leases_limit
 
-    def _trip(self, settlements: list[Settlement], wanted: int) -> list[ClaimedJob]:
+    def _trip(self, news: list[News], wanted: int) -> list[ClaimedJob]:
         """Settle and claim in one transaction and one round trip."""
         connection = self._connect()
         claim = _Claim(uuid4(), wanted, time.monotonic_ns(), self._floors.read()) if wanted else None
         if claim is not None:
             self._lost_claims[claim.lease_id] = time.monotonic() + _LATE_COMMIT  # until its answer is here
-        settling = [connection.cursor() for _ in settlements]
+        settling: list[tuple[Cursor[Any], Settlement]] = []
         claiming = connection.cursor(binary=True)
         try:
             with connection.pipeline():
                 connection.execute("begin isolation level read committed")
-                if not settlements:
+                if not news:
                     connection.execute("set local synchronous_commit = off")  # a durable settle implies its claim
-                if self._said:
-                    save_progress(connection, self._said)
-                for cursor, settlement in zip(settling, settlements, strict=True):
-                    settle_jobs(cursor, settlement, time.monotonic_ns())
-                if self._silent:
-                    forget_progress(connection, [*self._silent])
+                for told in news:
+                    settling += self._tell(connection, told)
+                if silenced := [job_id for told in news for job_id in told.silenced]:
+                    forget_progress(connection, silenced)
                 if claim is not None:
                     self._send(claiming, claim)
                 connection.execute("commit")
         except _UNSTORABLE:
             if claim is not None:
                 del self._lost_claims[claim.lease_id]  # rolled back
-            self._settle_one_by_one(settlements)
+            self._settle_one_by_one(news)
             return []
-        self._said.clear()
-        self._silent.clear()
-        for cursor, settlement in zip(settling, settlements, strict=True):
+        for cursor, settlement in settling:
             if not is_settled(cursor, settlement):
                 self._settled_before(settlement)
         self._mark_settled()
@@ -244,6 +217,16 @@ class PostgresQueue:
         del self._lost_claims[claim.lease_id]
         return jobs
 
+    def _tell(self, connection: Connection[Any], news: News) -> list[tuple[Cursor[Any], Settlement]]:
+        """Send it, lease by lease in their order: both statements lock the lease. What is settled, and who knows."""
+        if news.said:
+            save_progress(connection, news.lease_id, news.said)
+        if news.settlement is None:
+            return []
+        cursor = connection.cursor()
+        settle_jobs(cursor, news.settlement, time.monotonic_ns())
+        return [(cursor, news.settlement)]
+
     def _send(self, cursor: Cursor[Any], claim: _Claim) -> None:
         claim_jobs(
             cursor,
@@ -252,7 +235,7 @@ class PostgresQueue:
             ttl=self._lease_ttl,
             slots=self._row.slots,
             jobs=claim.jobs,
-            tasks=self._tasks,
+            tasks=self._names,
             lanes=self._lanes,
             floors=claim.floors,
         )
@@ -263,7 +246,7 @@ class PostgresQueue:
         lease = HeldLease(claim.lease_id, self._row.show_lease(claim.lease_id, len(rows), claim.sent_ns), len(rows))
         self.leases.append(lease)
         self._advance_floors(claim, rows)
-        self._outspoken.update(row.job_id for row in rows if row.checkpoint is not None)
+        lease.outspoken = {position: row.job_id for position, row in enumerate(rows, 1) if row.checkpoint is not None}
         return [ClaimedJob(lease, position, row) for position, row in enumerate(rows, start=1)]
 
     def _advance_floors(self, claim: _Claim, rows: list[ClaimedRow]) -> None:
@@ -296,22 +279,30 @@ class PostgresQueue:
             self._row.hide_lease(lease.entry)
             self.leases.remove(lease)
 
-    def _settle_one_by_one(self, settlements: list[Settlement]) -> None:
+    def _settle_one_by_one(self, news: list[News]) -> None:
         """The server would not store something in a group: find it, and record its job without it."""
         connection = self._connect()
         if connection.info.transaction_status is not TransactionStatus.IDLE:
             connection.rollback()
-        if self._said:
-            save_progress(connection, self._said)
-            self._said.clear()
-        for settlement in settlements:
+        for told in news:
+            self._save_alone(connection, told)
+        for settlement in (told.settlement for told in news if told.settlement is not None):
             for position, run in enumerate(settlement.ended, start=settlement.first):
                 if run is not None:
                     self._settle_alone(connection, Settlement(settlement.lease_id, position, [run], ends_lease=False))
             if settlement.ends_lease:
                 with connection.cursor() as cursor:
                     settle_jobs(cursor, Settlement(settlement.lease_id, 1, [], ends_lease=True), time.monotonic_ns())
+        if silenced := [job_id for told in news for job_id in told.silenced]:
+            forget_progress(connection, silenced)
         self._mark_settled()
+
+    def _save_alone(self, connection: Connection[Any], news: News) -> None:
+        for position, said in news.said.items():
+            try:
+                save_progress(connection, news.lease_id, {position: said})
+            except _UNSTORABLE as error:  # noqa: PERF203  each by itself is what this is for
+                log.error("the server would not store progress", extra=fields(job=said.job_id, error=error))
 
     def _settle_alone(self, connection: Connection[Any], single: Settlement) -> None:
         with connection.cursor() as cursor:
@@ -390,26 +381,3 @@ class PostgresQueue:
     def _lower_floors(self, returned: Sequence[Returned]) -> None:
         for back in returned:
             lower_floor(self._floors, self._lanes, back.queue, back.priority, back.run_at, back.job_id)
-
-
-@contextmanager
-def open_queue(dsn: str, queues: Sequence[str], tasks: Sequence[str], lease_ttl: float) -> Iterator[PostgresQueue]:
-    """These queues for a worker that is no part of a pool, on a connection of its own.
-
-    However the block ends, what was said is recorded and what was not goes back; InvalidJob for names that can't be.
-    """
-    lanes = Lanes.of(check_queues(queues))
-    board = Board(1, len(lanes))
-    [row] = board.rows
-    row.reset(uuid4(), time.monotonic_ns())
-    with connect_to_schema(dsn, application_name="pgworker queue", prepare_threshold=None) as connection:
-        queue = PostgresQueue(
-            lambda: connection, row=row, floors=board.floors, lanes=lanes, tasks=tasks, lease_ttl=lease_ttl
-        )
-        try:
-            yield queue
-        except BaseException:
-            with suppress(psycopg.Error):  # it may be why the block has failed
-                queue.close()
-            raise
-        queue.close()

@@ -9,12 +9,16 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
+from pgworker.app.leases import ClaimedJob
 from pgworker.app.task import Task
 from pgworker.errors import Cancelled, Discard, JobControl, Retry, Snooze
 from pgworker.lifecycle.settle import Next
 from pgworker.model.durations import seconds
 from pgworker.model.job import Job
 from pgworker.model.state import CancelReason, Outcome
+from pgworker.observe.logs import fields, logger
+
+log = logger("worker.runner")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,20 @@ def judge(
     else:
         delay = task.backoff.delay(failed, random.random()) if task is not None else 1.0
     return Verdict(outcome, Next.REQUEUE, delay, f"failure {failed} of {max_attempts}: it runs again in {delay:.1f} s")
+
+
+def judge_anyhow(
+    error: BaseException, reason: CancelReason, cancel_seen: bool, claimed: ClaimedJob, task: Task[..., Any] | None
+) -> Verdict:
+    """As `judge`; should a rule of the task or a delay be broken, that is an ordinary failure of the job."""
+    row = claimed.row
+    attempts = row.max_attempts or 1
+    try:
+        return judge(error, reason, cancel_seen, row.failures, attempts, task, claimed.job)
+    except BaseException as second:
+        who = fields(job=row.job_id, execution=row.execution, task=row.task)
+        log.exception("should_retry or a delay is broken: an ordinary failure", extra=who)
+        return judge(second, reason, cancel_seen, row.failures, attempts, None, claimed.job)
 
 
 def _until(snooze: Snooze) -> float:

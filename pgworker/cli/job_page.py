@@ -11,6 +11,7 @@ from pgworker.cli.output import duration, printable
 
 if TYPE_CHECKING:
     from pgworker.inspection.jobs import ClaimRecord, ExecutionRecord, JobDetail
+    from pgworker.model.progress import Progress
 
 _LONGEST = 2000
 """Characters of a payload, result or message; `--json` has all of it."""
@@ -35,6 +36,8 @@ def _facts(detail: JobDetail) -> Iterator[tuple[str, str]]:
     yield "status", job.status + _when(detail)
     if detail.claim is not None:
         yield "claimed", _claim(detail.claim, job.seen_at)
+    if detail.progress is not None:
+        yield from _progress(detail.progress, job.seen_at)
     yield "task", job.task
     yield "queue", f"{job.queue}, priority {job.priority}"
     if job.org_id is not None:
@@ -68,6 +71,13 @@ def _claim(claim: ClaimRecord, now: datetime) -> str:
     elif claim.expires_at < now:
         parts.append(f"its lease expired {_ago(claim.expires_at, now)}, and the job is about to be reclaimed")
     return "; ".join(parts)
+
+
+def _progress(progress: Progress, now: datetime) -> Iterator[tuple[str, str]]:
+    said = f"{progress.fraction:.0%}{': ' if progress.message else ''}{progress.message}"
+    yield "progress", f"{said} (execution {progress.execution}, {_ago(progress.updated_at, now)})"
+    if progress.checkpoint is not None:
+        yield "checkpoint", json.dumps(progress.checkpoint, ensure_ascii=False)
 
 
 def _worker(record: ClaimRecord | ExecutionRecord, worker_id: object) -> str:

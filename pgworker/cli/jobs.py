@@ -188,6 +188,7 @@ def _as_json(detail: JobDetail) -> dict[str, Any]:
         "payload": raw(detail.job.payload),
         "headers": raw(detail.job.headers),
         "claim": detail.claim,
+        "progress": detail.progress,
         "executions": [
             {**dataclasses.asdict(ended), "error": raw(ended.error), "result": raw(ended.result)}
             for ended in detail.executions

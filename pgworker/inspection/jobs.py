@@ -11,7 +11,9 @@ from uuid import UUID
 from psycopg import Connection
 
 from pgworker.errors import JobNotFound
+from pgworker.inspection.progress import read_progress
 from pgworker.inspection.snapshot import snapshot
+from pgworker.model.progress import Progress
 from pgworker.model.state import Status
 from pgworker.sql.load import query
 
@@ -97,10 +99,11 @@ class ClaimRecord:
 
 @dataclass(frozen=True, slots=True)
 class JobDetail:
-    """A job, who holds it, and its latest executions, the last one first."""
+    """A job, who holds it, what it said of how far it is, and its latest executions, the last one first."""
 
     job: JobRecord
     claim: ClaimRecord | None
+    progress: Progress | None
     executions: list[ExecutionRecord]
 
     @property
@@ -134,9 +137,11 @@ def show_job(connection: Connection[Any], job_id: UUID, *, executions: int = 100
         if job is None:
             raise JobNotFound.of(job_id)
         claim = connection.execute(query("find_claim"), {"job_id": job_id}).fetchone()
+        progress = read_progress(connection, job_id)
         ended = connection.execute(query("list_executions"), {"job_id": job_id, "limit": executions}).fetchall()
     return JobDetail(
         job=JobRecord(*job),
         claim=None if claim is None else ClaimRecord(*claim),
+        progress=progress,
         executions=[ExecutionRecord(*row) for row in ended],
     )

@@ -37,7 +37,7 @@ def cancel_job(connection: Connection[Any], job_id: UUID) -> CancelAnswer:
     """
     require_autocommit(connection, "cancel_job")
     for _ in range(_ROUNDS):
-        if connection.execute(query("cancel_waiting_jobs"), {"job_ids": [job_id]}).fetchone():
+        if cancel_waiting_job(connection, job_id):
             return CancelAnswer.CANCELLED
         if _ask_to_stop(connection, job_id):
             return CancelAnswer.REQUESTED
@@ -45,6 +45,11 @@ def cancel_job(connection: Connection[Any], job_id: UUID) -> CancelAnswer:
     if row is None or row[0] is None:
         raise JobNotFound.of(job_id)
     return CancelAnswer.TOO_LATE
+
+
+def cancel_waiting_job(connection: Connection[Any], job_id: UUID) -> bool:
+    """Cancel one job if it waits; whether it did."""
+    return connection.execute(query("cancel_waiting_jobs"), {"job_ids": [job_id]}).fetchone() is not None
 
 
 def cancel_jobs(

@@ -15,6 +15,7 @@ from uuid import UUID
 from psycopg import Connection
 
 from pgworker.db.plan import by_index
+from pgworker.lifecycle.progress import forget_progress
 from pgworker.lifecycle.transaction import read_committed
 from pgworker.model.retry import Backoff
 from pgworker.model.state import Outcome
@@ -115,6 +116,7 @@ def reclaim_lease(
         findings = look(taken)
         with by_index(connection):
             jobs = _send_on(cursor, lease.lease_id, taken, findings, backoff)
+        forget_progress(connection, taken.job_ids)
     return ReclaimedLease(lease.lease_id, taken.worker_id, findings.cause, jobs)
 
 

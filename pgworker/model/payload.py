@@ -1,4 +1,4 @@
-"""What may be stored: the arguments of a job, the result of a handler, the description of an error.
+"""What may be stored: arguments of a job, result and checkpoint of a handler, the description of an error.
 
 PostgreSQL's jsonb is the judge. It refuses U+0000 and lone surrogates, and has no NaN; so whatever passes here is
 accepted there, and a settle never fails because of what a handler returned or raised.
@@ -66,6 +66,16 @@ def encode_result(value: Any) -> Result:
         return Result(_encode(value, MAX_RESULT_BYTES), None)
     except _Unstorable as problem:
         return Result(None, f"the result of type {_type_name(value)} was not stored: {problem}")
+
+
+def encode_checkpoint(checkpoint: object) -> bytes:
+    """What a handler leaves to the next execution, likewise; InvalidPayload for what can't be stored."""
+    if not isinstance(checkpoint, Mapping) or not all(isinstance(name, str) for name in checkpoint):
+        raise InvalidPayload("a checkpoint must be a mapping whose keys are strings, such as {'page': 7}")
+    try:
+        return _encode(dict(checkpoint), MAX_RESULT_BYTES)
+    except _Unstorable as problem:
+        raise InvalidPayload(f"the checkpoint can't be stored: {problem}") from None
 
 
 def decode(data: bytes | str) -> Any:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
-from pgworker.errors import InvalidPayload
-from pgworker.model.payload import MAX_RESULT_BYTES, encode_result
+from pgworker.model.payload import encode_checkpoint
 
 MAX_MESSAGE = 1000
 
@@ -28,25 +27,30 @@ class Progress:
 class Said:
     """The same on its way to the database; `checkpoint` is JSON text, None leaves the one before."""
 
+    job_id: UUID
     fraction: float
     message: str
     checkpoint: str | None
 
+    def after(self, before: Said | None) -> Said:
+        """With the checkpoint of what was said before and is not stored yet, unless there is a newer one."""
+        if before is None or self.checkpoint is not None:
+            return self
+        return replace(self, checkpoint=before.checkpoint)
 
-def say(fraction: object, message: object, checkpoint: object, before: Said | None) -> Said:
-    """Check what a handler says; `before` is what it said last. ValueError or InvalidPayload for what can't be."""
-    if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 <= fraction <= 1:
-        raise ValueError(f"progress takes a fraction from 0 to 1, such as 0.4, not {fraction!r:.40}")
-    if not isinstance(message, str) or len(message) > MAX_MESSAGE:
+
+def say(job_id: UUID, fraction: object, message: object, checkpoint: object) -> Said:
+    """What a handler says, checked. ValueError or InvalidPayload, a ValueError too, for what can't be stored."""
+    if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 <= fraction <= 1:
+        raise ValueError(f"progress takes a fraction from 0 to 1, such as 0.4, not {_shown(fraction)}")
+    text = str.encode(message, "utf-8", "replace").decode() if isinstance(message, str) else ""
+    if not isinstance(message, str) or len(text) > MAX_MESSAGE:
         raise ValueError(f"the message of a progress must be a string of at most {MAX_MESSAGE} characters")
-    text = message.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
-    if checkpoint is None:
-        return Said(fraction, text, before.checkpoint if before else None)
-    if not isinstance(checkpoint, Mapping):
-        raise InvalidPayload(f"a checkpoint must be a mapping, such as {{'page': 7}}, not {type(checkpoint).__name__}")
-    encoded = encode_result(dict(checkpoint))
-    if encoded.json is None:
-        raise InvalidPayload(
-            f"the checkpoint can't be stored: {encoded.problem}; at most {MAX_RESULT_BYTES >> 10} KiB of JSON"
-        )
-    return Said(fraction, text, encoded.json.decode())
+    encoded = None if checkpoint is None else encode_checkpoint(checkpoint).decode()
+    return Said(job_id, round(float(fraction), 6), text.replace("\0", "\ufffd"), encoded)
+
+
+def _shown(fraction: object) -> str:
+    if isinstance(fraction, float) or (type(fraction) is int and abs(fraction) < 10**6):
+        return f"{fraction:g}"
+    return f"something of type {type(fraction).__name__}"

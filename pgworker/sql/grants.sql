@@ -29,11 +29,11 @@ grant execute on function pgworker.create_partition, pgworker.count_default_jobs
 
 -- An operator: see everything, cancel, requeue, discard, pause, purge, prune. Jobs and dead letters are copied, never edited.
 grant select on pgworker.job_status, pgworker.executions, pgworker.worker_heartbeats, pgworker.schema_migrations,
-    pgworker.job_progress, pgworker.dead_letter_hooks, pgworker.served_tasks to pgworker_admin;
+    pgworker.dead_letter_hooks, pgworker.served_tasks to pgworker_admin;
 grant select, insert on pgworker.jobs, pgworker.job_executions to pgworker_admin;
 grant select, insert, update, delete on pgworker.job_queue to pgworker_admin;
 grant select, update on pgworker.job_leases to pgworker_admin;
-grant select, delete on pgworker.dead_letter_jobs to pgworker_admin;
+grant select, delete on pgworker.dead_letter_jobs, pgworker.job_progress to pgworker_admin;
 grant select, insert, update, delete on pgworker.queues to pgworker_admin;
 grant execute on function pgworker.job_status(uuid), pgworker.list_expired_partitions,
     pgworker.watch_expired_partitions, pgworker.drop_expired_partitions to pgworker_admin;

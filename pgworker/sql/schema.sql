@@ -385,18 +385,21 @@ AS $function$
 declare
     lowest uuid := pgworker.uuid7_first(day::timestamptz);
     beyond uuid := pgworker.uuid7_first((day + 1)::timestamptz);
+    suffix text := '_' || to_char(day, 'YYYYMMDD');
+    missing text[] := array(select parent from unnest(array['job_executions', 'jobs']) as parent
+                            where to_regclass('pgworker.' || parent || suffix) is null);
     most constant integer := 10000;
-    suffix text := to_char(day, 'YYYYMMDD');
     strays bigint;
+    parent text;
 begin
-    if to_regclass('pgworker.jobs_' || suffix) is not null then
+    if cardinality(missing) = 0 then
         return false;
     end if;
     perform pgworker.lock_keeping();
-    execute format('create table pgworker.%I (like pgworker.jobs including defaults including constraints including comments)',
-                   'jobs_' || suffix);
-    execute format('create table pgworker.%I (like pgworker.job_executions including defaults including constraints including comments)',
-                   'job_executions_' || suffix);
+    foreach parent in array missing loop
+        execute format('create table pgworker.%I (like pgworker.%I including defaults including constraints including comments)',
+                       parent || suffix, parent);
+    end loop;
     select count(*) into strays from (
         select from pgworker.jobs_default where id >= lowest and id < beyond
         union all
@@ -406,15 +409,21 @@ begin
         raise exception 'more than % rows of % are in the default partition', most, day
             using errcode = 'program_limit_exceeded';
     end if;
+    if strays > 0 then
+        -- The parents: whoever has a plan that doesn't know the new partition must be done before rows move there.
+        perform pgworker.lock_for_ddl('job_executions', 'jobs');
+    end if;
     perform pgworker.lock_for_ddl('job_executions_default', 'jobs_default'); -- as attaching would do, one by one
-    execute format('with moved as (delete from pgworker.jobs_default where id >= $1 and id < $2 returning *) '
-                   'insert into pgworker.%I select * from moved', 'jobs_' || suffix) using lowest, beyond;
-    execute format('with moved as (delete from pgworker.job_executions_default where job_id >= $1 and job_id < $2 returning *) '
-                   'insert into pgworker.%I select * from moved', 'job_executions_' || suffix) using lowest, beyond;
-    execute format('alter table pgworker.job_executions attach partition pgworker.%I for values from (%L) to (%L)',
-                   'job_executions_' || suffix, lowest, beyond);
-    execute format('alter table pgworker.jobs attach partition pgworker.%I for values from (%L) to (%L)',
-                   'jobs_' || suffix, lowest, beyond);
+    foreach parent in array missing loop
+        if strays > 0 then
+            execute format('with moved as (delete from pgworker.%I where %I >= $1 and %2$I < $2 returning *) '
+                           'insert into pgworker.%I select * from moved',
+                           parent || '_default', case parent when 'jobs' then 'id' else 'job_id' end, parent || suffix)
+                using lowest, beyond;
+        end if;
+        execute format('alter table pgworker.%I attach partition pgworker.%I for values from (%L) to (%L)',
+                       parent, parent || suffix, lowest, beyond);
+    end loop;
     return true;
 end $function$;
 

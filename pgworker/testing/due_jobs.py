@@ -159,7 +159,7 @@ class _Worker:
             row=row,
             floors=board.floors,
             lanes=lanes,
-            tasks=list(self._tasks),
+            tasks=self._tasks,
             lease_ttl=LEASE_TTL,
         )
         while jobs := queue.claim(1):

@@ -10,7 +10,7 @@ import os
 import random
 import select
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
@@ -18,6 +18,7 @@ import psycopg
 from psycopg import Connection
 
 from pgworker.app.queue import PostgresQueue
+from pgworker.app.task import Task
 from pgworker.config.settings import PoolSettings
 from pgworker.db.connect import connect_to_schema, explain, is_outage
 from pgworker.errors import EXIT_BUG, PgworkerError, SchemaError
@@ -62,7 +63,7 @@ class Clerk:
         board: Board,
         row: Row,
         runner: Runner,
-        tasks: Sequence[str],
+        tasks: Mapping[str, Task[..., Any]],
         hooks: Sequence[DeadLetterHook],
         reporter: Reporter,
         wake_read: int,
@@ -84,7 +85,7 @@ class Clerk:
             row=row,
             floors=board.floors,
             lanes=lanes,
-            tasks=self._tasks,
+            tasks=tasks,
             lease_ttl=settings.lease_ttl,
         )
         self._sweeper = Sweeper(board, self._tasks, lanes)
@@ -161,13 +162,11 @@ class Clerk:
 
     def _collect(self) -> None:
         """What has ended goes to the queue's books, to be settled by the next trip."""
-        finished, said, queue = self._runner.finished, self._runner.said, self._queue
+        finished, queue = self._runner.finished, self._queue
         jobs, seconds = 0, 0.0
         while finished:
             job = finished.popleft()
             row, ended = job.claimed.row, job.ended
-            if said:  # by a job that has ended, perhaps: what it said is there before its end is
-                self._collect_progress()
             if ended is None:
                 queue.succeeded_itself(job.claimed)
             elif ended.outcome is Outcome.SUCCEEDED:
@@ -182,8 +181,9 @@ class Clerk:
         self._collect_progress()
 
     def _collect_progress(self) -> None:
+        """After what has ended: whatever those jobs said is there by now."""
         said = self._runner.said
-        while said:
+        for _ in range(len(said)):  # not until it is empty: a handler may say more than we can take
             self._queue.progress(*said.popitem()[1])
 
     def _trip(self, wanted: int) -> None:
@@ -243,7 +243,8 @@ class Clerk:
             return self._settings.beat_interval / (20 if self._row.is_draining else 1)
         if self._claims_nothing or not self._runner.free:
             return HOLD_UP
-        return self._dry_until - time.monotonic()
+        pause = self._dry_until - time.monotonic()
+        return pause if self._runner.is_idle else min(pause, PROGRESS_INTERVAL)
 
     def _sleep(self, seconds: float, depth: int) -> None:
         """Until somebody writes to the wake-up pipe: the runner does so after every job while the clerk is `_ASLEEP`,

@@ -19,7 +19,7 @@ from pgworker.app.context import Context
 from pgworker.app.leases import ClaimedJob
 from pgworker.app.orgs import OrgConfig
 from pgworker.app.task import Task
-from pgworker.app.verdict import Verdict, judge
+from pgworker.app.verdict import judge_anyhow
 from pgworker.errors import EXIT_BUG, Discard
 from pgworker.lifecycle.settle import Ended
 from pgworker.linux.board import Row
@@ -33,7 +33,7 @@ from pgworker.worker.transaction_async import AsyncJobTransactions
 _FAR_AWAY_NS = 2**63 - 1  # what a word of the board holds; some 292 years
 
 Sayings = dict[tuple[UUID, int], tuple[ClaimedJob, Said]]
-"""What running jobs say of themselves: of each, by its lease and position, the last."""
+"""What running jobs say of how far they are and nobody has taken yet: of each, by its lease and position, the last."""
 
 log = logger("worker.runner")
 
@@ -54,7 +54,6 @@ class Execution:
         "_is_async",
         "_org_config",
         "_row",
-        "_said",
         "_sayings",
         "_sequence",
         "_slot",
@@ -81,7 +80,6 @@ class Execution:
         """Made in the thread that will run it, the event loop's if it `is_async`."""
         self._sayings = sayings
         self._org_config = org_config
-        self._said: Said | None = None
         self.claimed = claimed
         self._row = row
         self._slot = slot
@@ -149,7 +147,7 @@ class Execution:
 
     def failed(self, error: BaseException, tasks: dict[str, Task[..., Any]]) -> Ended:
         job = self.claimed.row
-        verdict = self._judge(error, tasks.get(job.task))
+        verdict = judge_anyhow(error, self.reason, self._cancel_seen, self.claimed, tasks.get(job.task))
         described = describe_error(error)
         if verdict.outcome.is_charged and not self.is_settled:
             log.warning(
@@ -175,15 +173,6 @@ class Execution:
             "the handler failed after its transaction had committed: the job has succeeded all the same",
             extra=fields(**self._who(), error=ended.error),
         )
-
-    def _judge(self, error: BaseException, task: Task[..., Any] | None) -> Verdict:
-        job, make_job = self.claimed.row, self.claimed.job
-        attempts = job.max_attempts or 1
-        try:
-            return judge(error, self.reason, self._cancel_seen, job.failures, attempts, task, make_job)
-        except BaseException as second:
-            log.exception("should_retry or a delay is broken: an ordinary failure", extra=fields(job=job.job_id))
-            return judge(second, self.reason, self._cancel_seen, job.failures, attempts, None, make_job)
 
     @property
     def _cancel_seen(self) -> bool:
@@ -223,8 +212,13 @@ class Execution:
         return self._transactions.on_loop.open(self)
 
     def _progress(self, fraction: float, message: str, checkpoint: Mapping[str, Any] | None) -> None:
-        self._said = say(fraction, message, checkpoint, self._said)
-        self._sayings[self.claimed.lease.lease_id, self.claimed.position] = self.claimed, self._said
+        said, place = say(self.claimed.row.job_id, fraction, message, checkpoint), self._place
+        before = self._sayings.get(place)  # the clerk may take it this moment: then its checkpoint is stored twice
+        self._sayings[place] = self.claimed, said.after(before[1] if before else None)
+
+    @property
+    def _place(self) -> tuple[UUID, int]:
+        return self.claimed.lease.lease_id, self.claimed.position
 
     @property
     def must_end(self) -> bool:

@@ -78,7 +78,7 @@ def run_worker(dsn: str, app_path: str, settings: PoolSettings, place: WorkerPla
         board=place.board,
         row=row,
         runner=runner,
-        tasks=list(app.tasks),
+        tasks=app.tasks,
         hooks=app.dead_letter_hooks,
         reporter=Reporter(place.index, socket.socket(fileno=place.events)),
         wake_read=place.wake_read,

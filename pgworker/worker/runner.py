@@ -53,7 +53,7 @@ class Runner:
         self.finished: deque[FinishedJob] = deque()
         self.refused: deque[ClaimedJob] = deque()
         self.said: Sayings = {}
-        """What running jobs say of themselves."""
+        """What running jobs say of how far they are; taken by the clerk."""
         self._tasks = dict(app.tasks)
         self._org_config = app.org_config
         self._row = row

@@ -27,7 +27,9 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pgworker.db import embedded
 from pgworker.inspection.jobs import list_jobs
 from pgworker.lifecycle.heartbeat import WorkerProcess, announce_tasks, beat_workers
+from pgworker.lifecycle.progress import save_progress
 from pgworker.lifecycle.settle import Next
+from pgworker.model.progress import say
 from pgworker.model.state import Outcome, Status
 from pgworker.sql.load import migrations, query
 from tests.sql.actors import DEADLINE, POOL, Worker, ask, enqueue
@@ -356,6 +358,30 @@ def test_jobs_show_says_where_a_job_runs_and_how_earlier_executions_ended(dsn: s
     shown = json.loads(said)
     assert (shown["status"], shown["org_id"], shown["claim"]["pid"]) == ("running", "acme", 4711)
     assert [ended["error"]["message"] for ended in shown["executions"]] == ["no such user"]
+
+
+def test_jobs_show_says_how_far_a_job_is(dsn: str, connect: Connect) -> None:
+    connection = connect()
+    worker = Worker(connection)
+    (job_id,) = enqueue(connection)
+    assert json.loads(output(run("jobs", "show", str(job_id), "--json", dsn=dsn)))["progress"] is None
+    held = worker.claim()
+    said = say(job_id, 0.425, f"page 7 {EVIL}", {"page": 7, "ü": 2**60})
+    save_progress(connection, held.lease_id, {1: said})
+    page = output(run("jobs", "show", str(job_id), dsn=dsn))
+    line = re.search(r"^progress +42%: page 7 (.+) \(execution 1, \S+ ago\)$", page, re.MULTILINE)
+    assert line is not None
+    assert line[1].isprintable()
+    (left,) = re.findall(r"^checkpoint +(.+)$", page, re.MULTILINE)
+    assert json.loads(left) == {"page": 7, "ü": 2**60}
+    shown = json.loads(output(run("jobs", "show", str(job_id), "--json", dsn=dsn)))["progress"]
+    assert datetime.fromisoformat(shown.pop("updated_at")).tzinfo is not None
+    assert shown == {
+        "execution": 1,
+        "fraction": 0.425,
+        "message": f"page 7 {EVIL}",
+        "checkpoint": {"page": 7, "ü": 2**60},
+    }
 
 
 def test_jobs_show_explains_a_crash_and_a_worker_that_is_gone(dsn: str, connect: Connect) -> None:

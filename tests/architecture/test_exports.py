@@ -15,7 +15,7 @@ from pgworker import errors, testing
 
 PUBLIC = """
     App Task Enqueuer Context
-    Queue PostgresQueue ClaimedJob
+    Queue ClaimedJob
     Job JobRequest JobHandle CancelCounts Progress Status CancelAnswer DeadLetter Org Backoff CancelReason
     JobControl Retry Discard Snooze Cancelled
     PgworkerError ConfigurationError RegistrationError SchemaError DatabaseUnavailable

@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -66,13 +67,14 @@ TASKS = blocks("Tasks", "python")
 (LIMITED,) = commands("Isolation and limits")
 (PRUNE,) = commands("Retention")
 (HANDLES,) = blocks("Handles and results", "python")
+(QUEUE,) = blocks("The queue itself", "python")
 SQLALCHEMY, DJANGO = blocks("SQLAlchemy and Django", "python")
 CONFTEST, TESTS = blocks("Test your app", "python")
 TRIED = (
     *(APP, *EMBEDDED, *LOOK, *OWN, ENQUEUE, SQL),
     *(MAKE_ROLES, COUNT_ORDERS, LOGINS, ORDERS, IN_AN_ORG),
     *(*TASKS, REFUND, WITH_SLOTS, *QUEUES, *CANCEL),
-    *(*LIMITED, *PRUNE, HANDLES, SQLALCHEMY, DJANGO, CONFTEST, TESTS),
+    *(*LIMITED, *PRUNE, HANDLES, QUEUE, SQLALCHEMY, DJANGO, CONFTEST, TESTS),
 )
 
 
@@ -355,6 +357,15 @@ def test_handles_and_both_recipes_do_what_they_say(shell: Shell, blank_dsn: str)
         eventually(lambda: connection.execute(paid).fetchall() == [(42,), (43,), (44,)], "every payment")
     pool.send(signal.SIGTERM)
     assert pool.wait() == 0
+
+
+def test_the_queue_gives_a_program_its_jobs(shell: Shell, dsn: str) -> None:
+    shell.run(f"export PGWORKER_DSN={shlex.quote(dsn)}")
+    ids = [shell.run(f'pgworker enqueue shop.greet \'{{"name": "{name}"}}\'').strip() for name in ("Ada", "Bob")]
+    said = shell.run(f"python -c {shlex.quote('from shop import app' + chr(10) + QUEUE)}").splitlines()
+    assert said == ["shop.greet {'name': 'Ada'}", "shop.greet {'name': 'Bob'}"]
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        assert statuses(connection, [UUID(job_id) for job_id in ids]) == ["succeeded"] * 2
 
 
 HANDLES_PROGRAM = f"""

@@ -7,15 +7,15 @@ import importlib.util
 import logging
 import subprocess
 import sys
-from datetime import date, datetime, timedelta, timezone
+from datetime import date
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 
-from pgworker import InvalidJob
+from pgworker import InvalidJob, Retry
+from pgworker.model.progress import say
 from pgworker.testing import drain
 from tests.architecture.test_readme import TASKS
 
@@ -60,21 +60,21 @@ def test_a_parcel_that_is_given_up_is_told_to_its_hook(orders: Any) -> None:
     assert told.result.endswith("was given up: pgworker.errors.Discard: nothing is in it")
 
 
-def test_parcels_are_weighed_from_the_checkpoint_on(orders: Any) -> None:
-    class Scales(list[UUID]):
-        """Fail once."""
+def test_shelves_are_restocked_from_where_the_last_execution_was(orders: Any) -> None:
+    assert [job.result for job in _drained(orders, orders.restock, 3)] == [3]
+    job = orders.restock.enqueue(3)
+    with orders.app.queue("default") as queue:
+        [claimed] = queue.claim(1)
+        queue.progress(claimed, say(job.id, 1 / 3, "shelf 1", {"done": 1}))
+        queue.fail(claimed, Retry(after=0))
+    [again] = drain(orders.app, queues=["default"])
+    assert (again.job.execution, again.result) == (2, 2)
+    assert job.progress() is None
 
-        def append(self, parcel: UUID) -> None:
-            super().append(parcel)
-            if len(self) == 2:
-                raise OSError("the scales are stuck")
 
-    parcels, scales = [UUID(int=number) for number in range(4)], Scales()
-    orders.weigh.enqueue(parcels)
-    soon = datetime.now(timezone.utc) + timedelta(minutes=1)
-    first, second = drain(orders.app, until=soon, state=SimpleNamespace(packed=scales))
-    assert (str(first.error), second.result) == ("the scales are stuck", 4)
-    assert scales == [parcels[0], *parcels[1:2] * 2, *parcels[2:]]
+def _drained(orders: Any, task: Any, *arguments: Any) -> Any:
+    task.enqueue(*arguments)
+    return drain(orders.app, raising=True)
 
 
 def test_an_invoice_is_for_an_org(orders: Any) -> None:
@@ -85,4 +85,4 @@ def test_an_invoice_is_for_an_org(orders: Any) -> None:
 
 
 def test_the_page_names_the_tasks_that_the_module_has(orders: Any) -> None:
-    assert set(orders.app.tasks) == {"orders.pack", "orders.track", "orders.weigh", "orders.pack:dead_letter"}
+    assert set(orders.app.tasks) == {"orders.pack", "orders.track", "orders.restock", "orders.pack:dead_letter"}

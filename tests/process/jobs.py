@@ -341,3 +341,76 @@ def hog(ctx: Context, directory: str, name: str, piece: int) -> None:
     taken = []
     while True:
         taken.append(bytearray(piece))
+
+
+def _tell(ctx: Context, directory: str, name: str) -> None:
+    """Say how far one is, with a checkpoint, and in the ledger of which execution the checkpoint was that came."""
+    note(ctx, directory, f"from-{(ctx.checkpoint or {}).get('execution')}", name)
+    ctx.progress(0.25, "a quarter", checkpoint={"execution": ctx.job.execution})
+    ctx.progress(0.5, "half")
+
+
+def _go_wrong(then: str) -> None:
+    if then in ("raise", "transaction"):
+        raise ValueError("as asked")
+    if then == "retry":
+        raise Retry(after=0)
+    if then == "snooze":
+        raise Snooze(0)
+
+
+@app.task(backoff=_SOON, max_attempts=3)
+def tell(ctx: Context, directory: str, name: str, then: str = "") -> None:
+    """Say how far it is; in the first execution, go on as asked."""
+    _tell(ctx, directory, name)
+    if ctx.job.failures == 0 and ctx.job.execution == 1:
+        _go_wrong(then)
+        if then == "wait":
+            wait_for_gate(directory, name)
+        if then == "say more and die":
+            wait_for_gate(directory, name)
+            ctx.progress(0.75, checkpoint={"execution": "1-later"})
+            os.kill(os.getpid(), signal.SIGKILL)
+        if then == "cooperate":
+            ctx.wait_cancelled(60)
+            ctx.raise_if_cancelled()
+    elif then == "transaction":
+        with ctx.transaction():
+            wait_for_gate(directory, name)
+            ctx.progress(1, "all but committed")
+
+
+@app.task(backoff=_SOON, max_attempts=3)
+async def tell_async(ctx: Context, directory: str, name: str, then: str = "") -> None:
+    """As `tell`, on the event loop."""
+    _tell(ctx, directory, name)
+    if ctx.job.failures == 0 and ctx.job.execution == 1:
+        _go_wrong(then)
+        if then == "wait":
+            await wait_for_gate_async(directory, name)
+    elif then == "transaction":
+        async with ctx.transaction_async():
+            await wait_for_gate_async(directory, name)
+            ctx.progress(1, "all but committed")
+
+
+@app.task(max_attempts=1)
+def give_up(ctx: Context, directory: str, name: str) -> None:
+    """Say how far it is, and fail for good unless there is a checkpoint."""
+    _tell(ctx, directory, name)
+    if ctx.checkpoint is None:
+        raise ValueError("as asked")
+
+
+@app.task
+def chatter(ctx: Context, directory: str, name: str) -> None:
+    """Say how far it is as often as can be, until the gate opens."""
+    while not Path(directory, name).exists():
+        for part in range(10_000):
+            ctx.progress(part / 10_000, "still", checkpoint={"part": part})
+
+
+@app.task
+def fill(ctx: Context, directory: str, size: int) -> str:
+    """Return so many bytes of JSON."""
+    return "x" * (size - 2)

@@ -151,6 +151,12 @@ WITNESSED: Mapping[str, str] = {
           and e.execution > (select max(execution) from pgworker.job_executions as c
                              where c.job_id = cancelled.job_id and c.outcome = 'cancelled')
     """,
+    "nothing is kept of what jobs said that have ended for good": """
+        select job_id, execution from pgworker.job_progress as said
+        where not exists (select from pgworker.job_queue as q where q.job_id = said.job_id)
+          and not exists (select from pgworker.job_leases as lease where said.job_id = any (lease.job_ids))
+          and not exists (select from pgworker.dead_letter_jobs as dead where dead.job_id = said.job_id)
+    """,
     "I6: an effect happened if and only if its execution succeeded, once": """
         select job_id, execution, effects, outcome
         from (select job_id, execution, count(*) as effects from chaos.effect group by job_id, execution) as effect

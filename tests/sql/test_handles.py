@@ -30,8 +30,10 @@ from pgworker import (
     WaitTimeout,
 )
 from pgworker.lifecycle.dead_letters import requeue_dead_letters
+from pgworker.lifecycle.progress import save_progress
 from pgworker.lifecycle.settle import Next
 from pgworker.model.payload import MAX_RESULT_BYTES, describe_error, encode_result
+from pgworker.model.progress import say
 from pgworker.model.state import Outcome
 from tests.sql.actors import Connect, Monitor, Worker
 
@@ -286,3 +288,22 @@ def test_handles_of_a_bulk_are_in_order_and_each_waits_for_its_own(
         result = f'{{"number": {number}, "at": "2030-01-01T00:00:00Z"}}'
         worker.settle(lease.settlement(number + 1, number + 1, result=result))
     assert [handle.wait(LONG).number for handle in handles] == list(range(50))
+
+
+# -- progress
+
+
+def test_a_handle_tells_how_far_its_job_is(app: App, task: Task[..., Any], worker: Worker) -> None:
+    job = task.enqueue(42)
+    assert job.progress() is None
+    held = worker.claim()
+    save_progress(worker.connection, held.lease_id, {1: say(job.id, 0.4, "packed", {"lines": 4})})
+    seen = job.progress()
+    assert seen is not None
+    assert (seen.execution, seen.fraction, seen.message, seen.checkpoint) == (1, 0.4, "packed", {"lines": 4})
+    assert seen.updated_at.tzinfo is not None
+    assert asyncio.run(app.job(job.id).progress_async()) == seen
+    assert worker.settle(held.settlement())
+    assert job.progress() is None
+    with pytest.raises(JobNotFound):
+        app.job(NOBODY).progress()

@@ -70,6 +70,10 @@ PLANTED = [
     ),
     ("I5: executions of a job never overlap", execution("done", 2, "succeeded", ago="1 minute")),
     (
+        "nothing is kept of what jobs said that have ended for good",
+        "insert into pgworker.job_progress values (%(done)s, 1, 0.5, '', null, now())",
+    ),
+    (
         "I6: an effect happened if and only if its execution succeeded, once",
         "insert into chaos.effect values (%(done)s, 1)",
     ),

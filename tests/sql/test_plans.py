@@ -22,8 +22,10 @@ from pgworker.inspection.queues import Count, find_unserved
 from pgworker.inspection.results import find_results
 from pgworker.lifecycle.cancel import cancel_waiting
 from pgworker.lifecycle.claim import Lanes, find_below_floor, find_dry_lanes, floor_of
+from pgworker.lifecycle.progress import forget_progress, save_progress
 from pgworker.lifecycle.release import release_jobs
 from pgworker.lifecycle.settle import Next, check_settled
+from pgworker.model.progress import say
 from pgworker.model.selection import JobFilter
 from pgworker.model.state import Outcome, Status
 from tests.sql.actors import Connect, Monitor, Worker, ask, enqueue
@@ -386,6 +388,39 @@ def test_all_that_can_happen_to_a_batch_reads_its_own_jobs_and_executions_only_w
     admin.execute(HISTORY, [ROWS])
     scans = whole_life(worker, monitor, BATCH)
     assert_reads_no_more_than(scans, rows=20 * BATCH, buffers=60 * BATCH)
+
+
+def progress_of(scans: list[Scan]) -> tuple[float, int]:
+    """Rows and buffers that were read of what jobs had said."""
+    seen = [scan for scan in scans if scan.relation == "job_progress"]
+    return sum(scan.rows for scan in seen), sum(scan.buffers for scan in seen)
+
+
+def test_jobs_that_say_nothing_read_nothing_of_what_others_said_and_a_retry_its_own_row_only(connect: Connect) -> None:
+    admin, worker = connect(), Worker(connect())
+    plain(admin)
+    worker.connection.prepare_threshold = 0
+    for _ in range(TIMES_TO_PREPARE):
+        worker.settle(worker.claim(BATCH).settlement(1, 0, ends=True))
+    admin.execute(
+        "insert into pgworker.job_progress select gen_random_uuid(), 1, 0, '', null, now() from generate_series(1, %s)",
+        [ROWS],
+    )
+    enqueue(admin, BATCH)
+    with explained(worker.connection) as scans, worker.connection.transaction():
+        held = worker.claim(BATCH)
+        worker.settle(held.settlement(1, BATCH // 2))
+        worker.settle(held.settlement(BATCH // 2 + 1, outcome=Outcome.FAILED, then=Next.REQUEUE))
+    assert scans
+    assert progress_of(scans) == (0, 0)
+    with explained(worker.connection) as scans, worker.connection.transaction():
+        again = worker.claim(BATCH)
+        save_progress(worker.connection, again.lease_id, {1: say(again.ids[0], 0.5, "", None)})
+        forget_progress(worker.connection, again.ids)
+    rows, buffers = progress_of(scans)
+    assert rows == 1
+    assert buffers <= 10 * BATCH
+    assert_reads_no_more_than(scans, rows=10 * BATCH, buffers=40 * BATCH)
 
 
 @pytest.mark.parametrize("analyzed", ["never", "empty", "full"])

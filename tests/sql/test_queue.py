@@ -14,6 +14,7 @@ import pytest
 from psycopg import Connection
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from pgworker import App
 from pgworker.app.leases import ClaimedJob
 from pgworker.app.queue import PostgresQueue
 from pgworker.errors import Discard, Retry, Snooze
@@ -23,6 +24,12 @@ from pgworker.linux.board import Board
 from pgworker.model.job import JobRequest
 from tests.sql.actors import DEADLINE, Connect, Monitor, ask, ended, enqueue, leases, statuses, waiting
 from tests.sql.invariants import STORED, offences
+
+APP = App()
+
+
+@APP.task(name="t")
+def nothing() -> None: ...
 
 
 class Owner:
@@ -36,7 +43,7 @@ class Owner:
         self.row = self.board.rows[0]
         self.row.reset(uuid4(), 0)
         self.queue = PostgresQueue(
-            self.connection, row=self.row, floors=self.board.floors, lanes=lanes, tasks=["t"], lease_ttl=ttl
+            self.connection, row=self.row, floors=self.board.floors, lanes=lanes, tasks=APP.tasks, lease_ttl=ttl
         )
 
     def connection(self) -> Connection[Any]:
@@ -386,7 +393,7 @@ def test_a_queue_claims_nothing_while_it_holds_as_many_leases_as_its_row_shows(
     enqueue(db, 10)
     held = [owner.claim(1) for _ in range(owner.row.leases_limit)]
     assert all(held)
-    with pytest.raises(RuntimeError, match="nobody has said how they ended"):
+    with pytest.raises(ValueError, match="have not ended yet"):
         owner.claim(1)
     assert len(leases(db)) == owner.row.leases_limit
     owner.queue.succeed(held[1][0])

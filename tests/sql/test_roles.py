@@ -62,7 +62,7 @@ RIGHTS: dict[str, dict[str, str]] = {
         "schema_migrations": "select",
         "job_status": "select",
         "executions": "select",
-        "job_progress": "select",
+        "job_progress": "select delete",
         "dead_letter_hooks": "select",
         "served_tasks": "select",
     },

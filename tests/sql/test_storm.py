@@ -19,9 +19,11 @@ from psycopg import Connection
 from pgworker.errors import LeaseLost
 from pgworker.lifecycle.cancel import cancel_job
 from pgworker.lifecycle.claim import ClaimedRow
+from pgworker.lifecycle.progress import forget_progress, save_progress
 from pgworker.lifecycle.release import release_jobs
 from pgworker.lifecycle.renew import renew_leases
 from pgworker.lifecycle.settle import Ended, Next, Settlement, check_settled, is_settled, settle_jobs
+from pgworker.model.progress import say
 from pgworker.model.state import CancelAnswer, Outcome
 from tests.sql.actors import Connect, Held, Monitor, Worker, ask, enqueue, settle
 from tests.sql.invariants import STORED, WITNESSED, WITNESSES, offences
@@ -176,6 +178,7 @@ class Claimer(Actor):
 
     def step(self, held: Held, first: int, last: int) -> int:
         """Settle one group, or one job in its own transaction; the position after it."""
+        self.say(held, first)
         if held.rows[first - 1].task == "effect":
             self.run_in_transaction(held, first, first == last)
             return first + 1
@@ -185,6 +188,19 @@ class Claimer(Actor):
         runs = [self.run_job(row) for row in held.rows[first - 1 : upto]]
         self.settle(Settlement(held.lease_id, first, runs, upto == last))
         return upto + 1
+
+    def say(self, held: Held, first: int) -> None:
+        """Some jobs say how far they are, from here on, though it may not be theirs to say any more."""
+        spoken = [(position, row) for position, row in enumerate(held.rows[first - 1 :], first) if self.happens(0.2)]
+        said = {position: say(row.job_id, 0.5, "", {"from": row.execution}) for position, row in spoken}
+        save_progress(self.connection, held.lease_id, said)
+
+    def record(self, cursor: psycopg.Cursor[Any], settlement: Settlement) -> bool:
+        """As the clerk does: what jobs that end had said goes in the same transaction."""
+        with self.connection.transaction():
+            is_new = settle(cursor, settlement)
+            forget_progress(self.connection, [run.job_id for run in settlement.executions])
+        return is_new
 
     def run_job(self, row: ClaimedRow) -> Ended:
         started_ns = time.monotonic_ns()
@@ -201,7 +217,7 @@ class Claimer(Actor):
     def settle(self, settlement: Settlement) -> None:
         if self.happens(0.05):
             self.connection.execute("begin")
-            settle(self.connection.cursor(), settlement)
+            self.record(self.connection.cursor(), settlement)
             self.lose_reply()
         elif self.happens(0.02):
             with self.connection.transaction(force_rollback=True):
@@ -210,7 +226,7 @@ class Claimer(Actor):
         if self.happens(0.3):
             self.settle_and_claim(cursor, settlement)
         else:
-            self.check(cursor, settlement, settle(cursor, settlement))
+            self.check(cursor, settlement, self.record(cursor, settlement))
         if self.happens(0.05):
             assert not settle(cursor, settlement) or not settlement.ended
             check_settled(cursor, settlement)
@@ -219,6 +235,7 @@ class Claimer(Actor):
         """One trip, as the clerk makes it."""
         with self.connection.pipeline():
             settle_jobs(cursor, settlement, time.monotonic_ns())
+            forget_progress(self.connection, [run.job_id for run in settlement.executions])
             held = self.claim(self.dice.randint(1, 30), 60, uuid4())
             settled = is_settled(cursor, settlement)
         if held:
@@ -249,6 +266,10 @@ class Claimer(Actor):
                     if not settle(handler.cursor(), settlement):
                         raise LeaseLost
                 self.ledger.acknowledged.append((row.job_id, row.execution, held.lease_id))
+                if self.happens(0.1):  # and with us what we know of who has said anything
+                    self.die()
+                    raise LeaseLost
+                forget_progress(self.connection, [row.job_id])
                 if is_last:
                     settle(self.connection.cursor(), Settlement(held.lease_id, position + 1, [], ends_lease=True))
                 return

@@ -1,5 +1,5 @@
 -- What running jobs say of themselves: how far they are, and a checkpoint that their next execution begins from. One row
--- per job that says so, updated in place at most once a second per worker, deleted when the job has ended for good. Its
+-- per job that says so, updated in place about once a second, deleted when the job has ended for good. Its
 -- own table, so that it weighs nothing on jobs that say nothing.
 
 create table pgworker.job_progress (

@@ -19,6 +19,8 @@ with gone as (
 ), recorded as (
     insert into pgworker.job_executions (job_id, finished_at, execution, outcome, failures, cause)
     select job_id, clock_timestamp(), execution, 'cancelled', failures, %(cause)s::text from gone
+), forgotten as (
+    delete from pgworker.job_progress p using gone where p.job_id = gone.job_id
 )
 select count(*) over (), queue, priority, run_at::text, job_id
 from gone

@@ -6,5 +6,7 @@ with gone as (
     insert into pgworker.job_executions (job_id, finished_at, execution, outcome, failures, cause)
     select gone.job_id, clock_timestamp(), gone.execution + 1, 'cancelled', gone.failures, 'dead letter discarded'
     from gone cross join lateral (select id from pgworker.jobs where jobs.id = gone.job_id offset 0) as job
+), forgotten as (
+    delete from pgworker.job_progress p using gone where p.job_id = gone.job_id
 )
 select job_id from gone

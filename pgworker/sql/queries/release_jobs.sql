@@ -38,6 +38,8 @@ with lease as materialized (
     select back.job_id, lease.worker_id, clock_timestamp(), back.execution, 'cancelled', back.failures
     from back, lease where back.is_cancelled
     on conflict (job_id, execution) do nothing
+), forgotten as (
+    delete from pgworker.job_progress p using back where back.is_cancelled and p.job_id = back.job_id
 )
 select answer.is_busy, lane.queue, lane.priority, lane.run_at, lane.job_id, lane.jobs, lane.told
 from (select not exists (select from lease)
