@@ -88,6 +88,7 @@ class Shell:
         self._environment = {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "LC_ALL": "C.UTF-8",
+            "MYPYPATH": str(ROOT),  # mypy can't follow an editable install of setuptools
             "PGWORKER_PG_BINDIR": os.environ.get("PGWORKER_TEST_PG_BINDIR", ""),
         }
 
