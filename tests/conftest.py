@@ -23,6 +23,10 @@ from pgworker.db.scratch import name_of, scratch_database, scratch_directory
 _numbers = itertools.count(1)
 
 
+collect_ignore = ["acceptance/shop"]
+"""A project of its own, with tests of its own: `acceptance/test_shop.py` runs them there."""
+
+
 @pytest.fixture(scope="session")
 def binaries() -> Path | None:
     """PostgreSQL's binaries as the environment asks for, or None for the default."""
