@@ -292,7 +292,7 @@ def test_term_lets_the_running_job_end_and_leaves_nothing_leased(
     query, port, gate = asks(connect()), free_port(), tmp_path / "gate"
     pool = start_pool("--dsn", dsn, "-w", "2", "--metrics-listen", f"127.0.0.1:{port}")
     with psycopg.connect(dsn) as connection:
-        running = tasks.wait.using(connection).enqueue(str(gate))
+        running = tasks.wait.using(connection).enqueue(str(gate)).id
     pool.wait_for_log("the pool is ready")
     eventually(lambda: value(scrape(port), "pgworker_jobs_running") == 1, "the job runs")
     eventually(lambda: fetch(port, "/readyz")[0] == 200, "a pool that is ready")
@@ -348,7 +348,7 @@ def test_readyz_follows_the_database_and_the_log_gets_a_line_a_second_while_it_i
         eventually(lambda: fetch(port, "/readyz")[0] == 200, "a pool that is ready")
         with psycopg.connect(server.dsn) as connection:
             soon = tasks.add.options(run_at=datetime.now().astimezone() + timedelta(seconds=1)).using(connection)
-            due_meanwhile = soon.enqueue(1, 1)
+            due_meanwhile = soon.enqueue(1, 1).id
         server.stop()
         eventually(lambda: fetch(port, "/readyz")[0] == 503, "a pool that is not ready", within=3)
         eventually(lambda: len(complaints(pool)) >= 5, "complaints")
@@ -356,7 +356,7 @@ def test_readyz_follows_the_database_and_the_log_gets_a_line_a_second_while_it_i
         server = embedded.start(directory, options={"fsync": "off"}, binaries=binaries)
         eventually(lambda: fetch(port, "/readyz")[0] == 200, "a pool that is ready again")
         with psycopg.connect(server.dsn, autocommit=True) as connection:
-            enqueued_after = tasks.add.using(connection).enqueue(2, 2)
+            enqueued_after = tasks.add.using(connection).enqueue(2, 2).id
             query = asks(connection)
             for job in (due_meanwhile, enqueued_after):
                 eventually(lambda job=job: query("select pgworker.job_status(%s)", job) == [("succeeded",)], "both ran")  # type: ignore[misc]
@@ -390,7 +390,7 @@ def test_a_private_postgresql_that_is_killed_starts_again_and_ends_with_its_pool
     dsn = embedded.dsn(directory / ".pgworker")
     with psycopg.connect(dsn) as connection:
         soon = tasks.add.options(run_at=datetime.now().astimezone() + timedelta(seconds=1))
-        job = soon.using(connection).enqueue(1, 1)
+        job = soon.using(connection).enqueue(1, 1).id
     second = start_pool(*private, cwd=directory)
     assert second.wait() == 78
     assert f"a server is already running in {directory / '.pgworker'}" in second.log()

@@ -150,5 +150,7 @@ def _command(dsn: str, app: str, settings: dict[str, object]) -> list[str]:
 
 
 def _flag(name: str, value: object) -> list[str]:
+    if name == "queues" and isinstance(value, list):
+        return [word for queue in value for word in ("--queue", str(queue))]
     flag = f"--{name.replace('_', '-')}"
     return [flag] if value is True else [flag, str(value)]
