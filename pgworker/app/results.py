@@ -194,8 +194,8 @@ class _Waiter:
                 elif wait.ends <= now and result is None:
                     self._end(wait, self.timeout(wait.job_id))
                 else:
-                    # A second look makes sure that it isn't there: TRUNCATE, which puts jobs of an old partition
-                    # elsewhere and back, empties a table for snapshots from before it too.
+                    # A second look makes sure that it isn't there: jobs that outlive their day are copied into
+                    # another table, where snapshots from before that don't see them.
                     wait.was_missing = result is not None
                     wait.due = now if wait.was_missing else min(wait.ends, next_look(now, wait.begun))
 

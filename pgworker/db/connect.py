@@ -157,7 +157,8 @@ _ENCRYPTION = _Cause(ConfigurationError, "Check sslmode, sslrootcert and sslcert
 _FORBIDDEN = _Cause(
     ConfigurationError,
     "Grant the DSN's role what it lacks (connect and, to migrate, create on the database; "
-    "in the schema pgworker the rights of pgworker_enqueuer, pgworker_worker or pgworker_admin), or name another role.",
+    "in the schema pgworker the rights of pgworker_enqueuer, pgworker_worker or pgworker_admin; the first of them "
+    "only enqueues), or name another role.",
 )
 _CLOSED_SOCKET = _Cause(ConfigurationError, "Run this as the user who runs the server, or connect by TCP.")
 _NOT_MIGRATED = _Cause(SchemaError, "Run `pgworker migrate`.")

@@ -227,7 +227,7 @@ class Row:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the worker has imported its app and reached the database."""
+        """Whether the worker has its app, its start hooks have run, and it is about to claim."""
         return self._words[self._at + _READY] == 1
 
     def set_ready(self) -> None:

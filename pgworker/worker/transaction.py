@@ -38,6 +38,7 @@ class Settleable(Protocol):
     claimed: ClaimedJob
     started_ns: int
     is_settled: bool
+    has_ended: bool
 
     @property
     def must_end(self) -> bool:
@@ -113,6 +114,7 @@ class JobTransactions:
 
         def begin() -> tuple[Connection[Any], ExitStack]:
             connection = self._connected()
+            refuse_after_the_end(execution)
             self._is_used = True
             with ExitStack() as begun:
                 begun.enter_context(connection.transaction())
@@ -184,6 +186,13 @@ def lease_is_gone(settlement: Settlement) -> LeaseLost:
     return LeaseLost(
         f"the lease {settlement.lease_id} is gone: another worker has this job, its transaction is rolled back"
     )
+
+
+def refuse_after_the_end(execution: Settleable) -> None:
+    """A thread or task that the handler has left behind would begin inside the transaction of the slot's next job, and
+    have that one work for its own org."""
+    if execution.has_ended:
+        raise RuntimeError("the job has ended, and its slot's connection is another job's: wait for what you start")
 
 
 def raise_if_it_must_end(execution: Settleable, error: BaseException) -> None:

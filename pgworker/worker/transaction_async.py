@@ -24,6 +24,7 @@ from pgworker.worker.transaction import (
     leave_if_forked,
     log_found_commit,
     raise_if_it_must_end,
+    refuse_after_the_end,
     settings_of,
     settlement_of,
 )
@@ -94,6 +95,7 @@ class AsyncJobTransactions:
 
         async def begin() -> tuple[AsyncConnection[Any], AsyncExitStack]:
             connection = await self._connected()
+            refuse_after_the_end(execution)
             self._is_used = True
             async with AsyncExitStack() as begun:
                 await begun.enter_async_context(connection.transaction())
