@@ -64,6 +64,7 @@ TASKS = blocks("Tasks", "python")
 ((WITH_SLOTS,),) = commands("Slots")
 (QUEUES,) = commands("Queues")
 (CANCEL,) = commands("Cancel")
+(FROM_PYTHON,) = blocks("Cancel", "python")
 (LIMITED,) = commands("Isolation and limits")
 (PRUNE,) = commands("Retention")
 (HANDLES,) = blocks("Handles and results", "python")
@@ -73,7 +74,7 @@ CONFTEST, TESTS = blocks("Test your app", "python")
 TRIED = (
     *(APP, *EMBEDDED, *LOOK, *OWN, ENQUEUE, SQL),
     *(MAKE_ROLES, COUNT_ORDERS, LOGINS, ORDERS, IN_AN_ORG),
-    *(*TASKS, REFUND, WITH_SLOTS, *QUEUES, *CANCEL),
+    *(*TASKS, REFUND, WITH_SLOTS, *QUEUES, *CANCEL, FROM_PYTHON),
     *(*LIMITED, *PRUNE, HANDLES, QUEUE, SQLALCHEMY, DJANGO, CONFTEST, TESTS),
 )
 
@@ -339,6 +340,14 @@ def test_jobs_are_cancelled_by_id_and_by_what_they_have_in_common(shell: Shell, 
     by_id, by_org, by_age = (shell.run(line) for line in CANCEL)
     assert by_id == "cancelled: it waited, and will never run\n"
     assert (by_org, by_age) == ("cancelled 1, asked to stop 0\n", "cancelled 0, asked to stop 0\n")
+
+
+def test_queues_and_jobs_are_ruled_from_python_too(shell: Shell, dsn: str) -> None:
+    shell.run(f"export PGWORKER_DSN={shlex.quote(dsn)}")
+    for options in ("-q mail", "-q mail", "--org acme"):
+        shell.run(f"pgworker enqueue shop.greet {options}")
+    program = f"from shop import app\n\n{FROM_PYTHON}"
+    assert shell.run(f"python -c {shlex.quote(program)}") == "2\n1\n"
 
 
 def test_handles_and_both_recipes_do_what_they_say(shell: Shell, blank_dsn: str) -> None:
