@@ -23,6 +23,11 @@ from pgworker.db.scratch import name_of, scratch_database, scratch_directory
 _numbers = itertools.count(1)
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Most tests wait for most of their time: for processes to start, leases to end, backoffs to pass."""
+    return 2 * (os.cpu_count() or 1)
+
+
 collect_ignore = ["acceptance/shop"]
 """A project of its own, with tests of its own: `acceptance/test_shop.py` runs them there."""
 
