@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 from uuid import UUID
 
 from pgworker.lifecycle.claim import ClaimedRow
@@ -113,8 +114,7 @@ class HeldLease:
         return not self.is_going_back and len(self.ended) >= self.count
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimedJob:
+class ClaimedJob(NamedTuple):
     """A job to run: its row, and its place in a lease."""
 
     lease: HeldLease

@@ -32,7 +32,7 @@ from pgworker.model.state import Outcome
 from pgworker.observe.logs import fields, logger
 from pgworker.testing.clock import Clock
 from pgworker.testing.execution import LEASE_TTL, WatchedExecution
-from pgworker.worker.execution import Sayings, SlotTransactions
+from pgworker.worker.execution import Sayings, Slot, SlotTransactions
 from pgworker.worker.loop import end_left_behind
 from pgworker.worker.transaction import JobTransactions, leave_if_forked
 from pgworker.worker.transaction_async import AsyncJobTransactions
@@ -185,16 +185,8 @@ class _Worker:
         row.show_started(claimed.lease.entry, claimed.position)
         sayings: Sayings = {}
         is_async = self._tasks[claimed.row.task].is_async
-        execution = WatchedExecution(
-            claimed,
-            row,
-            0,
-            is_async,
-            self._transactions,
-            self._state,
-            sayings,
-            self._app.org_config,
-        )
+        slot = Slot(0, row, self._transactions, self._state, sayings, self._app.org_config)
+        execution = WatchedExecution(claimed, slot, is_async)
         execution.watch(self._connection)
         ended, error = self._call(execution, is_async=is_async)
         for said in sayings.values():

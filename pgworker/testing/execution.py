@@ -28,12 +28,13 @@ class WatchedExecution(Execution):
 
     @property
     def reason(self) -> CancelReason:
-        found = self._row.cancel_reason(self._slot, self._sequence)
-        run = self._row.run(self._slot)
+        row, index = self._slot.row, self._slot.index
+        found = row.cancel_reason(index, self._sequence)
+        run = row.run(index)
         if found is CancelReason.NONE and run is not None and run.sequence == self._sequence:
             found = self._look()
             if found is not CancelReason.NONE:
-                self._row.ask_cancel(run, found)
+                row.ask_cancel(run, found)
         return found
 
     def _look(self) -> CancelReason:

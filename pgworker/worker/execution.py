@@ -46,19 +46,26 @@ class SlotTransactions:
     on_loop: AsyncJobTransactions
 
 
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """What a slot has for every execution in it."""
+
+    index: int
+    row: Row
+    transactions: SlotTransactions
+    state: SimpleNamespace
+    sayings: Sayings
+    org_config: OrgConfig | None
+
+
 class Execution:
     """From its start, shown on the board, to its end."""
 
     __slots__ = (
         "_deadline_ns",
         "_is_async",
-        "_org_config",
-        "_row",
-        "_sayings",
         "_sequence",
         "_slot",
-        "_state",
-        "_transactions",
         "claimed",
         "context",
         "has_ended",
@@ -66,34 +73,19 @@ class Execution:
         "started_ns",
     )
 
-    def __init__(
-        self,
-        claimed: ClaimedJob,
-        row: Row,
-        slot: int,
-        is_async: bool,
-        transactions: SlotTransactions,
-        state: SimpleNamespace,
-        sayings: Sayings,
-        org_config: OrgConfig | None,
-    ) -> None:
+    def __init__(self, claimed: ClaimedJob, slot: Slot, is_async: bool) -> None:
         """Made in the thread that will run it, the event loop's if it `is_async`."""
-        self._sayings = sayings
-        self._org_config = org_config
         self.claimed = claimed
-        self._row = row
         self._slot = slot
         self._is_async = is_async
-        self._transactions = transactions
-        self._state = state
         self.context: Context | None = None
         self.is_settled = False
         self.has_ended = False
         timeout_ms = claimed.row.timeout_ms
         self.started_ns = started_ns = time.monotonic_ns()
         self._deadline_ns = min(_FAR_AWAY_NS, started_ns + timeout_ms * 1_000_000) if timeout_ms else 0
-        self._sequence = row.start_run(
-            slot,
+        self._sequence = slot.row.start_run(
+            slot.index,
             claimed.lease.entry,
             claimed.position,
             started_ns,
@@ -104,7 +96,7 @@ class Execution:
 
     @property
     def reason(self) -> CancelReason:
-        return self._row.cancel_reason(self._slot, self._sequence)
+        return self._slot.row.cancel_reason(self._slot.index, self._sequence)
 
     def call(self, tasks: dict[str, Task[..., Any]]) -> Any:
         """Run the handler; whatever it raises comes through."""
@@ -127,7 +119,7 @@ class Execution:
     def end(self) -> None:
         """The handler runs no more."""
         self.has_ended = True
-        self._row.end_run(self._slot, self._sequence)
+        self._slot.row.end_run(self._slot.index, self._sequence)
 
     # -- what is recorded
 
@@ -192,8 +184,8 @@ class Execution:
             position=self.claimed.position,
             deadline_ns=self._deadline_ns,
             cancel_reason=lambda: self.reason,
-            state=self._state,
-            org_config=self._org_config,
+            state=self._slot.state,
+            org_config=self._slot.org_config,
             transaction=self._transaction,
             transaction_async=self._transaction_async,
             progress=self._progress,
@@ -204,17 +196,17 @@ class Execution:
     def _transaction(self) -> AbstractContextManager[Connection[Any]]:
         if self._is_async:
             raise RuntimeError("ctx.transaction() would block the event loop: `async with ctx.transaction_async()`")
-        return self._transactions.sync.open(self)
+        return self._slot.transactions.sync.open(self)
 
     def _transaction_async(self) -> AbstractAsyncContextManager[AsyncConnection[Any]]:
         if not self._is_async:
             raise RuntimeError("ctx.transaction_async() is for `async def` tasks: `with ctx.transaction()`")
-        return self._transactions.on_loop.open(self)
+        return self._slot.transactions.on_loop.open(self)
 
     def _progress(self, fraction: float, message: str, checkpoint: Mapping[str, Any] | None) -> None:
         said, place = say(self.claimed.row.job_id, fraction, message, checkpoint), self._place
-        before = self._sayings.get(place)  # the clerk may take it this moment: then its checkpoint is stored twice
-        self._sayings[place] = self.claimed, said.after(before[1] if before else None)
+        before = self._slot.sayings.get(place)  # the clerk may take it this moment: then its checkpoint is stored twice
+        self._slot.sayings[place] = self.claimed, said.after(before[1] if before else None)
 
     @property
     def _place(self) -> tuple[UUID, int]:

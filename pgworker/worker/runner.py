@@ -12,8 +12,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import NamedTuple
 
 from pgworker.app.app import App
 from pgworker.app.leases import ClaimedJob, HeldLease
@@ -23,12 +23,11 @@ from pgworker.linux.board import Row
 from pgworker.model.graces import Graces
 from pgworker.model.lease import lease_margin
 from pgworker.model.state import Outcome
-from pgworker.worker.execution import Execution, Sayings, SlotTransactions, end_for_a_bug
+from pgworker.worker.execution import Execution, Sayings, Slot, SlotTransactions, end_for_a_bug
 from pgworker.worker.loop import EventLoop
 
 
-@dataclass(frozen=True, slots=True)
-class FinishedJob:
+class FinishedJob(NamedTuple):
     """A job that ran. No `ended`: its own transaction has recorded it."""
 
     claimed: ClaimedJob
@@ -55,11 +54,11 @@ class Runner:
         self.said: Sayings = {}
         """What running jobs say of how far they are; taken by the clerk."""
         self._tasks = dict(app.tasks)
-        self._org_config = app.org_config
         self._row = row
+        self._slots = [
+            Slot(index, row, own, state, self.said, app.org_config) for index, own in enumerate(transactions)
+        ]
         self._start_within_ns = int((graces.lease_ttl - lease_margin(graces.lease_ttl)) * 1e9)
-        self._transactions = transactions
-        self._state = state
         self._lock = threading.Lock()  # taken as such: the condition's own methods are Python, and cost 0.2 µs a job
         self._arrived = threading.Condition(self._lock)
         self._free = list(range(row.slots - 1, -1, -1))
@@ -127,8 +126,8 @@ class Runner:
                 thread.join()
         if self._loop is not None:
             self._loop.join()
-        for transactions in self._transactions:
-            transactions.sync.close()
+        for slot in self._slots:
+            slot.transactions.sync.close()
 
     def _run_sync_jobs(self) -> None:
         freed: int | None = None
@@ -212,9 +211,7 @@ class Runner:
     # -- one job
 
     def _start(self, claimed: ClaimedJob, slot: int, *, is_async: bool) -> Execution:
-        execution = Execution(
-            claimed, self._row, slot, is_async, self._transactions[slot], self._state, self.said, self._org_config
-        )
+        execution = Execution(claimed, self._slots[slot], is_async)
         self.started_ns = execution.started_ns
         return execution
 
@@ -229,7 +226,7 @@ class Runner:
             ended = execution.failed(error, self._tasks)
         self._finish(execution, ended)
         if execution.context is not None:
-            self._transactions[slot].sync.reset()
+            self._slots[slot].transactions.sync.reset()
 
     async def run_async(self, execution: Execution, slot: int) -> None:
         try:
@@ -241,7 +238,7 @@ class Runner:
             ended = execution.failed(error, self._tasks)
         self._finish(execution, ended)
         if execution.context is not None:
-            await self._transactions[slot].on_loop.reset()
+            await self._slots[slot].transactions.on_loop.reset()
 
     def _finish(self, execution: Execution, ended: Ended) -> None:
         execution.end()
@@ -258,8 +255,8 @@ class Runner:
 
     async def close_async(self) -> None:
         """Close what belongs to the event loop."""
-        for transactions in self._transactions:
-            await transactions.on_loop.close()
+        for slot in self._slots:
+            await slot.transactions.on_loop.close()
 
     def _leave_if_forked(self, code: int) -> None:
         """A child that a handler has forked ends here: one step on, it would run this worker's jobs once more."""
