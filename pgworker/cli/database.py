@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +31,8 @@ def require_dsn(flag: str | None) -> str:
 def open_database(flag: str | None, command: str) -> Iterator[Connection]:
     """A connection in autocommit mode to a database with this package's schema. What goes wrong inside is explained."""
     dsn = require_dsn(flag)
+    # What the driver ignores on its way out after Ctrl-C would be printed, for want of a handler.
+    logging.getLogger("psycopg").addHandler(logging.NullHandler())
     import psycopg
 
     from pgworker.db.connect import check_schema, connect, explain
