@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from types import SimpleNamespace
-from typing import Any, Generic, TypeVar, cast, get_type_hints
+from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 
+from pgworker.app.signatures import resolve_annotation
 from pgworker.errors import InvalidResult
 from pgworker.model import pydantic_models
 from pgworker.model.payload import decode
@@ -55,9 +55,8 @@ def _return_type(function: Callable[..., Any]) -> object:
     annotations = getattr(plain, "__annotations__", {})
     if "return" not in annotations:
         return Any
-    holder = SimpleNamespace(__annotations__={"return": annotations["return"]})
     try:
-        return get_type_hints(holder, getattr(plain, "__globals__", {}), include_extras=True)["return"]
+        return resolve_annotation(annotations["return"], plain)
     except Exception:  # noqa: BLE001  an annotation is any expression
         return Any
 

@@ -71,14 +71,18 @@ def _parameters(function: Callable[..., Any], name: str) -> tuple[inspect.Parame
         raise RegistrationError(f"task {name}: its signature can't be read ({error}); wrap it in a `def`") from None
 
 
+def resolve_annotation(annotation: object, function: Callable[..., Any]) -> Any:
+    """The type that an annotation of this function means; whatever evaluating it raises, for it is any expression."""
+    holder = SimpleNamespace(__annotations__={"it": annotation})
+    return get_type_hints(holder, getattr(inspect.unwrap(function), "__globals__", {}), include_extras=True)["it"]
+
+
 def _hint(parameter: inspect.Parameter, function: Callable[..., Any], name: str) -> Any:
     """The annotation as a type; Any if there is none. Each by itself: a name that is missing elsewhere is no matter."""
     if parameter.annotation is inspect.Parameter.empty:
         return Any
-    holder = SimpleNamespace(__annotations__={parameter.name: parameter.annotation})
-    known = getattr(inspect.unwrap(function), "__globals__", {})
     try:
-        return get_type_hints(holder, known, include_extras=True)[parameter.name]
+        return resolve_annotation(parameter.annotation, function)
     except Exception as error:  # noqa: BLE001  an annotation is any expression
         raise RegistrationError(
             f"task {name}: the annotation {shown(parameter.annotation)} of parameter {parameter.name!r} can't be "
