@@ -79,7 +79,10 @@ class ExecutionRecord:
 
 @dataclass(frozen=True, slots=True)
 class ClaimRecord:
-    """Who holds a job: a worker claims several at a time and runs them in order of `position`, from 1 to `claimed`."""
+    """Who holds a job: a worker claims several at a time and runs them in order of `position`, from 1 to `claimed`.
+
+    `started_at` None: it had not started when its worker last beat.
+    """
 
     execution: int
     failures: int
@@ -95,6 +98,7 @@ class ClaimRecord:
     slot: int | None
     beat_at: datetime | None
     ended_how: str | None
+    started_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)

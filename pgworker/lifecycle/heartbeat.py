@@ -8,8 +8,13 @@ from typing import Any
 from uuid import UUID
 
 from psycopg import Connection
+from psycopg.types.json import Jsonb
 
+from pgworker.model.state import WorkerState
 from pgworker.sql.load import query
+
+MAX_RUNS = 100
+"""How many running jobs of one worker a heartbeat tells of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +28,37 @@ class PoolIdentity:
 
 
 @dataclass(frozen=True, slots=True)
+class RunningJob:
+    """A job that runs, by its place in a lease, positions from 1."""
+
+    lease_id: UUID
+    position: int
+    age_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """What a worker process does, and what it has used so far; None: not known."""
+
+    state: WorkerState | None = None
+    runs: tuple[RunningJob, ...] = ()
+    jobs_done: int = 0
+    uss_bytes: int | None = None
+    cpu_seconds: float | None = None
+
+    @property
+    def runs_as_json(self) -> Jsonb:
+        """Those that have run for longest."""
+        longest = sorted(self.runs, key=lambda run: -run.age_us)[:MAX_RUNS]
+        return Jsonb([{"lease": str(run.lease_id), "position": run.position, "age_us": run.age_us} for run in longest])
+
+
+_NOTHING = Activity()
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerProcess:
-    """A worker process: the place (`slot`) it has in its pool, and how long it has lived.
+    """A worker process: the place (`slot`) it has in its pool, how long it has lived, and what it does.
 
     `tasks_digest` is that of `announce_tasks`, 64 bits without a sign; 0: its app is not loaded yet.
     """
@@ -34,10 +68,11 @@ class WorkerProcess:
     slot: int
     age_us: int
     tasks_digest: int = 0
+    activity: Activity = _NOTHING
 
 
 def beat_workers(connection: Connection[Any], pool: PoolIdentity, workers: Sequence[WorkerProcess]) -> None:
-    """Say that these workers live, in one statement."""
+    """Say that these workers live, and what they do, in one statement."""
     connection.execute(
         query("beat_workers"),
         {
@@ -50,6 +85,11 @@ def beat_workers(connection: Connection[Any], pool: PoolIdentity, workers: Seque
             "slots": [worker.slot for worker in workers],
             "ages_us": [worker.age_us for worker in workers],
             "tasks_digests": [_signed(worker.tasks_digest) if worker.tasks_digest else None for worker in workers],
+            "states": [worker.activity.state and worker.activity.state.value for worker in workers],
+            "runs": [worker.activity.runs_as_json for worker in workers],
+            "jobs_done": [worker.activity.jobs_done for worker in workers],
+            "uss_bytes": [worker.activity.uss_bytes for worker in workers],
+            "cpu_seconds": [worker.activity.cpu_seconds for worker in workers],
         },
     )
 

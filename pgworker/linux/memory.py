@@ -12,7 +12,7 @@ _NO_LIMIT = 1 << 60  # v1 says "no limit" with a number near 2⁶³
 
 
 def private_bytes(proc: Path = PROC) -> int:
-    """What this process would give back if it ended (USS): not what it shares with its siblings.
+    """What this process, or that of another /proc/PID, would give back if it ended (USS): not what it shares.
 
     It walks the page tables, some milliseconds per GB: not for every job. proc(5), smaps_rollup; OSError without it.
     """

@@ -41,6 +41,19 @@ class Outcome(str, Enum):
         return self in (Outcome.FAILED, Outcome.TIMED_OUT, Outcome.CRASHED)
 
 
+class WorkerState(str, Enum):
+    """What a worker process does, as its heartbeats tell."""
+
+    STARTING = "starting"
+    """it imports its app, or its start hooks run"""
+    IDLE = "idle"
+    BUSY = "busy"
+    DRAINING = "draining"
+    """it claims nothing more, and ends with the last job that it has"""
+    PAUSED = "paused"
+    """it runs nothing, since its pool was told not to claim"""
+
+
 class CancelAnswer(str, Enum):
     """What a cancel achieved."""
 

@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-import psutil
 import psycopg
 import setproctitle
 from psycopg import Connection
@@ -33,6 +32,7 @@ from pgworker.linux.control import ControlChannel, Death, Shared
 from pgworker.linux.pidfd import kill_group
 from pgworker.model.retry import Backoff
 from pgworker.model.state import Outcome
+from pgworker.monitor.activity import Activities
 from pgworker.monitor.http import Pages
 from pgworker.monitor.partitions import Partitions
 from pgworker.monitor.reclaims import Reclaims
@@ -78,6 +78,7 @@ class Monitor:
         self._board = shared.board
         self._control = control
         self._lanes = Lanes.of(settings.queues)
+        self._activities = Activities(shared.board)
         self._metrics = PoolMetrics(version, self._gauges, lambda: self._board.is_paused)
         self._pool = PoolIdentity(pool_id, socket.gethostname(), process.boot_id(), settings.queues)
         self._renewals = Renewals(self._board, settings, self._metrics)
@@ -164,7 +165,14 @@ class Monitor:
         living = self._living()
         shown = {_shown(row) for row in living}
         workers = [
-            WorkerProcess(row.worker_id, row.pid, row.index, (now_ns - row.forked_ns) // 1000, row.tasks_hash)
+            WorkerProcess(
+                row.worker_id,
+                row.pid,
+                row.index,
+                (now_ns - row.forked_ns) // 1000,
+                row.tasks_hash,
+                self._activities.of(row, now_ns),
+            )
             for row in living
         ]
         if workers:
@@ -271,7 +279,11 @@ class Monitor:
     # -- what the pages say
 
     def _gauges(self) -> list[WorkerGauge]:
-        return [gauge for row in self._board.rows if (gauge := _gauge(row)) is not None]
+        return [
+            WorkerGauge(row.index, row.is_ready, len(row.runs()), usage.uss_bytes, usage.cpu_seconds)
+            for row in self._board.rows
+            if (usage := self._activities.usage(row)) is not None
+        ]
 
     def _is_healthy(self) -> bool:
         return time.monotonic_ns() - self._board.monitor_beat_ns < _STUCK * 1e9
@@ -285,21 +297,3 @@ class Monitor:
 def _shown(row: Row) -> tuple[UUID, int]:
     """What a beat tells of a worker that is news."""
     return row.worker_id, row.tasks_hash
-
-
-def _gauge(row: Row) -> WorkerGauge | None:
-    """None: no process is in this place."""
-    try:
-        worker = psutil.Process(row.pid) if row.pid else None
-        if worker is None:
-            return None
-        times = worker.cpu_times()
-        return WorkerGauge(
-            row.index,
-            is_ready=row.is_ready,
-            running=len(row.runs()),
-            uss_bytes=worker.memory_full_info().uss,
-            cpu_seconds=times.user + times.system,
-        )
-    except psutil.Error:  # it ended meanwhile
-        return None

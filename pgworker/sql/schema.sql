@@ -218,7 +218,13 @@ create table pgworker.worker_heartbeats (
     ended_at timestamp with time zone,
     ended_how text,
     tasks_digest bigint,
-    constraint worker_heartbeats_pkey PRIMARY KEY (worker_id)
+    state text,
+    runs jsonb not null default '[]'::jsonb,
+    jobs_done bigint not null default 0,
+    uss_bytes bigint,
+    cpu_seconds double precision,
+    constraint worker_heartbeats_pkey PRIMARY KEY (worker_id),
+    constraint worker_heartbeats_state_check CHECK ((state = ANY (ARRAY['starting'::text, 'idle'::text, 'busy'::text, 'draining'::text, 'paused'::text])))
 )
 with (vacuum_truncate=off, fillfactor=50);
 
@@ -938,7 +944,17 @@ comment on column pgworker.job_queue.execution is 'the number that the next exec
 
 comment on column pgworker.job_queue.failures is 'failures charged so far';
 
+comment on column pgworker.worker_heartbeats.cpu_seconds is 'CPU time it has used, as of the same look';
+
+comment on column pgworker.worker_heartbeats.jobs_done is 'executions that this process has ended, however they ended';
+
+comment on column pgworker.worker_heartbeats.runs is 'what ran at beat_at, the longest first, at most 100: [{"lease": uuid, "position": 1, "age_us": 1000}]';
+
+comment on column pgworker.worker_heartbeats.state is 'null: its monitor has not said, or is of an earlier release';
+
 comment on column pgworker.worker_heartbeats.tasks_digest is 'names the list in served_tasks; null: not known yet';
+
+comment on column pgworker.worker_heartbeats.uss_bytes is 'memory that it shares with no other process, looked at every 15 s';
 
 comment on column pgworker.worker_heartbeats.worker_id is 'one process incarnation: never a host name and a pid, which come back';
 

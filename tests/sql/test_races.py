@@ -13,6 +13,7 @@ import pytest
 from pgworker.errors import LeaseLost
 from pgworker.lifecycle.cancel import cancel_job
 from pgworker.lifecycle.dead_letters import discard_dead_letters, requeue_dead_letters
+from pgworker.lifecycle.heartbeat import WorkerProcess, beat_workers
 from pgworker.lifecycle.release import release_jobs
 from pgworker.lifecycle.renew import Renewal, renew_leases
 from pgworker.lifecycle.settle import Next, check_settled, is_settled, settle_jobs
@@ -20,6 +21,7 @@ from pgworker.model.state import CancelAnswer, Outcome
 from pgworker.sql.load import query
 from tests.sql.actors import (
     DEADLINE,
+    POOL,
     Blocked,
     Connect,
     Held,
@@ -312,20 +314,10 @@ def test_a_heartbeat_under_way_does_not_raise_the_dead(connect: Connect) -> None
     beat = "insert into pgworker.worker_heartbeats select %s, %s, 'host', 'boot', 1, 0, '{}', now(), now()"
     ask(monitor.connection, beat + " returning 1", worker.worker_id, uuid4())
     beating = connect()
-    parameters = {
-        "pool_id": uuid4(),
-        "host": "host",
-        "boot_id": "boot",
-        "queues": ["default"],
-        "worker_ids": [worker.worker_id],
-        "pids": [1],
-        "slots": [0],
-        "ages_us": [0],
-        "tasks_digests": [None],
-    }
     with monitor.connection.transaction():
         monitor.connection.execute("update pgworker.worker_heartbeats set ended_at = now(), ended_how = 'killed'")
-        beating_on = Blocked(beating, lambda: beating.execute(query("beat_workers"), parameters))
+        beats = [WorkerProcess(worker.worker_id, 1, 0, 0)]
+        beating_on = Blocked(beating, lambda: beat_workers(beating, POOL, beats))
     beating_on.answer()
     assert [lease.ended_how for lease in monitor.reclaimable()] == ["killed"]
 

@@ -12,11 +12,21 @@ import pytest
 from psycopg import Connection
 
 from pgworker.errors import JobNotFound, LeaseLost
+from pgworker.inspection.jobs import show_job
+from pgworker.inspection.workers import list_workers
 from pgworker.lifecycle.cancel import cancel_job
 from pgworker.lifecycle.claim import Lanes, find_below_floor, find_dry_lanes, floor_of
 from pgworker.lifecycle.dead_letters import discard_dead_letters, list_dead_letters, requeue_dead_letters
 from pgworker.lifecycle.enqueue import enqueue_jobs
-from pgworker.lifecycle.heartbeat import PoolIdentity, WorkerProcess, beat_workers, end_worker, forget_workers
+from pgworker.lifecycle.heartbeat import (
+    Activity,
+    PoolIdentity,
+    RunningJob,
+    WorkerProcess,
+    beat_workers,
+    end_worker,
+    forget_workers,
+)
 from pgworker.lifecycle.partitions import make_partitions
 from pgworker.lifecycle.reclaim import Findings, Reclaimed, reclaim_lease
 from pgworker.lifecycle.release import Returned, release_jobs
@@ -24,7 +34,7 @@ from pgworker.lifecycle.renew import Renewal, renew_leases
 from pgworker.lifecycle.settle import Next, Settlement, check_settled
 from pgworker.model.job import JobRequest
 from pgworker.model.retry import Backoff
-from pgworker.model.state import CancelAnswer, Outcome
+from pgworker.model.state import CancelAnswer, Outcome, WorkerState
 from tests.sql.actors import (
     AT_ONCE,
     POOL,
@@ -744,6 +754,41 @@ def test_heartbeats_keep_who_lives_and_how_the_others_ended(db: Connection[Any])
     assert ask(db, "select ended_at from pgworker.worker_heartbeats where worker_id = %s", one) == [ended_at]
     [age] = ask(db, "select beat_at - started_at from pgworker.worker_heartbeats where pid = 10")
     assert abs(age - timedelta(seconds=5)) < timedelta(seconds=1)
+
+
+def test_a_heartbeat_tells_what_a_worker_does_as_long_as_its_lease_has_not_ended(
+    db: Connection[Any], worker: Worker
+) -> None:
+    first, second = enqueue(db, 2, queue="mail", task="u")
+    held = worker.claim(queues=["mail"], tasks=["u"])
+    runs = RunningJob(held.lease_id, 2, 1_000_000), RunningJob(held.lease_id, 1, 9_000_000), RunningJob(uuid4(), 1, 5)
+    doing = Activity(WorkerState.BUSY, runs, jobs_done=7, uss_bytes=1 << 40, cpu_seconds=1.5)
+    busy_one = WorkerProcess(worker.worker_id, 10, 3, 0, activity=doing)
+    beat_workers(db, POOL, [busy_one, WorkerProcess(uuid4(), 11, 2, 0)])
+    silent, busy = list_workers(db)
+    assert (silent.slot, silent.state, silent.uss_bytes, silent.runs) == (2, None, None, ())
+    assert (busy.host, busy.slot, busy.pid, busy.state, busy.jobs_done) == ("host", 3, 10, "busy", 7)
+    assert (busy.uss_bytes, busy.cpu_seconds, busy.is_silent) == (1 << 40, 1.5, False)
+    assert [(run.job_id, run.task, run.queue, run.execution) for run in busy.runs] == [
+        (first, "u", "mail", 1),
+        (second, "u", "mail", 1),
+    ], "the longest first; of a lease that is gone nothing"
+    assert busy.runs[0].seconds - busy.runs[1].seconds == pytest.approx(8, abs=0.001)
+    claim = show_job(db, second).claim
+    assert claim is not None
+    assert claim.started_at is not None
+    assert claim.beat_at is not None
+    assert claim.beat_at - claim.started_at == timedelta(seconds=1)
+    assert worker.settle(held.settlement())
+    assert list_workers(db)[1].runs == ()
+
+
+def test_a_heartbeat_tells_of_the_hundred_jobs_that_have_run_for_longest(db: Connection[Any], worker: Worker) -> None:
+    runs = tuple(RunningJob(UUID(int=age), 1, age) for age in range(150))
+    beat_workers(db, POOL, [WorkerProcess(worker.worker_id, 1, 0, 0, activity=Activity(runs=runs))])
+    ages = "select array_agg((run->>'age_us')::int) from pgworker.worker_heartbeats, jsonb_array_elements(runs) run"
+    [told] = ask(db, ages)
+    assert told == list(range(149, 49, -1))
 
 
 def test_old_incarnations_are_forgotten_unless_a_lease_names_them(db: Connection[Any], worker: Worker) -> None:
