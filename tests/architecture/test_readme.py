@@ -40,7 +40,7 @@ THEIR_DSN = "postgresql://app@db.example/app"
 THEIR_PORT = "127.0.0.1:9464"
 
 
-SECTIONS = {title: text for title, _, text in (part.partition("\n") for part in README.split("\n## ")[1:])}
+SECTIONS = {title: text for title, _, text in (part.partition("\n") for part in re.split(r"\n###? ", README)[1:])}
 
 
 def blocks(section: str, language: str) -> list[str]:
@@ -59,7 +59,11 @@ EMBEDDED, LOOK, OWN = commands("The smallest app")
 ((MAKE_ROLES,),) = commands("Tenants and roles")
 (COUNT_ORDERS,) = blocks("Tenants and roles", "python")
 LOGINS, ORDERS, IN_AN_ORG = blocks("Tenants and roles", "sql")
-TASKS = blocks("Tasks", "python")
+TASKS = [
+    block
+    for section in ("Tasks", "Progress and checkpoints", "Worker hooks and middleware", "Dead-letter hooks", "Orgs")
+    for block in blocks(section, "python")
+]
 (REFUND,) = blocks("Slots", "python")
 ((WITH_SLOTS,),) = commands("Slots")
 (QUEUES,) = commands("Queues")
