@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
+from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, Concatenate, Protocol, TypeVar, overload
 from uuid import UUID
@@ -27,7 +28,8 @@ from pgworker.app.scope import org_scope
 from pgworker.app.signatures import is_async, read_signature
 from pgworker.app.targets import Target
 from pgworker.app.task import P, R, Sender, Task
-from pgworker.config.sources import resolve_dsn
+from pgworker.config.layers import Sources, dsn_of_environment, find_dsn
+from pgworker.config.sources import accept_dsn
 from pgworker.control.queues import pause_queues, resume_queues
 from pgworker.errors import ConfigurationError, InvalidFilter, RegistrationError
 from pgworker.lifecycle.cancel import CancelCounts, cancel_jobs
@@ -65,8 +67,8 @@ class Registrar(Protocol):
 class App:
     """The tasks of an application, each under its name.
 
-    `dsn` is what libpq takes, or `embedded:DIR`; without it PGWORKER_DSN or DATABASE_URL, read at first use. Nothing
-    is connected before a job is enqueued without a connection.
+    `dsn` is what libpq takes, or `embedded:DIR`; without it PGWORKER_DSN, PGWORKER_DSN_FILE or DATABASE_URL, or what
+    pgworker.toml says, read at first use. Nothing is connected before a job is enqueued without a connection.
 
     `require_org`: a job without an org can't be enqueued, and is given up if SQL or another app has enqueued it.
     `org_config`: a function of an org's id, whose answer is `ctx.org.config`. ConfigurationError for anything else.
@@ -76,6 +78,7 @@ class App:
         self, dsn: str | None = None, *, require_org: bool = False, org_config: OrgConfig | None = None
     ) -> None:
         self._given_dsn = dsn
+        self._dsn_of_files: str | None = None
         self._orgs = org_rules(require_org, org_config)
         self._tasks: dict[str, Task[..., Any]] = {}
         self._dead_letter_hooks: dict[str, DeadLetterHook] = {}
@@ -88,7 +91,11 @@ class App:
     @property
     def dsn(self) -> str:
         """Where the jobs are. ConfigurationError if nothing says so."""
-        found = resolve_dsn(self._given_dsn, os.environ)
+        if self._given_dsn is not None:
+            return accept_dsn(self._given_dsn, "the App's dsn")
+        found = dsn_of_environment(os.environ) or self._dsn_of_files
+        if found is None:
+            found = self._dsn_of_files = find_dsn(Sources(os.environ, Path()), is_strict=False)
         if found is None:
             raise ConfigurationError(
                 "no database is named: set PGWORKER_DSN (or DATABASE_URL), or write App(dsn=...); "

@@ -27,7 +27,7 @@ def bench() -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def drain(jobs: int, workers: int, dsn: str | None, as_json: bool) -> None:
     """Enqueue no-op jobs of about 100 bytes in bulk, then let a pool drain them."""
-    from pgworker.cli.start import start_pool
+    from pgworker.cli.pool import start_pool
 
     where = require_dsn(dsn)
     settings = PoolSettings(workers=workers, metrics_listen=None)

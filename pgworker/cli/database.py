@@ -4,27 +4,39 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from pgworker.config.sources import resolve_dsn
+from pgworker.cli.options import named_config
+from pgworker.config.layers import Sources, find_dsn
 from pgworker.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from pgworker.db.connect import Connection
 
 
+def sources(flags: Mapping[str, Any]) -> Sources:
+    """All that settings come from: these flags, the environment, the files of this directory or of --config."""
+    return Sources(os.environ, Path(), flags, named_config())
+
+
 def require_dsn(flag: str | None) -> str:
-    """The DSN of `--dsn` or the environment; ConfigurationError, with two ways out, if there is none."""
-    dsn = resolve_dsn(flag, os.environ)
+    """The DSN of `--dsn`, the environment or a file; ConfigurationError, with the ways out, if there is none."""
+    dsn = find_dsn(sources({"dsn": flag}))
     if dsn is None:
-        raise ConfigurationError(
-            "no database is named: give --dsn, or set PGWORKER_DSN or DATABASE_URL. "
-            "Without a PostgreSQL of your own, try `pgworker demo`, or `pgworker start --embedded`, "
-            "whose private server the other commands reach with --dsn embedded:.pgworker"
-        )
+        raise no_database()
     return dsn
+
+
+def no_database() -> ConfigurationError:
+    """What to raise when nothing names a database."""
+    return ConfigurationError(
+        "no database is named: give --dsn, set PGWORKER_DSN or DATABASE_URL, or write dsn or dsn_file into"
+        " pgworker.toml. Without a PostgreSQL of your own, try `pgworker demo`, or `pgworker start --embedded`,"
+        " whose private server the other commands reach with --dsn embedded:.pgworker"
+    )
 
 
 @contextmanager

@@ -28,7 +28,7 @@ def demo(directory: Path | None, keep: bool, workers: int | None) -> int:
     cancelled and a worker is killed; then it drains and is checked against a plain loop over the same files. The exit
     code is 0 only if nothing was lost, nothing was done twice and every death is explained.
     """
-    from pgworker.cli.start import start_pool
+    from pgworker.cli.pool import start_pool
     from pgworker.config.settings import PoolSettings
     from pgworker.demo.run import APP, DemoOptions, default_demo_workers, run_demo
 

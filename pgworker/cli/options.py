@@ -12,17 +12,17 @@ from uuid import UUID
 
 import click
 
-from pgworker.errors import InvalidFilter, InvalidJob
+from pgworker.config.kinds import parse_size, parse_time
+from pgworker.config.layers import CONFIG_VARIABLE
+from pgworker.errors import ConfigurationError, InvalidFilter, InvalidJob
 from pgworker.model.names import check_queue, check_task
 from pgworker.model.selection import JobFilter
 
+_CONFIG = "pgworker.config"
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
-_TIME = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?) ?([smhd]?)")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?([KMGTkmgt]?)(?:i?[Bb])?")
-
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+_Value = TypeVar("_Value")
 
 
 def whole_uuid(text: str) -> UUID:
@@ -45,18 +45,20 @@ def task_name(text: str) -> str:
 
 def time_span(text: str) -> float:
     """Seconds, of a number of them or of one with a unit: 30, 0.5, 30s, 5m, 1h, 2d."""
-    parts = _TIME.fullmatch(text.strip())
-    if parts is None:
-        raise click.BadParameter(f"{text!r} is no time: give seconds, or a number with s, m, h or d, such as 30s or 5m")
-    return float(parts[1]) * _SECONDS[parts[2] or "s"]
+    return as_option(parse_time, text)
 
 
 def byte_size(text: str) -> int:
     """Bytes, of a number of them or of one with a unit, each 1024 of the one before: 512M, 1.5G."""
-    parts = _SIZE.fullmatch(text.strip())
-    if parts is None:
-        raise click.BadParameter(f"{text!r} is no size: give a number with K, M, G or T, such as 512M or 2G")
-    return int(float(parts[1]) * 1024 ** "BKMGT".index(parts[2].upper() or "B"))
+    return as_option(parse_size, text)
+
+
+def as_option(parse: Callable[[str], _Value], text: str) -> _Value:
+    """What `parse` makes of it; its ConfigurationError is a mistake in the command line here."""
+    try:
+        return parse(text)
+    except ConfigurationError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 def org_id(text: str) -> str:
@@ -75,9 +77,33 @@ def _named(check: Callable[[object], str], text: str) -> str:
 
 
 def dsn_option(command: _Command) -> _Command:
-    """--dsn, for every command that talks to the database."""
+    """--dsn and --config, for every command that talks to the database."""
     help_text = "The database: postgresql://…, host=… dbname=…, or embedded:DIR.  [PGWORKER_DSN, DATABASE_URL]"
-    return click.option("--dsn", metavar="DSN", help=help_text)(command)
+    return config_option(click.option("--dsn", metavar="DSN", help=help_text)(command))
+
+
+def config_option(command: _Command) -> _Command:
+    """--config, which the command has no parameter for: `pgworker.cli.database.sources` knows."""
+    return click.option(
+        "--config",
+        type=click.Path(),
+        metavar="FILE",
+        expose_value=False,
+        callback=_remember_config,
+        help=f"Read this file, not pgworker.toml.  [{CONFIG_VARIABLE}]",
+    )(command)
+
+
+def named_config() -> str | None:
+    """What --config names, in the command that runs or the group that it is of."""
+    context = click.get_current_context(silent=True)
+    named = context.meta.get(_CONFIG) if context is not None else None
+    return named if isinstance(named, str) else None
+
+
+def _remember_config(context: click.Context, _parameter: click.Parameter, named: str | None) -> None:
+    if named is not None:
+        context.meta[_CONFIG] = named
 
 
 def json_option(command: _Command) -> _Command:

@@ -1,244 +1,95 @@
-"""`pgworker start`: put a pool together, and hand it to the master.
-
-What can be wrong is found first, in a child that is gone before the pool forks: the database, its schema, the app.
-"""
+"""`pgworker start`: its options are those of `config.options`, and what it runs is in `cli/pool.py`."""
 
 from __future__ import annotations
 
-import gc
-import os
-import resource
-import socket
 from collections.abc import Callable
-from functools import partial
-from importlib.metadata import version
+from itertools import groupby
 from typing import Any
-from uuid import uuid4
 
 import click
-import setproctitle
 
-from pgworker.cli import boot
-from pgworker.cli.database import require_dsn
-from pgworker.cli.options import byte_size, time_span
-from pgworker.config.settings import MAX_WORKERS, PoolSettings, parse_cpus, parse_listen
-from pgworker.config.sources import embedded_directory
-from pgworker.db import embedded
-from pgworker.errors import ConfigurationError, PgworkerError
-from pgworker.lifecycle.claim import PRIORITIES
-from pgworker.linux.board import Board
-from pgworker.linux.control import ControlChannel, Shared
-from pgworker.linux.cpus import count_cpus, cpu_quota, divide_cpus, require_usable
-from pgworker.linux.memory import cgroup_limit
-from pgworker.linux.signals import SignalQueue
-from pgworker.linux.stacks import StackFile
-from pgworker.master.main import OBEYED_LATER, PoolParts, run_pool
-from pgworker.monitor.main import run_monitor
-from pgworker.observe import logs
-from pgworker.worker.main import WorkerPlace, run_worker
+from pgworker.cli.database import no_database, sources
+from pgworker.cli.options import as_option, config_option
+from pgworker.config.kinds import NAMES, SWITCH
+from pgworker.config.layers import configure
+from pgworker.config.options import EMBEDDED_DIRECTORY, OPTIONS, Option
+from pgworker.errors import ConfigurationError
 
-log = logs.logger("start")
-
-_SPARE_PLACES = 8  # at least so many, or as many again as there are workers
-_DESCRIPTORS_PER_PLACE = 3  # a pipe, and a file for stacks
-_OTHER_DESCRIPTORS = 64
+_Decorator = Callable[[Any], Any]
 
 
-def _time(name: str, default: str | None, help_text: str) -> Callable[[Any], Any]:
-    """An option that takes seconds, or 30s, 5m, 1h."""
-    return click.option(name, type=time_span, default=default, show_default=True, metavar="TIME", help=help_text)
+class SectionedCommand(click.Command):
+    """Its help lists the options of `config.options` under the titles of their sections."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        records = {parameter.name: parameter.get_help_record(ctx) for parameter in self.get_params(ctx)}
+        for title, options in groupby(OPTIONS, key=lambda option: option.section):
+            with formatter.section(title):
+                formatter.write_dl([record for option in options if (record := records.pop(option.key))])
+        with formatter.section("Other options"):
+            formatter.write_dl([record for record in records.values() if record])
 
 
-@click.command("start")
-@click.option("--app", "app_path", required=True, metavar="MODULE:APP", help="Where the App is, such as shop.jobs:app.")
-@click.option("-w", "--workers", type=int, default=None, help="Worker processes.  [default: the CPUs we have]")
-@click.option("--slots", type=int, default=1, show_default=True, help="Jobs that one worker runs at a time.")
-@click.option("-q", "--queue", "queues", multiple=True, help="A queue to serve; repeat it, first ones first.")
-@click.option("--dsn", default=None, help="The database; else PGWORKER_DSN or DATABASE_URL.")
-@click.option(
-    "--embedded",
-    "embedded_in",
-    is_flag=False,
-    flag_value=str(embedded.DEFAULT_DIRECTORY),
-    default=None,
-    metavar="[DIR]",
-    help="Run a private PostgreSQL in DIR, for development.  [DIR: ./.pgworker]",
-)
-@click.option(
-    "--metrics-listen", default="127.0.0.1:9464", show_default=True, metavar="HOST:PORT|off", help="Where /metrics is."
-)
-@_time("--drain-timeout", "25s", "What running jobs get after TERM.")
-@_time("--cancel-grace", "10s", "What a handler gets to stop by itself, from the cancel flag to SIGTERM.")
-@_time("--term-grace", "5s", "What a worker gets from SIGTERM to SIGKILL.")
-@_time("--lease-ttl", "60s", "How long a lease lasts without renewal.")
-@_time("--poll-interval", "1s", "How often an idle worker looks for jobs that nothing has woken it for.")
-@click.option("--max-batch", type=int, default=500, show_default=True, help="Jobs that one claim takes at most.")
-@click.option("--preload", is_flag=True, help="Import the app once, in the master, and share its memory.")
-@_time("--boot-timeout", "60s", "What importing the app may take after HUP.")
-@click.option("--max-jobs", type=int, default=None, metavar="N", help="Replace a worker that has run so many jobs.")
-@click.option(
-    "--max-memory",
-    type=byte_size,
-    default=None,
-    metavar="SIZE",
-    help="Replace a worker that has so much memory of its own, such as 512M.",
-)
-@_time("--max-age", None, "Replace a worker that has lived for so long.")
-@click.option(
-    "--cpus",
-    default="auto",
-    show_default=True,
-    metavar="auto|none|LIST",
-    help="Give every worker CPUs of its own: where there are enough, never, or of a list such as 0-3,6.",
-)
-@click.option(
-    "--memory-limit",
-    type=byte_size,
-    default=None,
-    metavar="SIZE",
-    help="Let an allocation fail that takes a worker over so much data.",
-)
-@click.option("--nice", type=int, default=0, show_default=True, metavar="0-19", help="How far workers stand back.")
-@_time("--retention", "7d", "How long the history of ended jobs is kept: from 1d to 14d.")
-@click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
-def start(
-    app_path: str,
-    workers: int | None,
-    slots: int,
-    queues: tuple[str, ...],
-    dsn: str | None,
-    embedded_in: str | None,
-    metrics_listen: str,
-    log_format: str,
-    **others: Any,
-) -> None:
-    """Run a pool of workers until TERM or Ctrl-C."""
-    settings = PoolSettings(
-        workers=min(count_cpus(), MAX_WORKERS) if workers is None else workers,
-        slots=slots,
-        queues=queues or ("default",),
-        metrics_listen=None if metrics_listen == "off" else metrics_listen,
-        log_format="json" if log_format == "json" else "text",
-        **others,
-    )
-    if dsn is not None and embedded_in is not None:
-        raise ConfigurationError("--dsn and --embedded name two databases: give one of them")
-    where = require_dsn(dsn) if embedded_in is None else f"embedded:{embedded_in}"
-    raise SystemExit(start_pool(where, app_path, settings, starts_server=embedded_in is not None))
+def _pool_options(command: Any) -> Any:
+    for option in reversed(OPTIONS):
+        command = _click_option(option)(command)
+    return command
 
 
-def start_pool(dsn: str, app_path: str, settings: PoolSettings, *, starts_server: bool) -> int:
-    """Run a pool until it is told to stop; returns the exit code. `starts_server`: the private one of this DSN."""
-    logs.configure(settings.log_format)
-    logs.set_process("master")
-    signals = SignalQueue()
-    signals.install(OBEYED_LATER)
-    with boot.Interruptible():
-        setproctitle.setproctitle("pgworker: master")
-        cpus = _choose_cpus(settings)
-        listening = _bind(settings.metrics_listen)
-        directory = embedded_directory(dsn)
-        if directory is not None:
-            dsn = f"embedded:{directory.resolve()}"  # a handler may change the working directory
-        restart = partial(embedded.start, directory) if starts_server and directory is not None else None
-        service = restart() if restart is not None else None
-        if service is not None:
-            log.info('a private PostgreSQL runs in %s: psql "%s"', service.directory, service.dsn)
-        is_fine = False
-        try:
-            code = boot.in_child(partial(boot.check, dsn, app_path, settings, _say, migrates=starts_server))
-            if code:
-                return code
-            opened = boot.preload(app_path) if settings.preload else frozenset()
-            is_fine = True
-        finally:
-            if not is_fine and service is not None:
-                service.stop()
-    _warn_of_memory(settings)
-    shared = _share(settings, listening, opened)
-    pool_id = uuid4()
-    gc.collect()
-    gc.freeze()  # what is imported by now stays shared with every child
-
-    def work(index: int) -> int:
-        read, write = shared.wakes[index]
-        events, stack = shared.events_out.fileno(), shared.stacks[index].fileno()
-        return run_worker(
-            dsn, app_path, settings, WorkerPlace(shared.board, index, read, write, events, stack, cpus(index))
-        )
-
-    def monitor(control: ControlChannel) -> int:
-        return run_monitor(dsn, settings, shared, control, pool_id, version("pgworker"))
-
-    check_again = None if settings.preload else partial(boot.check, dsn, app_path, settings, _log_refusal)
-    return run_pool(PoolParts(settings, shared, signals, work, monitor, check_again, service, restart))
+def _click_option(option: Option) -> _Decorator:
+    """It passes on what was written, once that can be read: None if nothing was, so that other layers are asked."""
+    given: dict[str, Any] = {"metavar": option.metavar or None, "type": _form(option)}
+    if option.kind is SWITCH:
+        given = {"default": None}
+    elif option.kind is NAMES:
+        given["multiple"] = True
+    elif option.key == "embedded":
+        given |= {"is_flag": False, "flag_value": EMBEDDED_DIRECTORY}
+    return click.option(*option.flags, option.key, help=option.help + _default(option), **given)
 
 
-def _say(error: PgworkerError) -> None:
-    click.echo(f"pgworker: {error}", err=True)
+def _form(option: Option) -> Any:
+    if option.kind.words:
+        return click.Choice(option.kind.words)
+    if option.key == "dsn_file":
+        return click.Path()
+
+    def as_written(text: str) -> str:
+        as_option(option.kind.parse, text)
+        return text
+
+    return as_written
 
 
-def _log_refusal(error: PgworkerError) -> None:
-    log.error("HUP: %s; the old workers go on", error)
+def _default(option: Option) -> str:
+    value = option.default_value
+    shown = option.default or (option.kind.show(value) if value not in (None, False) else "")
+    return f"  [{shown}]" if shown else ""
 
 
-def _choose_cpus(settings: PoolSettings) -> Callable[[int], frozenset[int]]:
-    """Which CPUs the worker of an index is to run on; an empty set: any."""
-    usable = os.sched_getaffinity(0)
-    if settings.cpus == "auto":
-        own = dict(enumerate(divide_cpus(settings.workers, cpu_quota(), usable)))
-        return lambda index: own.get(index, frozenset())
-    listed = parse_cpus(settings.cpus)
-    if not listed:
-        return lambda _index: frozenset()
-    require_usable(listed, usable)
-    return lambda index: frozenset({listed[index % len(listed)]})
+@click.command("start", cls=SectionedCommand)
+@_pool_options
+@config_option
+def start(**flags: Any) -> None:
+    """Run a pool of workers until TERM or Ctrl-C.
 
+    --drain-timeout is PGWORKER_DRAIN_TIMEOUT and drain_timeout in pgworker.toml too; likewise the others. Flags go
+    before variables, variables before pgworker.toml and [tool.pgworker] of pyproject.toml in this directory.
+    """
+    from pgworker.config.settings import MAX_WORKERS
+    from pgworker.linux.cpus import count_cpus
 
-def _warn_of_memory(settings: PoolSettings) -> None:
-    """Limits that can't all be reached are no protection: the kernel kills before any of them is."""
-    allowed = cgroup_limit()
-    if settings.memory_limit is not None and allowed is not None and settings.workers * settings.memory_limit > allowed:
-        log.warning(
-            "%d workers of --memory-limit %dM are more than the %dM of this cgroup: the kernel may kill one of them",
-            settings.workers,
-            settings.memory_limit >> 20,
-            allowed >> 20,
-        )
-
-
-def _bind(listen: str | None) -> socket.socket | None:
-    """The metrics port, bound once for all monitors that there will be."""
-    if listen is None:
-        return None
-    address = parse_listen(listen)
-    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-    try:
-        return socket.create_server(address, family=family, backlog=128)
-    except OSError as error:
+    configuration = configure(sources(flags), workers=min(count_cpus(), MAX_WORKERS))
+    if configuration.app is None:
         raise ConfigurationError(
-            f"can't listen on {listen} for /metrics: {error.strerror or error}. Is another pool running on this host?"
-            " Give this one another --metrics-listen HOST:PORT, or off"
-        ) from error
+            "no app is named: give --app MODULE:APP, such as shop.jobs:app, or set PGWORKER_APP, or write"
+            ' app = "shop.jobs:app" into pgworker.toml'
+        )
+    dsn = configuration.read_dsn()
+    if dsn is None:
+        raise no_database()
+    from pgworker.cli.pool import start_pool
 
-
-def _share(settings: PoolSettings, listening: socket.socket | None, app_fds: frozenset[int]) -> Shared:
-    events_in, events_out = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    places = _count_places(settings.workers)
-    return Shared(
-        Board(places, len(settings.queues) * len(PRIORITIES), settings.slots),
-        tuple(os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) for _ in range(places)),
-        tuple(StackFile() for _ in range(places)),
-        StackFile(),
-        events_in,
-        events_out,
-        listening,
-        app_fds,
+    raise SystemExit(
+        start_pool(dsn, configuration.app, configuration.settings, starts_server=configuration.starts_server)
     )
-
-
-def _count_places(workers: int) -> int:
-    """Room for workers: spare places too, for TTIN, as far as there are descriptors for their pipes and files."""
-    wished = min(max(2 * workers, workers + _SPARE_PLACES), MAX_WORKERS)
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(workers, min(wished, (limit - _OTHER_DESCRIPTORS) // _DESCRIPTORS_PER_PLACE))

@@ -1,4 +1,4 @@
-"""Where the DSN comes from, what may stand in it, and how to speak of it without its password.
+"""What may stand in a DSN, and how to speak of it without its password.
 
 Only the outer form is judged here; libpq has the last word on the rest when it connects.
 """
@@ -6,19 +6,15 @@ Only the outer form is judged here; libpq has the last word on the rest when it 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 from urllib.parse import parse_qsl
 
 from pgworker.errors import ConfigurationError
 
-VARIABLES: Final = ("PGWORKER_DSN", "DATABASE_URL")
-"""Environment variables that are asked, in this order. An empty one counts as unset, as in Compose files."""
-
 UNREADABLE: Final = "(unreadable DSN)"
 
-_EMBEDDED: Final = "embedded:"
+EMBEDDED: Final = "embedded:"
 _HINT: Final = "use postgresql://user@host/dbname, host=… dbname=…, or embedded:DIR"
 
 _SCHEME: Final = re.compile(r"postgres(?:ql)?(?:\+[a-z0-9_]+)?://", re.IGNORECASE)
@@ -38,37 +34,14 @@ _URI: Final = re.compile(
 _HOSTS: Final = re.compile(r"(?:\[[0-9A-Fa-f:.%]*\]|[^\s:,\[\]]*)(?::[0-9]*)?")
 
 
-def resolve_dsn(flag: str | None, environ: Mapping[str, str]) -> str | None:
-    """The DSN to use, as libpq takes it or `embedded:DIR`: the flag, else PGWORKER_DSN, else DATABASE_URL, else None.
+def accept_dsn(text: str, source: str) -> str:
+    """The DSN as libpq takes it, or `embedded:DIR`.
 
-    ConfigurationError, without a word of the value, if it is no PostgreSQL DSN.
+    ConfigurationError, with its source and without a word of the text, if it is no PostgreSQL DSN.
     """
-    if flag is not None:
-        return _accept(flag, "--dsn")
-    for name in VARIABLES:
-        if environ.get(name):
-            return _accept(environ[name], name)
-    return None
-
-
-def embedded_directory(dsn: str) -> Path | None:
-    """The directory of `embedded:DIR`; None for a server that somebody else runs."""
-    return Path(dsn[len(_EMBEDDED) :]) if dsn.startswith(_EMBEDDED) else None
-
-
-def redact(dsn: str) -> str:
-    """`user@host:port/dbname` for logs and errors, never a secret; "(unreadable DSN)" where that isn't certain."""
-    if dsn.startswith(_EMBEDDED):
-        return dsn
-    scheme = _SCHEME.match(dsn)
-    words = _words_of_uri("postgresql://" + dsn[scheme.end() :]) if scheme else _words_of_conninfo(dsn)
-    return UNREADABLE if words is None else _location(words)
-
-
-def _accept(text: str, source: str) -> str:
     dsn = text.strip()  # a secret read from a file ends with a newline
-    if dsn.startswith(_EMBEDDED):
-        if dsn == _EMBEDDED:
+    if dsn.startswith(EMBEDDED):
+        if dsn == EMBEDDED:
             raise ConfigurationError(f"{source} names no directory after embedded:; use embedded:DIR")
         return dsn
     if scheme := _SCHEME.match(dsn):
@@ -78,6 +51,20 @@ def _accept(text: str, source: str) -> str:
     if not dsn:
         raise ConfigurationError(f"{source} is empty; {_HINT}")
     raise ConfigurationError(f"{source} is not a PostgreSQL DSN; {_HINT}")
+
+
+def embedded_directory(dsn: str) -> Path | None:
+    """The directory of `embedded:DIR`; None for a server that somebody else runs."""
+    return Path(dsn[len(EMBEDDED) :]) if dsn.startswith(EMBEDDED) else None
+
+
+def redact(dsn: str) -> str:
+    """`user@host:port/dbname` for logs and errors, never a secret; "(unreadable DSN)" where that isn't certain."""
+    if dsn.startswith(EMBEDDED):
+        return dsn
+    scheme = _SCHEME.match(dsn)
+    words = _words_of_uri("postgresql://" + dsn[scheme.end() :]) if scheme else _words_of_conninfo(dsn)
+    return UNREADABLE if words is None else _location(words)
 
 
 def _words_of_uri(uri: str) -> dict[str, str] | None:

@@ -36,7 +36,6 @@ from pathlib import Path
 
 from pgworker.errors import ConfigurationError, DatabaseUnavailable
 
-DEFAULT_DIRECTORY = Path(".pgworker")
 STATE = Path("/var/lib/pgworker-embedded")
 START_TIMEOUT = 30.0  # seconds, crash recovery included
 

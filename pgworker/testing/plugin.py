@@ -19,13 +19,13 @@ VARIABLE = "PGWORKER_TEST_DSN"
 @pytest.fixture(scope="session")
 def pgworker_server() -> Iterator[str]:
     """The DSN of a server for tests. Override it to bring your own."""
-    from pgworker.config.sources import resolve_dsn
+    from pgworker.config.sources import accept_dsn
     from pgworker.db import embedded
     from pgworker.db.scratch import scratch_directory
     from pgworker.errors import PgworkerError
 
-    if given := resolve_dsn(None, {"PGWORKER_DSN": os.environ.get(VARIABLE, "")}):
-        yield given
+    if given := os.environ.get(VARIABLE):
+        yield accept_dsn(given, VARIABLE)
         return
     with scratch_directory() as directory:
         try:

@@ -121,6 +121,41 @@ def test_without_a_database_the_ways_to_one_are_named() -> None:
     assert "`pgworker demo`" in told
 
 
+def test_without_an_app_the_ways_to_name_one_are_told() -> None:
+    ended = subprocess.run(command(), cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    assert ended.returncode == 78
+    (line,) = ended.stderr.splitlines()
+    assert all(way in line for way in ("--app MODULE:APP", "PGWORKER_APP", 'app = "shop.jobs:app"', "pgworker.toml"))
+
+
+def test_a_file_may_say_all_that_a_pool_needs_and_a_secret_its_dsn(dsn: str, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text(dsn)
+    (tmp_path / "pgworker.toml").write_text(
+        f'app = "{APP}"\nworkers = 1\nqueues = ["filed"]\nmetrics_listen = "off"\ndsn_file = "secret"\n'
+        'log_level = "debug"\n'
+    )
+    log_file = tmp_path / "pool.log"
+    with log_file.open("wb") as log:
+        process = subprocess.Popen(
+            command(),
+            cwd=tmp_path,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    pool = Pool(process, log_file)
+    try:
+        assert "1 workers on filed" in pool.wait_for_log("the pool is ready")
+        pool.send(signal.SIGTERM)
+        assert pool.wait() == 0
+    finally:
+        pool.kill()
+    refused = refusal(78, "--config", "absent.toml", cwd=tmp_path)
+    assert refused == "pgworker: there is no file absent.toml: correct --config or PGWORKER_CONFIG"
+
+
 @pytest.mark.parametrize(
     ("code", "dsn", "sentence"),
     [

@@ -27,7 +27,7 @@ _ONLY_SETTINGS = {"beat_interval", "heartbeat_interval", "prefetch_seconds", "re
 
 _WITH_ALL_SETTINGS = """
 import json, sys
-from pgworker.cli.start import start_pool
+from pgworker.cli.pool import start_pool
 from pgworker.config.settings import PoolSettings
 dsn, app, given = sys.argv[1:]
 settings = {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(given).items()}

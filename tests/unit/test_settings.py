@@ -7,18 +7,10 @@ from typing import Any
 import pytest
 
 from pgworker.config.settings import PoolSettings, parse_cpus, parse_listen
-from pgworker.config.sources import UNREADABLE, embedded_directory, redact, resolve_dsn
+from pgworker.config.sources import UNREADABLE, accept_dsn, embedded_directory, redact
 from pgworker.errors import ConfigurationError
 
 SECRET = "s3cr3t"
-
-
-def test_the_flag_wins_over_pgworker_dsn_which_wins_over_database_url() -> None:
-    environ = {"PGWORKER_DSN": "dbname=second", "DATABASE_URL": "dbname=third"}
-    assert resolve_dsn("dbname=first", environ) == "dbname=first"
-    assert resolve_dsn(None, environ) == "dbname=second"
-    assert resolve_dsn(None, {**environ, "PGWORKER_DSN": ""}) == "dbname=third"
-    assert resolve_dsn(None, {}) is None
 
 
 @pytest.mark.parametrize(
@@ -35,7 +27,7 @@ def test_the_flag_wins_over_pgworker_dsn_which_wins_over_database_url() -> None:
     ],
 )
 def test_every_usual_form_of_a_dsn_is_accepted_and_given_libpqs_scheme(dsn: str, resolved: str) -> None:
-    assert resolve_dsn(dsn, {}) == resolved
+    assert accept_dsn(dsn, "--dsn") == resolved
 
 
 @pytest.mark.parametrize(
@@ -43,11 +35,8 @@ def test_every_usual_form_of_a_dsn_is_accepted_and_given_libpqs_scheme(dsn: str,
 )
 def test_anything_else_is_refused_with_its_source_but_not_its_text(dsn: str) -> None:
     with pytest.raises(ConfigurationError, match=r"^--dsn .*; use ") as caught:
-        resolve_dsn(dsn, {})
+        accept_dsn(dsn, "--dsn")
     assert SECRET not in str(caught.value)
-    if dsn:
-        with pytest.raises(ConfigurationError, match=r"^DATABASE_URL "):
-            resolve_dsn(None, {"DATABASE_URL": dsn})
 
 
 def test_embedded_names_a_directory_and_nothing_else_does() -> None:
@@ -143,6 +132,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         ({"nice": 20}, "nice must be a whole number from 0 to 19"),
         ({"cpus": "all"}, "cpus must be auto, none or a list of CPUs like 0-3,6, not 'all'"),
         ({"cpus": "0,0-1"}, "cpus names a CPU twice: 0,0-1"),
+        ({"log_level": "INFO"}, "log_level must be debug, info or warning, not 'INFO'"),
         ({"log_format": "xml"}, "log_format must be text or json, not 'xml'"),
     ],
 )

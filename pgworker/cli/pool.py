@@ -1,0 +1,158 @@
+"""Put a pool together, and hand it to the master: what `pgworker start` does, and demo and bench do too.
+
+What can be wrong is found first, in a child that is gone before the pool forks: the database, its schema, the app.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import socket
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+from uuid import uuid4
+
+import click
+import setproctitle
+
+from pgworker.cli import boot
+from pgworker.config.settings import MAX_WORKERS, PoolSettings, parse_cpus, parse_listen
+from pgworker.config.sources import embedded_directory
+from pgworker.db import embedded
+from pgworker.errors import ConfigurationError, PgworkerError
+from pgworker.lifecycle.claim import PRIORITIES
+from pgworker.linux.board import Board
+from pgworker.linux.control import ControlChannel, Shared
+from pgworker.linux.cpus import cpu_quota, divide_cpus, require_usable
+from pgworker.linux.memory import cgroup_limit
+from pgworker.linux.signals import SignalQueue
+from pgworker.linux.stacks import StackFile
+from pgworker.master.main import OBEYED_LATER, PoolParts, run_pool
+from pgworker.monitor.main import run_monitor
+from pgworker.observe import logs
+from pgworker.worker.main import WorkerPlace, run_worker
+
+log = logs.logger("start")
+
+_SPARE_PLACES = 8  # at least so many, or as many again as there are workers
+_DESCRIPTORS_PER_PLACE = 3  # a pipe, and a file for stacks
+_OTHER_DESCRIPTORS = 64
+
+
+def start_pool(dsn: str, app_path: str, settings: PoolSettings, *, starts_server: bool) -> int:
+    """Run a pool until it is told to stop; returns the exit code. `starts_server`: the private one of this DSN."""
+    logs.configure(settings.log_format, settings.log_level.upper())
+    logs.set_process("master")
+    signals = SignalQueue()
+    signals.install(OBEYED_LATER)
+    with boot.Interruptible():
+        setproctitle.setproctitle("pgworker: master")
+        cpus = _choose_cpus(settings)
+        listening = _bind(settings.metrics_listen)
+        directory = embedded_directory(dsn)
+        if directory is not None:
+            dsn = f"embedded:{directory.resolve()}"  # a handler may change the working directory
+        restart = partial(embedded.start, directory) if starts_server and directory is not None else None
+        service = restart() if restart is not None else None
+        if service is not None:
+            log.info('a private PostgreSQL runs in %s: psql "%s"', service.directory, service.dsn)
+        is_fine = False
+        try:
+            code = boot.in_child(partial(boot.check, dsn, app_path, settings, _say, migrates=starts_server))
+            if code:
+                return code
+            opened = boot.preload(app_path) if settings.preload else frozenset()
+            is_fine = True
+        finally:
+            if not is_fine and service is not None:
+                service.stop()
+    _warn_of_memory(settings)
+    shared = _share(settings, listening, opened)
+    pool_id = uuid4()
+    gc.collect()
+    gc.freeze()  # what is imported by now stays shared with every child
+
+    def work(index: int) -> int:
+        read, write = shared.wakes[index]
+        events, stack = shared.events_out.fileno(), shared.stacks[index].fileno()
+        return run_worker(
+            dsn, app_path, settings, WorkerPlace(shared.board, index, read, write, events, stack, cpus(index))
+        )
+
+    def monitor(control: ControlChannel) -> int:
+        return run_monitor(dsn, settings, shared, control, pool_id, version("pgworker"))
+
+    check_again = None if settings.preload else partial(boot.check, dsn, app_path, settings, _log_refusal)
+    return run_pool(PoolParts(settings, shared, signals, work, monitor, check_again, service, restart))
+
+
+def _say(error: PgworkerError) -> None:
+    click.echo(f"pgworker: {error}", err=True)
+
+
+def _log_refusal(error: PgworkerError) -> None:
+    log.error("HUP: %s; the old workers go on", error)
+
+
+def _choose_cpus(settings: PoolSettings) -> Callable[[int], frozenset[int]]:
+    """Which CPUs the worker of an index is to run on; an empty set: any."""
+    usable = os.sched_getaffinity(0)
+    if settings.cpus == "auto":
+        own = dict(enumerate(divide_cpus(settings.workers, cpu_quota(), usable)))
+        return lambda index: own.get(index, frozenset())
+    listed = parse_cpus(settings.cpus)
+    if not listed:
+        return lambda _index: frozenset()
+    require_usable(listed, usable)
+    return lambda index: frozenset({listed[index % len(listed)]})
+
+
+def _warn_of_memory(settings: PoolSettings) -> None:
+    """Limits that can't all be reached are no protection: the kernel kills before any of them is."""
+    allowed = cgroup_limit()
+    if settings.memory_limit is not None and allowed is not None and settings.workers * settings.memory_limit > allowed:
+        log.warning(
+            "%d workers of --memory-limit %dM are more than the %dM of this cgroup: the kernel may kill one of them",
+            settings.workers,
+            settings.memory_limit >> 20,
+            allowed >> 20,
+        )
+
+
+def _bind(listen: str | None) -> socket.socket | None:
+    """The metrics port, bound once for all monitors that there will be."""
+    if listen is None:
+        return None
+    address = parse_listen(listen)
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    try:
+        return socket.create_server(address, family=family, backlog=128)
+    except OSError as error:
+        raise ConfigurationError(
+            f"can't listen on {listen} for /metrics: {error.strerror or error}. Is another pool running on this host?"
+            " Give this one another --metrics-listen HOST:PORT, or off"
+        ) from error
+
+
+def _share(settings: PoolSettings, listening: socket.socket | None, app_fds: frozenset[int]) -> Shared:
+    events_in, events_out = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    places = _count_places(settings.workers)
+    return Shared(
+        Board(places, len(settings.queues) * len(PRIORITIES), settings.slots),
+        tuple(os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) for _ in range(places)),
+        tuple(StackFile() for _ in range(places)),
+        StackFile(),
+        events_in,
+        events_out,
+        listening,
+        app_fds,
+    )
+
+
+def _count_places(workers: int) -> int:
+    """Room for workers: spare places too, for TTIN, as far as there are descriptors for their pipes and files."""
+    wished = min(max(2 * workers, workers + _SPARE_PLACES), MAX_WORKERS)
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(workers, min(wished, (limit - _OTHER_DESCRIPTORS) // _DESCRIPTORS_PER_PLACE))
