@@ -5,12 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 
 import click
-import msgspec
 
-from pgworker.bench.drain import measure, own_database
 from pgworker.cli.database import require_dsn
-from pgworker.config.settings import PoolSettings
-from pgworker.linux.fork import fork_child
+from pgworker.cli.options import dsn_option
 
 
 @click.group()
@@ -21,15 +18,21 @@ def bench() -> None:
 @bench.command()
 @click.option("--jobs", type=click.IntRange(min=1), default=50_000, show_default=True)
 @click.option("-w", "--workers", type=click.IntRange(min=1), default=2, show_default=True)
-@click.option(
-    "--dsn", default=None, help="A server on which we may create databases; else PGWORKER_DSN or DATABASE_URL."
-)
+@dsn_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def drain(jobs: int, workers: int, dsn: str | None, as_json: bool) -> None:
-    """Enqueue no-op jobs of about 100 bytes in bulk, then let a pool drain them."""
-    from pgworker.cli.pool import start_pool
+    """Enqueue no-op jobs of about 100 bytes in bulk, then let a pool drain them.
 
+    They get a database of their own on the server of the DSN, whose user must be allowed to create one.
+    """
     where = require_dsn(dsn)
+    import msgspec
+
+    from pgworker.bench.drain import measure, own_database
+    from pgworker.cli.pool import start_pool
+    from pgworker.config.settings import PoolSettings
+    from pgworker.linux.fork import fork_child
+
     settings = PoolSettings(workers=workers, metrics_listen=None)
 
     def start(own: str) -> int:

@@ -1,4 +1,4 @@
-"""The database that a command works on."""
+"""What a command is told by its flags, the environment and files; and the database that it works on."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pgworker.cli.options import named_config
 from pgworker.config.layers import Sources, find_dsn
+from pgworker.config.settings import MAX_WORKERS
 from pgworker.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
 def sources(flags: Mapping[str, Any]) -> Sources:
     """All that settings come from: these flags, the environment, the files of this directory or of --config."""
     return Sources(os.environ, Path(), flags, named_config())
+
+
+def default_workers() -> int:
+    """How many workers a pool has where nobody says so: the CPUs that this process may use."""
+    from pgworker.linux.cpus import count_cpus
+
+    return min(count_cpus(), MAX_WORKERS)
 
 
 def require_dsn(flag: str | None) -> str:

@@ -50,7 +50,8 @@ def jobs() -> None:
     "--status",
     type=click.Choice([status.value for status in Status], case_sensitive=False),
     multiple=True,
-    help="Only jobs of this status; may be repeated.",
+    metavar="STATUS",
+    help=f"Only jobs of this status; may be repeated: {', '.join(status.value for status in Status)}.",
 )
 @click.option("--limit", type=click.IntRange(1, 100_000), default=20, show_default=True, metavar="N")
 @json_option

@@ -12,10 +12,13 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
+from pgworker.cli.options import config_option
 from pgworker.cli.output import printable
 from pgworker.errors import EXIT_BUG, EXIT_USAGE, PgworkerError
 
@@ -32,7 +35,9 @@ _COMMANDS = {
     "dead-letters": "List, requeue and discard jobs that were given up.",
     "prune": "Drop the history of days that have expired.",
     "bench": "Measure pgworker on this machine and server.",
+    "config": "Show every setting and where it comes from.",
     "status": "Queues, workers and dead letters at a glance.",
+    "completion": "Print what makes your shell complete commands.",
 }
 """The first line of each one's help; the command itself is in the module of its name."""
 
@@ -50,6 +55,21 @@ class LazyGroup(click.Group):
         command = getattr(importlib.import_module(f"pgworker.cli.{name}"), name)
         assert isinstance(command, click.Command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in _COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
+            close = get_close_matches(name, _COMMANDS, cutoff=0.7)
+            advice = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(sorted(_COMMANDS))}"
+            raise click.UsageError(f"there is no command {name!r}; {advice}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """By the names above: click would import the module of each."""
+        found = [CompletionItem(name, help=told) for name, told in _COMMANDS.items() if name.startswith(incomplete)]
+        return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -75,10 +95,11 @@ def _version() -> str:
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Print the version."
 )
+@config_option
 def cli() -> None:
     """A job runner for Python on PostgreSQL.
 
-    The database: --dsn of each command, else PGWORKER_DSN, else DATABASE_URL.
+    The database: --dsn of each command, else PGWORKER_DSN, else DATABASE_URL, else what pgworker.toml says.
     """
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from pgworker.cli.database import no_database, sources
+from pgworker.cli.database import default_workers, no_database, sources
 from pgworker.cli.options import as_option, config_option
 from pgworker.config.kinds import NAMES, SWITCH
 from pgworker.config.layers import configure
@@ -76,10 +76,7 @@ def start(**flags: Any) -> None:
     --drain-timeout is PGWORKER_DRAIN_TIMEOUT and drain_timeout in pgworker.toml too; likewise the others. Flags go
     before variables, variables before pgworker.toml and [tool.pgworker] of pyproject.toml in this directory.
     """
-    from pgworker.config.settings import MAX_WORKERS
-    from pgworker.linux.cpus import count_cpus
-
-    configuration = configure(sources(flags), workers=min(count_cpus(), MAX_WORKERS))
+    configuration = configure(sources(flags), workers=default_workers())
     if configuration.app is None:
         raise ConfigurationError(
             "no app is named: give --app MODULE:APP, such as shop.jobs:app, or set PGWORKER_APP, or write"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -22,6 +23,8 @@ DATABASE_URL: Final = "DATABASE_URL"
 """Asked where no variable of ours names the database: many platforms set it."""
 
 _DEFAULT: Final = "default"
+_OTHER_VARIABLES: Final = ["CONFIG", "PG_BINDIR"]
+_OF_TESTS: Final = "TEST_"
 _LONGEST_DSN: Final = 1 << 16
 """Bytes; a file with more is another file."""
 
@@ -95,6 +98,15 @@ def dsn_of_environment(environ: Mapping[str, str]) -> str | None:
     return _read_dsn(_of_environment(environ, is_strict=False))
 
 
+def likely_typos(environ: Mapping[str, str]) -> dict[str, str]:
+    """The right names, by those of variables with our prefix that mean nothing and look like a setting's."""
+    known = [option.variable.removeprefix(PREFIX) for option in OPTIONS] + _OTHER_VARIABLES
+    ours = [name.removeprefix(PREFIX) for name in environ if name.startswith(PREFIX)]
+    strange = [rest for rest in ours if rest not in known and not rest.startswith(_OF_TESTS)]
+    close = {rest: get_close_matches(rest, known, n=1, cutoff=0.7) for rest in strange}
+    return {PREFIX + rest: PREFIX + names[0] for rest, names in close.items() if names}
+
+
 def _gather(sources: Sources, *, is_strict: bool) -> dict[str, Setting]:
     layers = [_of_flags(sources.flags), _of_environment(sources.environ, is_strict=is_strict)]
     if is_strict or not any(key in layer for layer in layers for key in DATABASE_KEYS):
@@ -138,7 +150,7 @@ def _variable(option: Option, environ: Mapping[str, str]) -> Setting:
 
 
 def _of_files(sources: Sources, *, is_strict: bool) -> list[dict[str, Setting]]:
-    named = sources.config or sources.environ.get(CONFIG_VARIABLE)
+    named = sources.config or sources.environ.get(CONFIG_VARIABLE) or None
     own, project = Path(named or sources.directory / OWN_FILE), sources.directory / PROJECT_FILE
     layers = [_of_file(own, read_own(own, must_exist=named is not None, is_strict=is_strict))]
     if own != project:

@@ -120,7 +120,7 @@ def test_help_names_every_command_and_imports_neither_psycopg_nor_rich() -> None
 
 def test_every_command_has_its_own_help_and_an_unknown_one_is_refused() -> None:
     assert "--in SECONDS" in output(run("enqueue", "--help"))
-    is_refused("No such command 'enqeue'", 64, "enqeue")
+    is_refused("there is no command 'enqeue'; did you mean enqueue?", 64, "enqeue")
     is_refused("Try `pgworker jobs show --help`.", 64, "jobs", "show", "--nonsense")
 
 
