@@ -44,6 +44,8 @@ class HeldLease:
     outspoken: dict[int, UUID] = field(default_factory=dict)
     is_going_back: bool = False
     is_ended: bool = False
+    named: Sequence[tuple[UUID, int, str, str, str | None]] = ()
+    """Job, execution, task, queue and org in each position, for log lines about what has ended."""
 
     @property
     def has_news(self) -> bool:
@@ -55,6 +57,14 @@ class HeldLease:
             raise RuntimeError("how this job ended was said before: succeed or fail is for each claimed job once")
         self.ended.add(position)
         self.ready[position] = ended
+
+    def log_fields(self, position: int) -> dict[str, object]:
+        """What every log line about the execution in this position has."""
+        job, execution, task, queue, org = self.named[position - 1]
+        told: dict[str, object] = {"job": job, "execution": execution, "task": task, "queue": queue}
+        if org is not None:
+            told["org"] = org
+        return told | {"lease": self.lease_id}
 
     def say(self, position: int, said: Said) -> None:
         """The job in this position says how far it is."""
@@ -120,6 +130,10 @@ class ClaimedJob(NamedTuple):
     lease: HeldLease
     position: int
     row: ClaimedRow
+
+    def log_fields(self) -> dict[str, object]:
+        """What every log line about this execution has."""
+        return self.lease.log_fields(self.position)
 
     def job(self) -> Job:
         """As handlers, middleware and `should_retry` see it."""

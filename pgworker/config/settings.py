@@ -87,6 +87,8 @@ class PoolSettings:
     nice: int = 0
     restart_backoff: Backoff = field(default=Backoff(base=0.5, cap=60.0))
     log_format: Literal["text", "json"] = "text"
+    log_level: Literal["debug", "info", "warning"] = "info"
+    """Debug has a line for each claim, start and success of a job, info for whatever is no plain success."""
 
     def __post_init__(self) -> None:
         """ConfigurationError for the first setting that can't work."""
@@ -107,6 +109,8 @@ class PoolSettings:
             parse_listen(self.metrics_listen)
         if self.log_format not in ("text", "json"):
             raise ConfigurationError(f"log_format must be text or json, not {self.log_format!r}")
+        if self.log_level not in ("debug", "info", "warning"):
+            raise ConfigurationError(f"log_level must be debug, info or warning, not {self.log_level!r}")
 
     def _check_limits(self) -> None:
         parse_cpus(self.cpus)
