@@ -44,8 +44,8 @@ class HeldLease:
     outspoken: dict[int, UUID] = field(default_factory=dict)
     is_going_back: bool = False
     is_ended: bool = False
-    named: Sequence[tuple[UUID, int, str, str, str | None]] = ()
-    """Job, execution, task, queue and org in each position, for log lines about what has ended."""
+    rows: Sequence[ClaimedRow] = ()
+    """What was claimed, in each position, for log lines about what has ended."""
 
     @property
     def has_news(self) -> bool:
@@ -60,11 +60,7 @@ class HeldLease:
 
     def log_fields(self, position: int) -> dict[str, object]:
         """What every log line about the execution in this position has."""
-        job, execution, task, queue, org = self.named[position - 1]
-        told: dict[str, object] = {"job": job, "execution": execution, "task": task, "queue": queue}
-        if org is not None:
-            told["org"] = org
-        return told | {"lease": self.lease_id}
+        return _log_fields(self.rows[position - 1], self.lease_id)
 
     def say(self, position: int, said: Said) -> None:
         """The job in this position says how far it is."""
@@ -133,7 +129,7 @@ class ClaimedJob(NamedTuple):
 
     def log_fields(self) -> dict[str, object]:
         """What every log line about this execution has."""
-        return self.lease.log_fields(self.position)
+        return _log_fields(self.row, self.lease.lease_id)
 
     def job(self) -> Job:
         """As handlers, middleware and `should_retry` see it."""
@@ -153,3 +149,10 @@ class ClaimedJob(NamedTuple):
             org_id=row.org_id,
             headers=decode(row.headers) if row.headers else {},
         )
+
+
+def _log_fields(row: ClaimedRow, lease_id: UUID) -> dict[str, object]:
+    told: dict[str, object] = {"job": row.job_id, "execution": row.execution, "task": row.task, "queue": row.queue}
+    if row.org_id is not None:
+        told["org"] = row.org_id
+    return told | {"lease": lease_id}

@@ -247,7 +247,7 @@ class PostgresQueue:
         lease = HeldLease(claim.lease_id, self._row.show_lease(claim.lease_id, len(rows), claim.sent_ns), len(rows))
         self.leases.append(lease)
         self._advance_floors(claim, rows)
-        lease.named = [(row.job_id, row.execution, row.task, row.queue, row.org_id) for row in rows]
+        lease.rows = rows
         lease.outspoken = {position: row.job_id for position, row in enumerate(rows, 1) if row.checkpoint is not None}
         return [ClaimedJob(lease, position, row) for position, row in enumerate(rows, start=1)]
 

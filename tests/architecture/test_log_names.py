@@ -48,19 +48,17 @@ def log_calls() -> Iterator[tuple[str, ast.Call]]:
 
 
 def field_calls() -> list[Call]:
-    found = []
-    for path, tree in trees():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and _name(node.func) == "fields":
-                found.append(
-                    Call(
-                        f"{path.relative_to(PACKAGE)}:{node.lineno}",
-                        frozenset(_events(node.args[0])),
-                        frozenset(word.arg for word in node.keywords if word.arg),
-                        frozenset(_name(word.value) for word in node.keywords if word.arg is None),
-                    )
-                )
-    return found
+    return [
+        Call(
+            f"{path.relative_to(PACKAGE)}:{node.lineno}",
+            frozenset(_events(node.args[0])),
+            frozenset(word.arg for word in node.keywords if word.arg),
+            frozenset(_name(word.value) for word in node.keywords if word.arg is None),
+        )
+        for path, tree in trees()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and _name(node.func) == "fields"
+    ]
 
 
 def _name(node: ast.AST) -> str:
