@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from pgworker.app.orgs import Org, OrgConfig
+from pgworker.app.scope import log_fields
 from pgworker.db.connect import AsyncConnection, Connection
 from pgworker.errors import Cancelled
 from pgworker.model.durations import seconds
@@ -186,13 +187,9 @@ class Context:
 
     @property
     def logger(self) -> logging.LoggerAdapter[logging.Logger]:
-        """Logs with the fields job, execution, task and, if it has one, org, and those in `extra={"fields": {...}}`."""
+        """Logs with the fields job, execution, task, queue and, if it has one, org, and those of the call's `extra`."""
         if self._logger is None:
-            job = self.job
-            fields: dict[str, object] = {"job": job.id, "execution": job.execution, "task": job.task}
-            if job.org_id is not None:
-                fields["org"] = job.org_id
-            self._logger = _JobLogger(logs.logger("task"), fields)
+            self._logger = _JobLogger(logs.logger("task"), log_fields(self.job))
         return self._logger
 
     @contextmanager
@@ -226,7 +223,7 @@ class _JobLogger(_Adapter):
     """The standard adapter replaces the `extra` of a call; this one adds to it."""
 
     def __init__(self, logger: logging.Logger, fields: Mapping[str, object]) -> None:
-        super().__init__(logger, logs.fields(**fields))
+        super().__init__(logger, {"fields": fields})
         self.fields = fields
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:

@@ -47,7 +47,9 @@ class WorkerHooks:
             try:
                 hook(state)
             except (Exception, SystemExit):  # noqa: PERF203  the next is to run
-                log.exception("a stop hook failed; the others run all the same", extra=fields(hook=_name(hook)))
+                log.exception(
+                    "a stop hook failed; the others run all the same", extra=fields("hook_failed", hook=_name(hook))
+                )
 
 
 def _checked(hook: object, kind: str) -> Hook:

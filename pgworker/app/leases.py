@@ -44,6 +44,8 @@ class HeldLease:
     outspoken: dict[int, UUID] = field(default_factory=dict)
     is_going_back: bool = False
     is_ended: bool = False
+    rows: Sequence[ClaimedRow] = ()
+    """What was claimed, in each position, for log lines about what has ended."""
 
     @property
     def has_news(self) -> bool:
@@ -55,6 +57,10 @@ class HeldLease:
             raise RuntimeError("how this job ended was said before: succeed or fail is for each claimed job once")
         self.ended.add(position)
         self.ready[position] = ended
+
+    def log_fields(self, position: int) -> dict[str, object]:
+        """What every log line about the execution in this position has."""
+        return _log_fields(self.rows[position - 1], self.lease_id)
 
     def say(self, position: int, said: Said) -> None:
         """The job in this position says how far it is."""
@@ -121,6 +127,10 @@ class ClaimedJob(NamedTuple):
     position: int
     row: ClaimedRow
 
+    def log_fields(self) -> dict[str, object]:
+        """What every log line about this execution has."""
+        return _log_fields(self.row, self.lease.lease_id)
+
     def job(self) -> Job:
         """As handlers, middleware and `should_retry` see it."""
         row = self.row
@@ -139,3 +149,10 @@ class ClaimedJob(NamedTuple):
             org_id=row.org_id,
             headers=decode(row.headers) if row.headers else {},
         )
+
+
+def _log_fields(row: ClaimedRow, lease_id: UUID) -> dict[str, object]:
+    told: dict[str, object] = {"job": row.job_id, "execution": row.execution, "task": row.task, "queue": row.queue}
+    if row.org_id is not None:
+        told["org"] = row.org_id
+    return told | {"lease": lease_id}

@@ -139,6 +139,9 @@ def open_queue(
         try:
             queue.close()
         except PgworkerError as error:  # what was raised in the block says more
-            log.warning("a queue could not give its jobs back; they go with their leases", extra=fields(error=error))
+            log.warning(
+                "a queue could not give its jobs back; they run again when their leases are over",
+                extra=fields("queue_not_returned", error=error),
+            )
         raise
     queue.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Final
@@ -18,11 +19,14 @@ from pgworker.db.connect import explain
 from pgworker.errors import InvalidJob, SchemaError
 from pgworker.lifecycle.enqueue import enqueue_jobs, enqueue_jobs_async
 from pgworker.model.job import JobRequest
+from pgworker.observe.logs import fields, logger
 
 _CHUNK: Final = 1000
 _CHUNK_CHARACTERS: Final = 16 << 20
 
 Chunk = Sequence[JobRequest]
+
+log = logger("app.producer")
 
 
 class Producer:
@@ -67,14 +71,26 @@ def enqueue_on(driver: SyncDriver, requests: Sequence[JobRequest]) -> list[UUID]
     """Store jobs in the transaction that `driver` is in, or all in one of their own; their ids, in order."""
     chunks = list(_chunks(requests))
     with _refusals(driver), _together(driver, chunks):
-        return [job_id for chunk in chunks for job_id in enqueue_jobs(driver, chunk)]
+        ids = [job_id for chunk in chunks for job_id in enqueue_jobs(driver, chunk)]
+    _tell(requests, ids)
+    return ids
 
 
 async def _enqueue_async(driver: AsyncDriver, requests: Sequence[JobRequest]) -> list[UUID]:
     chunks = list(_chunks(requests))
     with _refusals(driver):
         async with _together_async(driver, chunks):
-            return [job_id for chunk in chunks for job_id in await enqueue_jobs_async(driver, chunk)]
+            ids = [job_id for chunk in chunks for job_id in await enqueue_jobs_async(driver, chunk)]
+    _tell(requests, ids)
+    return ids
+
+
+def _tell(requests: Sequence[JobRequest], ids: Sequence[UUID]) -> None:
+    if not log.isEnabledFor(logging.DEBUG):
+        return
+    for request, job_id in zip(requests, ids, strict=True):
+        org = {} if request.org_id is None else {"org": request.org_id}
+        log.debug("enqueued", extra=fields("job_enqueued", job=job_id, task=request.task, queue=request.queue, **org))
 
 
 def _chunks(requests: Sequence[JobRequest]) -> Iterator[Chunk]:

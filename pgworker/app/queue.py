@@ -5,6 +5,7 @@ What has ended is settled together with the next claim, in one transaction and o
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -246,6 +247,7 @@ class PostgresQueue:
         lease = HeldLease(claim.lease_id, self._row.show_lease(claim.lease_id, len(rows), claim.sent_ns), len(rows))
         self.leases.append(lease)
         self._advance_floors(claim, rows)
+        lease.rows = rows
         lease.outspoken = {position: row.job_id for position, row in enumerate(rows, 1) if row.checkpoint is not None}
         return [ClaimedJob(lease, position, row) for position, row in enumerate(rows, start=1)]
 
@@ -263,11 +265,15 @@ class PostgresQueue:
             with self._connect().cursor() as cursor:
                 check_settled(cursor, settlement)
         except LeaseLost as error:
-            for lease in self.leases:
-                if lease.lease_id == settlement.lease_id:
-                    self._row.lose(lease.entry)
-            jobs = ", ".join(f"{run.job_id}/{run.execution}" for run in settlement.executions)
-            log.error("%s", error, extra=fields(lease=settlement.lease_id, jobs=jobs, worker=self._row.worker_id))
+            lease = self._lease(settlement.lease_id)
+            self._row.lose(lease.entry)
+            for position, run in enumerate(settlement.ended, start=settlement.first):
+                if run is not None:
+                    who = lease.log_fields(position)
+                    log.error("%s", error, extra=fields("result_lost", **who, outcome=run.outcome.value))
+
+    def _lease(self, lease_id: UUID) -> HeldLease:
+        return next(lease for lease in self.leases if lease.lease_id == lease_id)
 
     def _mark_settled(self) -> None:
         for lease in self.leases:
@@ -302,7 +308,10 @@ class PostgresQueue:
             try:
                 save_progress(connection, news.lease_id, {position: said})
             except _UNSTORABLE as error:  # noqa: PERF203  each by itself is what this is for
-                log.error("the server would not store progress", extra=fields(job=said.job_id, error=error))
+                who = self._lease(news.lease_id).log_fields(position)
+                log.error(
+                    "the server would not store progress", extra=fields("progress_not_stored", **who, error=_why(error))
+                )
 
     def _settle_alone(self, connection: Connection[Any], single: Settlement) -> None:
         with connection.cursor() as cursor:
@@ -310,9 +319,10 @@ class PostgresQueue:
                 settle_jobs(cursor, single, time.monotonic_ns())
             except _UNSTORABLE as error:
                 run = single.executions[0]
+                who = self._lease(single.lease_id).log_fields(single.first)
                 log.error(
                     "the server would not store the result or error of a job; it is recorded without",
-                    extra=fields(job=run.job_id, execution=run.execution, error=error),
+                    extra=fields("result_not_stored", **who, error=_why(error)),
                 )
                 bare = replace(single, ended=[run._replace(result=None, error=None)])
                 settle_jobs(cursor, bare, time.monotonic_ns())
@@ -336,7 +346,12 @@ class PostgresQueue:
 
         The floors come down before that: who is told of the jobs must find them.
         """
+        tells = log.isEnabledFor(logging.DEBUG)
         for job in unstarted:
+            if tells:
+                log.debug(
+                    "not started here: it goes back to the queue", extra=fields("job_released", **job.log_fields())
+                )
             job.lease.keep(job.position - 1)
             row = job.row
             lower_floor(self._floors, self._lanes, row.queue, row.priority, row.run_at, row.job_id)
@@ -381,3 +396,8 @@ class PostgresQueue:
     def _lower_floors(self, returned: Sequence[Returned]) -> None:
         for back in returned:
             lower_floor(self._floors, self._lanes, back.queue, back.priority, back.run_at, back.job_id)
+
+
+def _why(error: psycopg.Error) -> str:
+    """Without what the server adds to it, which quotes the value."""
+    return error.diag.message_primary or type(error).__name__

@@ -12,6 +12,7 @@ from types import ModuleType
 from pgworker.app.app import App
 from pgworker.app.origin import told
 from pgworker.errors import ConfigurationError
+from pgworker.observe import logs
 
 _TARGET = re.compile(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<name>[^\W\d]\w*)")
 
@@ -27,7 +28,9 @@ def load_app(target: str) -> App:
         raise ConfigurationError(f"{target!r} names no app: write module:app, such as shop.tasks:app")
     if os.getcwd() not in sys.path:  # noqa: PTH109  sys.path holds strings
         sys.path.insert(0, os.getcwd())  # noqa: PTH109
-    return _app_in(_import(parts["module"]), parts["name"])
+    module = _import(parts["module"])
+    logs.enable_own()
+    return _app_in(module, parts["name"])
 
 
 def _import(name: str) -> ModuleType:

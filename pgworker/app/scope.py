@@ -20,10 +20,11 @@ MakeJob = Callable[[], Job]
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """`headers` are JSON text, as in a JobRequest."""
+    """`headers` are JSON text, as in a JobRequest; `job` is the one that runs here, if any."""
 
     org_id: str | None = None
     headers: str | None = None
+    job: Job | None = None
 
 
 _NOWHERE: Final = Scope()
@@ -37,9 +38,26 @@ def scope_here() -> Scope:
     found = _scope.get()
     if not isinstance(found, Scope):
         job = found()
-        found = Scope(job.org_id, encode_payload(job.headers).decode() if job.headers else None)
+        found = Scope(job.org_id, encode_payload(job.headers).decode() if job.headers else None, job)
         _scope.set(found)
     return found
+
+
+def job_here() -> dict[str, object] | None:
+    """The log fields of the job whose handler, middleware or what they await runs here; None: there is none."""
+    if _scope.get() is _NOWHERE:
+        return None
+    try:
+        job = scope_here().job
+    except Exception:  # noqa: BLE001  a payload that can't be decoded is told of as the failure of its job
+        return None
+    return None if job is None else log_fields(job)
+
+
+def log_fields(job: Job) -> dict[str, object]:
+    """What log lines of a handler say of its job."""
+    told: dict[str, object] = {"job": job.id, "execution": job.execution, "task": job.task, "queue": job.queue}
+    return told if job.org_id is None else told | {"org": job.org_id}
 
 
 @contextmanager

@@ -78,8 +78,10 @@ def judge_anyhow(
     try:
         return judge(error, reason, cancel_seen, row.failures, attempts, task, claimed.job)
     except BaseException as second:
-        who = fields(job=row.job_id, execution=row.execution, task=row.task)
-        log.exception("should_retry or a delay is broken: an ordinary failure", extra=who)
+        log.exception(
+            "should_retry or a delay of this task has failed itself: the job counts as an ordinary failure",
+            extra=fields("verdict_failed", **claimed.log_fields()),
+        )
         return judge(second, reason, cancel_seen, row.failures, attempts, None, claimed.job)
 
 

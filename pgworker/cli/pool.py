@@ -12,14 +12,14 @@ import socket
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import click
 import setproctitle
 
 from pgworker.cli import boot
 from pgworker.config.settings import MAX_WORKERS, PoolSettings, parse_cpus, parse_listen
-from pgworker.config.sources import embedded_directory
+from pgworker.config.sources import embedded_directory, redact
 from pgworker.db import embedded
 from pgworker.errors import ConfigurationError, PgworkerError
 from pgworker.lifecycle.claim import PRIORITIES
@@ -43,7 +43,7 @@ _OTHER_DESCRIPTORS = 64
 
 def start_pool(dsn: str, app_path: str, settings: PoolSettings, *, starts_server: bool) -> int:
     """Run a pool until it is told to stop; returns the exit code. `starts_server`: the private one of this DSN."""
-    logs.configure(settings.log_format, settings.log_level.upper())
+    logs.configure(settings.log_format, settings.log_level)
     logs.set_process("master")
     signals = SignalQueue()
     signals.install(OBEYED_LATER)
@@ -57,7 +57,12 @@ def start_pool(dsn: str, app_path: str, settings: PoolSettings, *, starts_server
         restart = partial(embedded.start, directory) if starts_server and directory is not None else None
         service = restart() if restart is not None else None
         if service is not None:
-            log.info('a private PostgreSQL runs in %s: psql "%s"', service.directory, service.dsn)
+            log.info(
+                'a private PostgreSQL runs in %s: psql "%s"',
+                service.directory,
+                service.dsn,
+                extra=logs.fields("postgres_started"),
+            )
         is_fine = False
         try:
             code = boot.in_child(partial(boot.check, dsn, app_path, settings, _say, migrates=starts_server))
@@ -71,6 +76,8 @@ def start_pool(dsn: str, app_path: str, settings: PoolSettings, *, starts_server
     _warn_of_memory(settings)
     shared = _share(settings, listening, opened)
     pool_id = uuid4()
+    logs.set_process("master", pool=str(pool_id))
+    _tell_start(settings, dsn, pool_id)
     gc.collect()
     gc.freeze()  # what is imported by now stays shared with every child
 
@@ -93,7 +100,28 @@ def _say(error: PgworkerError) -> None:
 
 
 def _log_refusal(error: PgworkerError) -> None:
-    log.error("HUP: %s; the old workers go on", error)
+    log.error("HUP: %s; the old workers go on", error, extra=logs.fields("restart_failed"))
+
+
+def _tell_start(settings: PoolSettings, dsn: str, pool_id: UUID) -> None:
+    queues = ", ".join(settings.queues)
+    log.info(
+        "pgworker %s starts: %d workers × %d slots on %s",
+        version("pgworker"),
+        settings.workers,
+        settings.slots,
+        queues,
+        extra=logs.fields(
+            "pool_starting",
+            version=version("pgworker"),
+            workers=settings.workers,
+            slots=settings.slots,
+            queues=queues,
+            database=redact(dsn),
+            pool=pool_id,
+            pid=os.getpid(),
+        ),
+    )
 
 
 def _choose_cpus(settings: PoolSettings) -> Callable[[int], frozenset[int]]:
@@ -118,6 +146,7 @@ def _warn_of_memory(settings: PoolSettings) -> None:
             settings.workers,
             settings.memory_limit >> 20,
             allowed >> 20,
+            extra=logs.fields("memory_overcommitted", workers=settings.workers),
         )
 
 

@@ -88,6 +88,7 @@ class PoolSettings:
     restart_backoff: Backoff = field(default=Backoff(base=0.5, cap=60.0))
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning"] = "info"
+    """Debug has a line for each claim, start and success of a job, info for whatever is no plain success."""
 
     def __post_init__(self) -> None:
         """ConfigurationError for the first setting that can't work."""

@@ -62,7 +62,7 @@ class Findings:
 
 @dataclass(frozen=True, slots=True)
 class Reclaimed:
-    """What became of one job. No `outcome`: it had never started."""
+    """What became of one job. No `outcome`: it had never started. `started_us`: that long ago, if anybody knows."""
 
     job_id: UUID
     execution: int
@@ -73,6 +73,8 @@ class Reclaimed:
     priority: int | None
     run_at: datetime | None
     is_dead: bool
+    org_id: str | None = None
+    started_us: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

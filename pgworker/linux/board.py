@@ -33,8 +33,8 @@ _FLOOR_US, _FLOOR_ID = range(2)
 _LANE_WORDS = 2
 
 # words of a worker's row, in front of those of its slots and leases
-_ID_HIGH, _ID_LOW, _PID, _FORKED_NS, _READY, _IDLE, _DRAIN, _TASKS_HASH, _RECYCLE = range(9)
-_ROW_WORDS = 9
+_ID_HIGH, _ID_LOW, _PID, _FORKED_NS, _READY, _IDLE, _DRAIN, _TASKS_HASH, _RECYCLE, _FAILED = range(10)
+_ROW_WORDS = 10
 
 # words of a slot
 _RUN_SEQUENCE, _RUN_LEASE, _RUN_POSITION, _RUN_SINCE_NS, _RUN_DEADLINE_NS, _RUN_THREAD, _RUN_ON_LOOP = range(7)
@@ -269,6 +269,15 @@ class Row:
     @property
     def jobs_done(self) -> int:
         return sum(self._words[self._slots_at + slot * _SLOT_WORDS + _RUN_SEQUENCE] // 2 for slot in range(self.slots))
+
+    @property
+    def runs_failed(self) -> int:
+        """Of `jobs_done`, those that ended otherwise than succeeded, as far as the clerk has seen them."""
+        return self._words[self._at + _FAILED]
+
+    @runs_failed.setter
+    def runs_failed(self, runs: int) -> None:
+        self._words[self._at + _FAILED] = runs
 
     # -- the runs: each slot is written by whoever runs a job in it
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pgworker.linux.pidfd import kill_group
 from pgworker.linux.sd_notify import notify
 from pgworker.master.children import WorkerChild
+from pgworker.master.fields import fields
 from pgworker.model.graces import SHUTDOWN_GRACE
 from pgworker.model.state import CancelReason
 
@@ -41,7 +42,9 @@ class Drain:
         """Stop claiming, hand back, let running jobs finish. A second TERM changes nothing."""
         if self.is_on:
             return
-        log.info("%s: draining, %d running jobs have %g s", why, self._running(), self._timeout)
+        running = self._running()
+        told = fields("draining", jobs=running)
+        log.info("%s: draining, %d running jobs have %g s", why, running, self._timeout, extra=told)
         self._ask_all(time.monotonic() + self._timeout)
 
     def interrupt(self) -> None:
@@ -55,7 +58,7 @@ class Drain:
             if not self._is_quick:
                 self.stop_now("INT again")
             else:
-                log.warning("INT a third time: every worker is killed")
+                log.warning("INT a third time: every worker is killed", extra=fields("drain_hurried"))
                 self.end_now()
 
     def stop_now(self, why: str) -> None:
@@ -63,7 +66,9 @@ class Drain:
         if self._is_quick:
             return
         self._is_quick = True
-        log.warning("%s: %d running jobs are stopped and go back to the queue, uncharged", why, self._running())
+        running = self._running()
+        told = fields("drain_hurried", jobs=running)
+        log.warning("%s: %d running jobs are stopped and go back to the queue, uncharged", why, running, extra=told)
         until = time.monotonic() + SHUTDOWN_GRACE
         if self.until is None:
             self._ask_all(until)

@@ -18,6 +18,7 @@ from contextlib import suppress
 from pgworker.linux import process, stacks
 from pgworker.linux.stacks import StackFile
 from pgworker.master.children import MonitorChild, WorkerChild
+from pgworker.master.fields import fields
 
 _PATIENCE = 1.0  # seconds until a process that has not answered is named
 _FATAL = "Fatal Python error"
@@ -40,7 +41,7 @@ class Dumps:
 
     def ask(self, on_ladder: Container[int]) -> None:
         """Log our own stack, and ask everybody for theirs; not who is being killed, and dumps for that."""
-        _log_stack(f"master (pid {os.getpid()})", "".join(traceback.format_stack(sys._getframe(1))))
+        _log_stack(f"master (pid {os.getpid()})", os.getpid(), "".join(traceback.format_stack(sys._getframe(1))))
         for _, pid, _ in self._running():
             if pid not in on_ladder:
                 self._awaited[pid] = time.monotonic() + _PATIENCE
@@ -62,6 +63,7 @@ class Dumps:
                     "%s has not answered: it is in C (its state is %s); its stacks come when it returns",
                     who,
                     process.state(pid),
+                    extra=fields("stack_missing", worker_pid=pid),
                 )
         alive = {pid for _, pid, _ in running}
         for forgotten in [pid for pid in self._sizes if pid not in alive]:
@@ -74,7 +76,7 @@ class Dumps:
             return
         file.clear()
         self._awaited.pop(pid, None)
-        _log_stack(who, stack)
+        _log_stack(who, pid, stack)
 
     def _running(self) -> Iterator[tuple[str, int, StackFile]]:
         if self._monitor.pid:
@@ -84,8 +86,8 @@ class Dumps:
                 yield f"worker {child.row.index} (pid {child.pid})", child.pid, self._files[child.row.index]
 
 
-def _log_stack(who: str, stack: str) -> None:
+def _log_stack(who: str, pid: int, stack: str) -> None:
     """A line of the log for each line of the stack: readable, and one event a line all the same."""
     for line in stack.splitlines():
         if line.strip():
-            log.info("%s | %s", who, line)
+            log.info("%s | %s", who, line, extra=fields("stack", worker_pid=pid))

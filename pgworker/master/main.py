@@ -23,10 +23,12 @@ from pgworker.linux.sd_notify import notify
 from pgworker.linux.signals import SignalQueue
 from pgworker.master.causes import explain_exit, judge_slots
 from pgworker.master.children import Forker, MonitorChild, RunMonitor, RunWorker, WorkerChild
+from pgworker.master.count import Count
 from pgworker.master.deadlines import Ladder, climb, find_overdue, is_stopped_past_lease
 from pgworker.master.deaths import Deaths
 from pgworker.master.drain import LAST_CALL, Drain
 from pgworker.master.dumps import Dumps
+from pgworker.master.fields import fields
 from pgworker.master.restarts import Restarts
 from pgworker.master.rolling import CheckApp, Rolling
 from pgworker.master.service import Service, ServiceKeeper
@@ -90,6 +92,7 @@ class Master:
         self._rolling = Rolling(self._workers, parts.check_app, settings.boot_timeout)
         self._size = Size(self._workers)
         self._dumps = Dumps(self._workers, shared.stacks, self._monitor, shared.monitor_stack)
+        self._count = Count()
         self._gone_at: float | None = None
         self._was_ready = False
         self._told = ""
@@ -141,7 +144,7 @@ class Master:
                 self._forker.fork_monitor(child)
         except OSError as error:
             child.start_at = now + _FORK_RETRY
-            log.error("can't fork: %s; trying again in a second", error)
+            log.error("can't fork: %s; trying again in a second", error, extra=fields("fork_failed"))
 
     def _wait(self) -> None:
         with selectors.PollSelector() as selector:  # unlike epoll, needs no descriptor: there may be none left
@@ -176,7 +179,9 @@ class Master:
                         child.awaits_ack = None
         stuck_ns = time.monotonic_ns() - self._shared.board.monitor_beat_ns
         if self._monitor.pid and min(stuck_ns / 1e9, time.monotonic() - self._monitor.forked_at) > _MONITOR_STUCK:
-            log.error("the monitor has not moved for %.0f s: it is replaced", stuck_ns / 1e9)
+            log.error(
+                "the monitor has not moved for %.0f s: it is replaced", stuck_ns / 1e9, extra=fields("monitor_stuck")
+            )
             kill_group(self._monitor.pid, signal.SIGKILL)
 
     def _enforce_deadlines(self) -> None:
@@ -218,7 +223,13 @@ class Master:
     def _announce_ready(self) -> None:
         if not self._was_ready and any(child.pid and child.row.is_ready for child in self._workers):
             self._was_ready = True
-            log.info("the pool is ready: %d workers on %s", int(self._size), ", ".join(self._settings.queues))
+            queues = ", ".join(self._settings.queues)
+            log.info(
+                "the pool is ready: %d workers on %s",
+                int(self._size),
+                queues,
+                extra=fields("pool_ready", workers=int(self._size), queues=queues),
+            )
             notify("READY=1")
 
     # -- signals
@@ -232,7 +243,8 @@ class Master:
             elif number is signal.SIGUSR1:
                 self._dumps.ask({pid for pid, _ in self._ladders})
             elif number in OBEYED_LATER and self._drain.is_on:
-                log.info("%s is ignored: the pool drains", number.name.removeprefix("SIG"))
+                said = number.name.removeprefix("SIG")
+                log.info("%s is ignored: the pool drains", said, extra=fields("signal_ignored"))
             elif number in OBEYED_LATER:
                 self._change(number)
 
@@ -258,9 +270,12 @@ class Master:
         board = self._shared.board
         board.is_paused = not board.is_paused
         if board.is_paused:
-            log.info("USR2: claiming is paused; what runs goes on, what waits goes back; USR2 again resumes it")
+            log.info(
+                "USR2: claiming is paused; what runs goes on, what waits goes back; USR2 again resumes it",
+                extra=fields("claiming_paused"),
+            )
         else:
-            log.info("USR2: claiming again")
+            log.info("USR2: claiming again", extra=fields("claiming_resumed"))
         for child in self._workers:
             if child.pid:
                 child.wake()
@@ -294,6 +309,7 @@ class Master:
         outcome = Outcome.SUCCEEDED if clean else verdict
         death = Death(child.row.index, exit_.pid, str(child.row.worker_id), how, outcome.value, verdicts, stack)
         was_ready, done = child.row.is_ready, child.row.jobs_done
+        self._count.add(done + len(runs), child.row.runs_failed + len(runs))
         child.pid, child.row.pid = 0, 0
         child.awaits_ack = death.worker_id
         self._deaths.report(death)
@@ -306,11 +322,12 @@ class Master:
         if self._drain.is_on:
             return
         level = logging.INFO if clean else logging.WARNING
+        told = fields("worker_ended", worker=child.row.index, worker_pid=exit_.pid, jobs=done)
         if not child.is_wanted:
-            log.log(level, "%s", how)
+            log.log(level, "%s", how, extra=told)
             return
         when = self._restarts.plan(child, exit_, done=done, clean=clean)
-        log.log(level, "%s; a new one starts %s", how, when)
+        log.log(level, "%s; a new one starts %s", how, when, extra=told)
         self._rolling.note_end(child, exit_, was_ready=was_ready)
 
     def _give_up_on_a_broken_app(self, exit_: Exit) -> None:
@@ -319,7 +336,11 @@ class Master:
             return
         self._exit_code = code
         if not self._drain.is_on:
-            log.error("no worker could start: see the lines above; the pool ends with %d", self._exit_code)
+            log.error(
+                "no worker could start: see the lines above; the pool ends with %d",
+                self._exit_code,
+                extra=fields("pool_failed", exit_code=self._exit_code),
+            )
             self._rolling.abandon()
             self._drain.end_now()
 
@@ -330,7 +351,12 @@ class Master:
         delay = self._settings.restart_backoff.delay(self._monitor.failures, 0.0) if self._monitor.failures > 1 else 0.0
         longest = _FORK_RETRY if self._drain.is_on else self._settings.lease_ttl * _MONITOR_PAUSE  # leases outlast it
         self._monitor.start_at = time.monotonic() + min(delay, longest)
-        log.warning("the monitor (pid %d): %s; a new one starts", exit_.pid, exit_.describe())
+        log.warning(
+            "the monitor (pid %d): %s; a new one starts",
+            exit_.pid,
+            exit_.describe(),
+            extra=fields("monitor_ended", worker_pid=exit_.pid),
+        )
 
     def _saw_oom(self, exit_: Exit) -> bool:
         before, self._oom_kills = self._oom_kills, process.oom_kills()
@@ -360,15 +386,15 @@ class Master:
                 self._wait_for(self._monitor.pid, 1.0)
         self._service.stop()
         if self._deaths:
-            log.error("%d ends of workers could not be recorded: their leases run out by themselves", len(self._deaths))
+            log.error(
+                "%d ends of workers could not be recorded: their jobs run again when their leases are over",
+                len(self._deaths),
+                extra=fields("deaths_unrecorded", workers=len(self._deaths)),
+            )
         if self._exit_code is not None:
             return self._exit_code
-        if self._drain.timed_out:
-            log.warning("drained, but not in time: what still ran was stopped and went back to the queue, uncharged")
-        if self._drain.timed_out or self._deaths:
-            return EXIT_DRAIN_TIMED_OUT
-        log.info("drained")
-        return 0
+        self._count.tell(in_time=not self._drain.timed_out)
+        return EXIT_DRAIN_TIMED_OUT if self._drain.timed_out or self._deaths else 0
 
     def _wait_for(self, pid: int, seconds: float) -> bool:
         ends = time.monotonic() + seconds
@@ -388,5 +414,7 @@ def run_pool(parts: PoolParts) -> int:
     try:
         return Master(parts).run()
     except Exception:
-        log.exception("the master failed: this is a bug in pgworker; its children end with it")
+        log.exception(
+            "the master failed: this is a bug in pgworker; its children end with it", extra=fields("master_crashed")
+        )
         return EXIT_BUG

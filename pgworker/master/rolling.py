@@ -16,6 +16,7 @@ from pgworker.errors import EXIT_BUG, EXIT_CONFIGURATION, EXIT_UNAVAILABLE
 from pgworker.linux.fork import fork_child
 from pgworker.linux.pidfd import Exit, kill_group
 from pgworker.master.children import WorkerChild
+from pgworker.master.fields import fields
 from pgworker.model.recycle import RecycleReason
 
 CheckApp = Callable[[], int]
@@ -49,10 +50,13 @@ class Rolling:
     def ask(self) -> None:
         """HUP: check the new app, then replace every worker. During a roll: once more after it."""
         if self._check_app is None:
-            log.warning("HUP refused: with --preload the app lives in the master; stop the pool and start it anew")
+            log.warning(
+                "HUP refused: with --preload the app lives in the master; stop the pool and start it anew",
+                extra=fields("signal_ignored"),
+            )
         elif self.is_on:
             if not self._once_more:
-                log.info("HUP: once more, when the rolling restart under way is over")
+                log.info("HUP: once more, when the rolling restart under way is over", extra=fields("restart_begun"))
             self._once_more = True
         else:
             self._check(self._check_app)
@@ -75,6 +79,7 @@ class Rolling:
             log.error(
                 "HUP: the process that tried to import the app ended with it (%s); the old workers go on",
                 exit_.describe(),
+                extra=fields("restart_failed"),
             )
         self._end()
         return True
@@ -91,7 +96,12 @@ class Rolling:
         self._end_the_idle(now)
         if self._check_pid:
             if now - self._checked_at > self._patience:
-                log.error("HUP: the app was not imported within %g s; the old workers go on", self._patience)
+                log.error(
+                    "HUP: the app was not imported within %g s; the old workers go on. Does its import wait for"
+                    " something? --boot-timeout gives it longer",
+                    self._patience,
+                    extra=fields("restart_failed"),
+                )
                 kill_group(self._check_pid, signal.SIGKILL)
                 self._check_pid = 0
                 self._end()
@@ -106,16 +116,17 @@ class Rolling:
         elif (old := next((child for child in places if child.forked_at < self._since), None)) is not None:
             old.drain("HUP")
         else:
-            log.info("HUP: %d workers run the app as it is now", len(places))
+            told = fields("restart_done", workers=len(places))
+            log.info("HUP: %d workers run the app as it is now", len(places), extra=told)
             self._end()
 
     def _check(self, check_app: CheckApp) -> None:
         try:
             pid = fork_child(check_app, keep_fds=(), death_signal=signal.SIGKILL, blocked=())
         except OSError as error:
-            log.error("HUP: can't fork: %s; the old workers go on", error)
+            log.error("HUP: can't fork: %s; the old workers go on", error, extra=fields("restart_failed"))
             return
-        log.info("HUP: trying the app in a process of its own")
+        log.info("HUP: trying the app in a process of its own", extra=fields("restart_begun"))
         self._check_pid, self._checked_at = pid, time.monotonic()
 
     def _begin(self) -> None:
@@ -123,7 +134,7 @@ class Rolling:
         for that still starts the old one: it may hang there for ever, which is what the new app is to mend."""
         now = time.monotonic()
         self._since = self._checked_at
-        log.info("HUP: the app can be imported; workers are replaced, one at a time")
+        log.info("HUP: the app can be imported; workers are replaced, one at a time", extra=fields("restart_begun"))
         for child in self._workers:
             child.failures, child.start_at = 0, min(child.start_at, now)
             if child.pid and child.forked_at < self._since and not child.row.is_ready:
@@ -146,7 +157,12 @@ class Rolling:
 
     def _stop(self, why: str) -> None:
         old = sum(child.pid != 0 and child.forked_at < (self._since or 0.0) for child in self._workers)
-        log.error("HUP: %s: the rolling restart stops here, %d workers go on with the old app", why, old)
+        log.error(
+            "HUP: %s: the rolling restart stops here, %d workers go on with the old app",
+            why,
+            old,
+            extra=fields("restart_failed", workers=old),
+        )
         self._end()
 
     def _end(self) -> None:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from pgworker.errors import PgworkerError
 from pgworker.linux.pidfd import Exit
+from pgworker.master.fields import fields
 
 _RETRY = 5.0  # seconds between two tries to start it again
 
@@ -35,7 +36,12 @@ class ServiceKeeper:
         """Whether this was the end of the service."""
         if self._service is None or exit_.pid != self._service.pid:
             return False
-        log.error("the private PostgreSQL (pid %d): %s; it is started again", exit_.pid, exit_.describe())
+        log.error(
+            "the private PostgreSQL (pid %d): %s; it is started again",
+            exit_.pid,
+            exit_.describe(),
+            extra=fields("postgres_ended"),
+        )
         self._service = None
         return True
 
@@ -47,7 +53,7 @@ class ServiceKeeper:
         try:
             self._service = self._restart()
         except PgworkerError as error:
-            log.error("the private PostgreSQL does not start: %s", error)
+            log.error("the private PostgreSQL does not start: %s", error, extra=fields("postgres_failed"))
 
     def stop(self) -> None:
         if self._service is not None:

@@ -235,7 +235,7 @@ class Monitor:
         self._board.is_connected = True
         if self._was_away:
             self._was_away = False
-            log.info("the database is back")
+            log.info("the database is back", extra=logs.fields("database_back"))
         return connection
 
     def _lose_connection(self, error: psycopg.Error | OSError | PgworkerError) -> None:
@@ -247,7 +247,7 @@ class Monitor:
         self._last_beat = None
         if self._board.take_outage_line(time.monotonic_ns()):
             said = error if isinstance(error, PgworkerError) else explain(error, self._dsn)
-            log.warning("%s Running jobs go on while their leases last.", said)
+            log.warning("%s Running jobs go on while their leases last.", said, extra=logs.fields("database_away"))
 
     # -- the end
 
@@ -264,7 +264,10 @@ class Monitor:
         """The master is dead, and the kernel kills its workers: record each as soon as it is gone."""
         if self._orphaned_at is None:
             self._orphaned_at = time.monotonic()
-            log.error("the master is gone: its workers end, their jobs go back, and the monitor ends after them")
+            log.error(
+                "the master is gone: its workers end, their jobs go back, and the monitor ends after them",
+                extra=logs.fields("master_gone"),
+            )
         for row in self._board.rows:
             if not row.pid:
                 continue

@@ -56,7 +56,9 @@ class Partitions:
                 prune_progress(connection)
         except (psycopg.Error, OSError, PgworkerError) as error:
             if not is_outage(error):  # the monitor's other connection says that the database is away
-                log.error("partitions can't be looked after: %s", self._said(error))
+                log.error(
+                    "partitions can't be looked after: %s", self._said(error), extra=logs.fields("partition_failed")
+                )
             return False
         return is_made and is_pruned
 
@@ -64,17 +66,28 @@ class Partitions:
         try:
             made = make_partitions(connection)
         except psycopg.errors.LockNotAvailable:
-            log.warning("a partition could not be made yet, somebody is in the way; trying again in a minute")
+            log.warning(
+                "a partition could not be made yet, a long transaction is in the way; trying again in a minute",
+                extra=logs.fields("partition_delayed"),
+            )
         except psycopg.errors.ProgramLimitExceeded as error:
-            log.warning("a partition is not made: %s; they stay there until they expire", error.diag.message_primary)
+            log.warning(
+                "a partition is not made: %s; they stay there until they expire",
+                error.diag.message_primary,
+                extra=logs.fields("partition_failed"),
+            )
             return True
         except psycopg.Error as error:
             if connection.closed or is_outage(error):
                 raise
-            log.error("a partition can't be made, its jobs go to the default one meanwhile: %s", self._said(error))
+            log.error(
+                "a partition can't be made, its jobs go to the default one meanwhile: %s",
+                self._said(error),
+                extra=logs.fields("partition_failed"),
+            )
         else:
             if made:
-                log.info("made the partitions of %s", ", ".join(map(str, made)))
+                log.info("made the partitions of %s", ", ".join(map(str, made)), extra=logs.fields("partitions_made"))
             return True
         return False
 
@@ -86,6 +99,7 @@ class Partitions:
                 "%s jobs are in the default partition: their day had none when they were enqueued. Keep a pool running:"
                 " it makes partitions two days ahead",
                 f"{jobs - 1} or more" if jobs > 10_000 else jobs,
+                extra=logs.fields("default_partition_used", jobs=min(jobs, 10_000)),
             )
 
     def _prune(self, connection: Connection[Any]) -> bool:
@@ -94,12 +108,19 @@ class Partitions:
         except psycopg.Error as error:
             if connection.closed or is_outage(error):
                 raise
-            log.error("expired partitions can't be dropped: %s", self._said(error))
+            log.error(
+                "expired partitions can't be dropped: %s", self._said(error), extra=logs.fields("partition_failed")
+            )
             return False
         busy = [partition for partition in pruned if partition.action is PruneAction.BUSY]
         if busy:
             names = ", ".join(partition.name for partition in busy)
-            log.warning("%s can't be dropped yet: %s; trying again in a minute", names, busy[0].why)
+            log.warning(
+                "%s can't be dropped yet: %s; trying again in a minute",
+                names,
+                busy[0].why,
+                extra=logs.fields("partition_delayed"),
+            )
             return False
         for partition in pruned:
             _say(partition)
@@ -117,4 +138,5 @@ def _say(partition: PrunedPartition) -> None:
         partition.executions,
         partition.bytes / 2**20,
         partition.kept,
+        extra=logs.fields("partition_dropped", jobs=partition.jobs),
     )

@@ -15,7 +15,15 @@ from psycopg import Connection
 
 from pgworker.db.connect import is_outage
 from pgworker.lifecycle.heartbeat import PoolIdentity, WorkerProcess, end_worker
-from pgworker.lifecycle.reclaim import Findings, Reclaimable, Reclaimed, TakenLease, find_reclaimable, reclaim_lease
+from pgworker.lifecycle.reclaim import (
+    Findings,
+    Reclaimable,
+    Reclaimed,
+    ReclaimedLease,
+    TakenLease,
+    find_reclaimable,
+    reclaim_lease,
+)
 from pgworker.linux.board import Board, LeaseEntry, Run
 from pgworker.linux.control import Death
 from pgworker.model.retry import Backoff
@@ -126,7 +134,10 @@ class Reclaims:
             except psycopg.Error as error:
                 if connection.closed or is_outage(error):
                     raise
-                log.exception("a lease can't be reclaimed; the others are", extra=fields(lease=lease.lease_id))
+                log.exception(
+                    "a lease can't be taken back, the others are; it is tried again: is its data damaged?",
+                    extra=fields("reclaim_failed", lease=lease.lease_id),
+                )
         return requeued
 
     def _reclaim_one(self, connection: Connection[Any], lease: Reclaimable) -> list[Reclaimed]:
@@ -134,7 +145,7 @@ class Reclaims:
         if done is None:
             return []
         for job in done.jobs:
-            self._tell(job, done.worker_id, done.cause)
+            self._tell(job, done)
         return [job for job in done.jobs if job.run_at is not None]
 
     def _is_shown(self, lease: Reclaimable) -> bool:
@@ -153,12 +164,19 @@ class Reclaims:
         )
         return Findings(nothing, nothing, cause, assumed_running=taken.slots)
 
-    def _tell(self, job: Reclaimed, worker_id: UUID, cause: str) -> None:
+    def _tell(self, job: Reclaimed, done: ReclaimedLease) -> None:
         self._metrics.count_reclaimed(job.outcome.value if job.outcome else "not_started")
+        who: dict[str, object] = {"job": job.job_id, "execution": job.execution, "task": job.task, "queue": job.queue}
+        who |= {"lease": done.lease_id, "worker_id": done.worker_id}
+        if job.org_id is not None:
+            who["org"] = job.org_id
+        if job.started_us is not None:
+            who["duration"] = job.started_us / 1e6
         if job.outcome is None:
+            log.debug("taken back, not started: it goes back to the queue", extra=fields("job_released", **who))
             return
         if job.is_dead:
-            onward = "its attempts are used up: it is a dead letter now"
+            onward = f"its attempts are used up: it is a dead letter now; see pgworker jobs show {job.job_id}"
         elif job.outcome is Outcome.CANCELLED:
             onward = "it was cancelled and does not run again"
         elif job.outcome.is_charged:
@@ -166,11 +184,14 @@ class Reclaims:
         else:
             onward = "it runs again, uncharged"
         log.warning(
-            "a job was reclaimed: %s; %s",
-            cause,
+            "job taken back: %s; %s",
+            done.cause,
             onward,
             extra=fields(
-                job=job.job_id, execution=job.execution, task=job.task, outcome=job.outcome.value, worker=worker_id
+                "job_dead_lettered" if job.is_dead else "execution_reclaimed",
+                **who,
+                outcome=job.outcome.value,
+                cause=done.cause,
             ),
         )
 

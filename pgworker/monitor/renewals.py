@@ -111,7 +111,7 @@ class Renewals:
         self._metrics.count_lost_lease()
         log.error(
             "a lease is lost: others have its jobs, and what runs of it is stopped",
-            extra=fields(lease=entry.lease_id, worker=row.index),
+            extra=fields("lease_lost", lease=entry.lease_id, worker=row.index, worker_id=row.worker_id),
         )
 
 

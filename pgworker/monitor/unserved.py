@@ -40,7 +40,10 @@ class UnservedJobs:
         try:
             self._tell(find_unserved(connection, self._queues, patience=_PATIENCE), now)
         except psycopg.errors.QueryCanceled:
-            log.debug("the head of a queue is slow to read: jobs that nobody serves are counted again later")
+            log.debug(
+                "the head of a queue is slow to read: jobs that nobody serves are counted again later",
+                extra=fields("unserved_unknown"),
+            )
         self._next_look = now + max(_INTERVAL, _COST_SHARE * (time.monotonic() - begun))
 
     def _tell(self, unserved: Sequence[Unserved], now: float) -> None:
@@ -57,5 +60,5 @@ class UnservedJobs:
                 one.jobs.number,
                 " or more" if one.jobs.is_more else "",
                 one.task,
-                extra=fields(queue=one.queue, task=one.task),
+                extra=fields("jobs_unserved", queue=one.queue, task=one.task, jobs=one.jobs.number),
             )

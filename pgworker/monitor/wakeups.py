@@ -14,7 +14,7 @@ from pgworker.db.listen import Listener
 from pgworker.errors import PgworkerError
 from pgworker.linux.board import Board
 from pgworker.linux.wake import wake
-from pgworker.observe.logs import Throttle, logger
+from pgworker.observe.logs import Throttle, fields, logger
 
 _STAY_ALERT = 2.0  # seconds that enqueuers go on notifying after the last worker was seen idle
 _RETRY = 1.0  # seconds between two tries to listen
@@ -106,7 +106,12 @@ class Wakeups:
         self.close()
         if (more := self._throttle.admit("listen")) is not None:
             said = error if isinstance(error, PgworkerError) else explain(error, self._dsn)
-            log.warning("%s Not listening for new jobs, workers poll every second instead.%s", said, more)
+            log.warning(
+                "%s Not listening for new jobs, workers poll every second instead.%s",
+                said,
+                more,
+                extra=fields("listening_lost"),
+            )
 
 
 def _enqueued(payload: str) -> list[tuple[str, str]]:

@@ -1,60 +1,117 @@
 """Logs: one event is one line on stderr, whatever is in it, as text for people or JSON for machines.
 
     log = logs.logger("worker.clerk")
-    log.info("lease lost", extra=logs.fields(job=job_id, task="send_mail"))
+    log.info("the database is back", extra=logs.fields("database_back"))
 
 The fields travel in one attribute of the record, `fields`, so that code which may not import this package can write
-`extra={"fields": {...}}` with the standard library alone. Rotation is the business of whoever runs the pool.
+`extra={"fields": {...}}` with the standard library alone; every name is in `vocabulary`. Rotation is the business of
+whoever runs the pool.
+
+What pgworker logs comes out whatever the app does to logging: it has a handler of its own, below the root logger's,
+which is the app's to change. Who names the logger `pgworker` in a configuration has these lines too.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import math
+import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from datetime import datetime, timezone
-from typing import Any, Literal, TextIO
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Literal, TextIO
 
-from pgworker.model.payload import describe_error
+from pgworker.observe.lines import OWN, JsonLines, Lines, TextLines
+from pgworker.observe.stderr import Stderr, is_journal
 
-MAX_VALUE = 16 << 10
-"""Characters of a field; the rest is cut off."""
+Level = Literal["debug", "info", "warning"]
+
+_OF_HANDLERS: Final = f"{OWN}.task"
 
 
 def logger(name: str) -> logging.Logger:
     """The logger `pgworker.<name>`."""
-    return logging.getLogger(f"pgworker.{name}")
+    return logging.getLogger(f"{OWN}.{name}")
 
 
-def fields(**values: object) -> dict[str, dict[str, object]]:
-    """The `extra` of a log call: job, execution, task, queue, org, worker, error … as fields of its line."""
-    return {"fields": values}
+def fields(event: str, /, **values: object) -> dict[str, dict[str, object]]:
+    """The `extra` of a log call: what happened, and job, execution, task, queue, org, worker, error … of its line."""
+    return {"fields": {"event": event, **values}}
 
 
 def configure(
     format: Literal["text", "json"] = "text",  # noqa: A002  the word on the command line
-    level: int | str = logging.INFO,
+    level: Level = "info",
     stream: TextIO | None = None,
 ) -> None:
-    """Send everything that is logged in this process, the app's and its libraries' too, to `stream` (stderr)."""
-    handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(JsonLines() if format == "json" else TextLines())
-    root = logging.getLogger()
+    """Send everything that is logged in this process, the app's and its libraries' too, to `stream` (stderr).
+
+    `debug` is for pgworker and `ctx.logger` alone: what libraries tell at that level may be a secret. The rest is for
+    the app to turn on.
+    """
+    handler = _handler(_lines(format, stream), stream)
+    number = getattr(logging, level.upper())
+    root, own, tasks = logging.getLogger(), logging.getLogger(OWN), logging.getLogger(_OF_HANDLERS)
     root.handlers[:] = [handler]
-    root.setLevel(level)
+    root.setLevel(max(number, logging.INFO))
+    own.handlers[:] = [handler]
+    own.setLevel(number)
+    own.propagate = False
+    # What handlers say is the app's: it goes where the app's lines go, past our own handler.
+    tasks.parent = root
+    tasks.setLevel(number)
     # The driver warns of every pipeline that a lost connection ends; whoever lost it says so, once a second. A filter
     # rather than a level, which would silence the loggers below it too: the app's own connection pools.
     logging.getLogger("psycopg").addFilter(_is_serious)
 
 
-def set_process(name: str) -> None:
-    """Which process of the pool the lines from here on are from: master, monitor, worker 3."""
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler.formatter, _Lines):
+def set_process(name: str, *, pool: str | None = None) -> None:
+    """Which process of the pool the lines from here on are from (master, monitor, worker 3), and of which pool."""
+    for handler in (*logging.getLogger().handlers, *logging.getLogger(OWN).handlers):
+        if isinstance(handler.formatter, Lines):
             handler.formatter.process = name
+            handler.formatter.pool = pool or handler.formatter.pool
+
+
+def enable_own() -> None:
+    """Undo what `logging.config.dictConfig` does by default to every logger that it does not name."""
+    for name, found in list(logging.getLogger().manager.loggerDict.items()):
+        if isinstance(found, logging.Logger) and (name == OWN or name.startswith(f"{OWN}.")):
+            found.disabled = False
+
+
+def name_jobs(job_here: Callable[[], Mapping[str, object] | None]) -> None:
+    """Have every record that is made inside a job say which: `job_here` gives its fields, and never raises.
+
+    They are in the record's attribute `pgworker`, for whatever handler and formatter the app has.
+    """
+    make = logging.getLogRecordFactory()
+
+    def made(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = make(*args, **kwargs)
+        if (job := job_here()) is not None:
+            record.pgworker = dict(job)
+        return record
+
+    logging.setLogRecordFactory(made)
+
+
+def _lines(format: Literal["text", "json"], stream: TextIO | None) -> Lines:  # noqa: A002  as above
+    if format == "json":
+        return JsonLines()
+    return TextLines(for_journal=stream is None and is_journal(os.environ.get("JOURNAL_STREAM")))
+
+
+def _handler(lines: Lines, stream: TextIO | None) -> logging.Handler:
+    handler: logging.Handler
+    if stream is not None:
+        handler = logging.StreamHandler(stream)
+    elif sys.stderr is None:  # closed before we began: by now the number 2 may be anything
+        handler = logging.NullHandler()
+    else:
+        handler = Stderr()
+    handler.setFormatter(lines)
+    return handler
 
 
 def _is_serious(record: logging.LogRecord) -> bool:
@@ -82,115 +139,3 @@ class Throttle:
             return None
         self._keys[key] = (now, 0)
         return f" ({held_back} more like this)" if held_back else ""
-
-
-class _Lines(logging.Formatter):
-    """A record as one line. Never raises: logging answers that with a traceback of many lines."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.process = "pgworker"
-
-    def format(self, record: logging.LogRecord) -> str:
-        try:
-            return self.line(record, _event(record), dict(_extra(record)))
-        except Exception as error:  # noqa: BLE001  an unwritable record is one line too, and never an error of its own
-            note = {"problem": f"this record can't be written: {type(error).__name__}"}
-            return self.line(record, f"{record.filename}:{record.lineno}", note)
-
-    def line(self, record: logging.LogRecord, event: str, extra: dict[str, Any]) -> str:
-        raise NotImplementedError
-
-
-class TextLines(_Lines):
-    """`2026-11-21T10:00:00.123Z INFO  worker 3  sentence  key=value key="va lue"`."""
-
-    def line(self, record: logging.LogRecord, event: str, extra: dict[str, Any]) -> str:
-        head = f"{_timestamp(record)} {record.levelname:<5} {self.process}  {event}"
-        pairs = " ".join(f"{name}={_quoted(value)}" for name, value in extra.items())
-        return _escaped(f"{head}  {pairs}" if pairs else head)
-
-
-class JsonLines(_Lines):
-    """An ASCII JSON object of ts, level, event, process, pid, logger and the fields; a field pid becomes `pid_`."""
-
-    def line(self, record: logging.LogRecord, event: str, extra: dict[str, Any]) -> str:
-        fixed = {
-            "ts": _timestamp(record),
-            "level": record.levelname,
-            "event": _encodable(event),
-            "process": self.process,
-            "pid": record.process,
-            "logger": _encodable(record.name),
-        }
-        free = {_encodable(name): _json_value(value) for name, value in extra.items()}
-        renamed = {f"{name}_" if name in fixed else name: value for name, value in free.items()}
-        return json.dumps(fixed | renamed)
-
-
-def _timestamp(record: logging.LogRecord) -> str:
-    """RFC 3339 in UTC, to the millisecond."""
-    moment = datetime.fromtimestamp(record.created, timezone.utc)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _event(record: logging.LogRecord) -> str:
-    try:
-        return _clipped(record.getMessage())
-    except Exception:  # noqa: BLE001  arguments that don't fit the format, or whose __str__ raises: keep the sentence
-        return _clipped(_text(record.msg))
-
-
-def _extra(record: logging.LogRecord) -> Iterator[tuple[str, Any]]:
-    values = getattr(record, "fields", None)
-    if isinstance(values, dict):
-        for name, value in values.items():
-            yield _text(name), value if type(value) in _AS_THEY_ARE else _clipped(_text(value))
-    if record.exc_info and record.exc_info[1] is not None:
-        told = describe_error(record.exc_info[1], limit=MAX_VALUE)
-        yield "error", f"{told['type']}: {told['message']}"
-        yield "traceback", told["traceback"]
-    if record.stack_info:
-        yield "stack", _clipped(record.stack_info)
-
-
-_AS_THEY_ARE = frozenset({bool, int, float, type(None)})
-_MAX_INTEGER = 1 << 63
-
-
-def _text(value: object) -> str:
-    try:
-        return str.__str__(str(value))
-    except Exception as error:  # noqa: BLE001  a __str__ that raises
-        return f"(its __str__ raised {type(error).__name__})"
-
-
-def _clipped(text: str) -> str:
-    return text if len(text) <= MAX_VALUE else f"{text[:MAX_VALUE]}… ({len(text) - MAX_VALUE} characters more)"
-
-
-def _json_value(value: Any) -> Any:
-    if isinstance(value, str):
-        return _encodable(value)
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    return value if value is None or abs(value) < _MAX_INTEGER else _text(value)
-
-
-def _encodable(text: str) -> str:
-    """Without lone surrogates, which strict parsers refuse even escaped."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _quoted(value: Any) -> str:
-    text = _text(value)
-    if text and text.isprintable() and not any(sign in text for sign in ' "=\\'):
-        return text
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-def _escaped(text: str) -> str:
-    """With an escape for whatever could end the line or move the cursor: controls, separators, surrogates."""
-    if text.isprintable():
-        return text
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)

@@ -209,8 +209,8 @@ class _Worker:
                 returned = execution.call(self._tasks)
         except (Exception, SystemExit, asyncio.CancelledError) as error:
             if not isinstance(error, JobControl):
-                row = execution.claimed.row
-                log.warning("the handler raised", exc_info=error, extra=fields(job=row.job_id, task=row.task))
+                who = execution.claimed.log_fields()
+                log.warning("the handler raised", exc_info=error, extra=fields("handler_raised", **who))
             return execution.failed(error, self._tasks), error
         else:
             return execution.succeeded(returned), None

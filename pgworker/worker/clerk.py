@@ -6,6 +6,7 @@ and one round trip. While handlers run, the clerk sleeps in `poll` on its wake-u
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import select
@@ -17,6 +18,7 @@ from typing import Any
 import psycopg
 from psycopg import Connection
 
+from pgworker.app.leases import ClaimedJob
 from pgworker.app.queue import PostgresQueue
 from pgworker.app.task import Task
 from pgworker.config.settings import PoolSettings
@@ -32,7 +34,7 @@ from pgworker.observe.events import Reporter
 from pgworker.observe.logs import fields, logger
 from pgworker.worker.prefetch import Prefetch
 from pgworker.worker.recycle import Recycling
-from pgworker.worker.runner import Runner
+from pgworker.worker.runner import FinishedJob, Runner
 from pgworker.worker.sweep import Sweeper
 
 SETTLE_INTERVAL = 0.005
@@ -121,15 +123,22 @@ class Clerk:
                 self._sleep(self._go_round(), _ASLEEP)
         except SchemaError as error:
             self.failure = error
-            log.error("%s", error)
+            log.error("%s", error, extra=fields("worker_refused"))
             self._row.ask_drain()
         except MemoryError:  # a handler holds all that the worker may have
             try:
-                log.error("no memory is left for the clerk; the worker ends and is replaced")
+                log.error(
+                    "no memory is left to record what jobs did; the worker ends and is replaced. Look at what its last"
+                    " jobs held, or raise --memory-limit",
+                    extra=fields("worker_crashed"),
+                )
             finally:
                 os._exit(EXIT_BUG)
         except Exception:  # a bug must end this worker, not leave it running without its clerk
-            log.exception("the clerk failed: this is a bug in pgworker; the worker ends and is replaced")
+            log.exception(
+                "the clerk failed: this is a bug in pgworker; the worker ends and is replaced",
+                extra=fields("worker_crashed"),
+            )
             os._exit(EXIT_BUG)
         finally:
             self._runner.take_back()  # nobody would settle it; it goes back with its lease
@@ -163,7 +172,8 @@ class Clerk:
     def _collect(self) -> None:
         """What has ended goes to the queue's books, to be settled by the next trip."""
         finished, queue = self._runner.finished, self._queue
-        jobs, seconds = 0, 0.0
+        jobs, failed, seconds = 0, 0, 0.0
+        tells = log.isEnabledFor(logging.DEBUG)
         while finished:
             job = finished.popleft()
             row, ended = job.claimed.row, job.ended
@@ -173,11 +183,16 @@ class Clerk:
                 queue.succeed(job.claimed, ended)
             else:
                 queue.fail(job.claimed, ended)
+                failed += 1
+            if tells and job.outcome is Outcome.SUCCEEDED:
+                _tell_success(job)
             self._reports.append((row.queue, row.task, job.outcome.value, job.seconds))
             jobs += 1
             seconds += job.seconds
         if jobs:
             self._prefetch.observe(jobs, seconds)
+        if failed:
+            self._row.runs_failed += failed
         self._collect_progress()
 
     def _collect_progress(self) -> None:
@@ -201,6 +216,8 @@ class Clerk:
             self._dry_until = self._settled_at + pause if is_dry else 0.0
             self._row.is_idle = has_room
         if jobs:
+            if log.isEnabledFor(logging.DEBUG):
+                _tell_claims(jobs)
             self._put_ns = time.monotonic_ns()
             self._runner.put(jobs)
 
@@ -306,6 +323,18 @@ class Clerk:
             waiting = sum(len(lease.ready) for lease in self._queue.leases)
             level = log.warning if is_outage(error) else log.error
             said = error if isinstance(error, PgworkerError) else explain(error, self._dsn)
-            level("%s Trying again.", said, extra=fields(results_waiting=waiting))
+            level("%s Trying again.", said, extra=fields("database_away", waiting=waiting))
         pause = min(_RECONNECT_CAP, 0.1 * 2.0 ** min(self._failed_connects, 10)) * random.uniform(0.5, 1.0)
         self._sleep(pause, _AWAKE)
+
+
+def _tell_claims(jobs: Sequence[ClaimedJob]) -> None:
+    for job in jobs:
+        log.debug("claimed", extra=fields("job_claimed", **job.log_fields()))
+
+
+def _tell_success(job: FinishedJob) -> None:
+    told = job.claimed.log_fields()
+    log.debug(
+        "succeeded", extra=fields("job_succeeded", **told, outcome=job.outcome.value, duration=round(job.seconds, 6))
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -21,12 +22,13 @@ from pgworker.app.orgs import OrgConfig
 from pgworker.app.task import Task
 from pgworker.app.verdict import judge_anyhow
 from pgworker.errors import EXIT_BUG, Discard
-from pgworker.lifecycle.settle import Ended
+from pgworker.lifecycle.settle import Ended, Next
 from pgworker.linux.board import Row
 from pgworker.model.payload import describe_error, encode_result
 from pgworker.model.progress import Said, say
 from pgworker.model.state import CancelReason, Outcome
 from pgworker.observe.logs import fields, logger
+from pgworker.observe.vocabulary import ENDED
 from pgworker.worker.transaction import JobTransactions
 from pgworker.worker.transaction_async import AsyncJobTransactions
 
@@ -128,12 +130,13 @@ class Execution:
         if returned is None and self.context is None:
             return Ended(job.job_id, job.execution, self.started_ns, finished_ns)
         if self._cancel_seen and self.reason is CancelReason.CANCELLED:
+            self._tell_end(Outcome.CANCELLED, "cancelled", finished_ns)
             return Ended(job.job_id, job.execution, self.started_ns, finished_ns, Outcome.CANCELLED)
         if returned is None:
             return Ended(job.job_id, job.execution, self.started_ns, finished_ns)
         result = encode_result(returned)
         if result.problem:
-            log.warning("%s", result.problem, extra=fields(**self._who()))
+            log.warning("%s", result.problem, extra=fields("result_not_stored", **self.claimed.log_fields()))
         text = None if result.json is None else result.json.decode()
         return Ended(job.job_id, job.execution, self.started_ns, finished_ns, result=text)
 
@@ -141,19 +144,17 @@ class Execution:
         job = self.claimed.row
         verdict = judge_anyhow(error, self.reason, self._cancel_seen, self.claimed, tasks.get(job.task))
         described = describe_error(error)
-        if verdict.outcome.is_charged and not self.is_settled:
-            log.warning(
-                "job failed; %s",
-                verdict.consequence,
-                extra=fields(
-                    **self._who(), outcome=verdict.outcome.value, error=described["type"], message=described["message"]
-                ),
-            )
+        finished_ns = time.monotonic_ns()
+        if not self.is_settled:
+            onward: dict[str, object] = {"retry_in": round(verdict.delay, 3)} if verdict.next is Next.REQUEUE else {}
+            if verdict.outcome.is_charged:
+                onward |= {"error": described["type"], "error_message": described["message"]}
+            self._tell_end(verdict.outcome, verdict.consequence, finished_ns, verdict.next, **onward)
         return Ended(
             job.job_id,
             job.execution,
             self.started_ns,
-            time.monotonic_ns(),
+            finished_ns,
             verdict.outcome,
             verdict.next,
             verdict.delay,
@@ -161,19 +162,48 @@ class Execution:
         )
 
     def warn_of_failure_after_commit(self, ended: Ended) -> None:
+        told = msgspec.json.decode(ended.error or "{}")
         log.warning(
             "the handler failed after its transaction had committed: the job has succeeded all the same",
-            extra=fields(**self._who(), error=ended.error),
+            extra=fields(
+                "failed_after_commit",
+                **self.claimed.log_fields(),
+                error=told.get("type"),
+                error_message=told.get("message"),
+                exception=told.get("traceback"),
+            ),
+        )
+
+    def tell_start(self) -> None:
+        log.debug("started", extra=fields("job_started", **self.claimed.log_fields()))
+
+    def _tell_end(
+        self, outcome: Outcome, consequence: str, finished_ns: int, onward: Next = Next.END, **more: object
+    ) -> None:
+        """One line for whatever is no plain success. The stack of an error is on the execution's row."""
+        is_dead = onward is Next.BURY
+        level = logging.WARNING if is_dead or outcome.is_charged or outcome is Outcome.LOST else logging.INFO
+        if not log.isEnabledFor(level):
+            return
+        duration = round((finished_ns - self.started_ns) / 1e9, 6)
+        hint = f"; see pgworker jobs show {self.claimed.row.job_id}" if is_dead else ""
+        log.log(
+            level,
+            "job %s%s",
+            outcome.value.replace("_", " "),
+            "" if consequence == outcome.value else f"; {consequence}{hint}",
+            extra=fields(
+                "job_dead_lettered" if is_dead else ENDED[outcome],
+                **self.claimed.log_fields(),
+                outcome=outcome.value,
+                duration=duration,
+                **more,
+            ),
         )
 
     @property
     def _cancel_seen(self) -> bool:
         return self.context is not None and self.context.cancel_seen
-
-    def _who(self) -> dict[str, object]:
-        row = self.claimed.row
-        who: dict[str, object] = {"job": row.job_id, "execution": row.execution, "task": row.task}
-        return who | {"org": row.org_id} if row.org_id is not None else who
 
     # -- the context
 
@@ -230,5 +260,8 @@ def _row_is_missing() -> Discard:
 
 def end_for_a_bug() -> NoReturn:
     """A bug must end this worker, not leave it running with a part of it gone."""
-    log.exception("a thread of the worker failed: this is a bug in pgworker; the worker ends and is replaced")
+    log.exception(
+        "a thread of the worker failed: this is a bug in pgworker; the worker ends and is replaced",
+        extra=fields("worker_crashed"),
+    )
     os._exit(EXIT_BUG)

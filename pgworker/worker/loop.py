@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from pgworker.errors import EXIT_BUG
 from pgworker.model.graces import Graces
 from pgworker.model.state import CancelReason
-from pgworker.observe.logs import logger
+from pgworker.observe.logs import fields, logger
 from pgworker.worker.execution import Execution, end_for_a_bug
 
 _LOOK = 0.05
@@ -78,7 +78,10 @@ class EventLoop:
         try:
             loop.run_until_complete(self._serve())
         except BaseException:
-            log.exception("a handler has stopped the event loop, or cancelled what is not its own; the worker ends")
+            log.exception(
+                "a handler has stopped the event loop, or cancelled what is not its own; the worker is replaced",
+                extra=fields("worker_crashed"),
+            )
             os._exit(EXIT_BUG)
         loop.close()
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import setproctitle
 
 from pgworker.app.registry import load_app
+from pgworker.app.scope import job_here
 from pgworker.config.settings import PoolSettings
 from pgworker.errors import PgworkerError
 from pgworker.linux import stacks
@@ -52,6 +53,7 @@ def run_worker(dsn: str, app_path: str, settings: PoolSettings, place: WorkerPla
     logs.set_process(f"worker {place.index}")
     setproctitle.setproctitle(f"pgworker: worker {place.index} ({','.join(settings.queues)})")
     sys.setswitchinterval(_SWITCH_INTERVAL)
+    logs.name_jobs(job_here)
     row = place.board.rows[place.index]
     stacks.install(place.stacks)
     _drain_on_term(place)
@@ -60,8 +62,9 @@ def run_worker(dsn: str, app_path: str, settings: PoolSettings, place: WorkerPla
         app = load_app(app_path)
         app.use_dsn(dsn)
         state = app.start_worker()
+        logs.enable_own()
     except PgworkerError as error:
-        log.error("%s", error)
+        log.error("%s", error, extra=logs.fields("worker_refused"))
         return error.exit_code
     name = f"pgworker worker {place.index}"
     runner = Runner(
@@ -86,6 +89,13 @@ def run_worker(dsn: str, app_path: str, settings: PoolSettings, place: WorkerPla
         recycling=Recycling(Limits.draw(settings, row.worker_id), row),
     )
     thread = threading.Thread(target=clerk.work, name="clerk")
+    log.info(
+        "ready: %d tasks on %s, %d at a time",
+        len(app.tasks),
+        ", ".join(settings.queues),
+        settings.slots,
+        extra=logs.fields("worker_started", worker=place.index, worker_id=row.worker_id, task_count=len(app.tasks)),
+    )
     row.set_ready()  # before anything is claimed: who is not ready may be killed without a loss
     thread.start()
     runner.run_jobs(clerk.wake)
@@ -118,7 +128,12 @@ def _isolate(settings: PoolSettings, cpus: frozenset[int]) -> None:
         try:
             os.sched_setaffinity(0, cpus)
         except OSError as error:  # taken out of our cpuset since the start
-            log.warning("can't stay on CPU %s: %s; it runs on any", ",".join(map(str, sorted(cpus))), error.strerror)
+            log.warning(
+                "can't stay on CPU %s: %s; it runs on any",
+                ",".join(map(str, sorted(cpus))),
+                error.strerror,
+                extra=logs.fields("cpus_refused"),
+            )
     if settings.nice:
         os.nice(settings.nice)
     if settings.memory_limit is not None:

@@ -12,7 +12,7 @@ from pgworker.config.settings import PoolSettings
 from pgworker.linux.board import Row
 from pgworker.linux.memory import private_bytes
 from pgworker.model.recycle import RecycleReason
-from pgworker.observe.logs import logger
+from pgworker.observe.logs import fields, logger
 
 MEMORY_EVERY = 5.0
 """Seconds between two looks at the own memory, which cost milliseconds per GB."""
@@ -78,4 +78,11 @@ class Recycling:
         self._is_needed = False
         self._row.want_recycle(reached)
         measured = f", {self._memory >> 20} MiB of its own" if self._limits.memory is not None else ""
-        log.info("to be replaced, %s: %d jobs in %.0f s%s", reached.words, jobs, age, measured)
+        log.info(
+            "to be replaced, %s: %d jobs in %.0f s%s",
+            reached.words,
+            jobs,
+            age,
+            measured,
+            extra=fields("worker_limit_reached", jobs=jobs, duration=round(age, 3)),
+        )

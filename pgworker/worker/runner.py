@@ -7,6 +7,7 @@ those that run has a thread. Async handlers share one event loop, in a thread of
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -23,7 +24,7 @@ from pgworker.linux.board import Row
 from pgworker.model.graces import Graces
 from pgworker.model.lease import lease_margin
 from pgworker.model.state import Outcome
-from pgworker.worker.execution import Execution, Sayings, Slot, SlotTransactions, end_for_a_bug
+from pgworker.worker.execution import Execution, Sayings, Slot, SlotTransactions, end_for_a_bug, log
 from pgworker.worker.loop import EventLoop
 
 
@@ -63,6 +64,7 @@ class Runner:
         self._arrived = threading.Condition(self._lock)
         self._free = list(range(row.slots - 1, -1, -1))
         self._stopping = False
+        self._tells_starts = False
         self._pid = 0
         self._closed: HeldLease | None = None
         self._wake: Callable[[bool], None] = lambda _starves: None
@@ -75,6 +77,7 @@ class Runner:
     # -- called by the clerk
 
     def put(self, jobs: list[ClaimedJob]) -> None:
+        self._tells_starts = log.isEnabledFor(logging.DEBUG)
         with self._lock:
             self.todo.extend(jobs)
             self._arrived.notify(len(jobs))
@@ -213,6 +216,8 @@ class Runner:
     def _start(self, claimed: ClaimedJob, slot: int, *, is_async: bool) -> Execution:
         execution = Execution(claimed, self._slots[slot], is_async)
         self.started_ns = execution.started_ns
+        if self._tells_starts:
+            execution.tell_start()
         return execution
 
     def _run(self, claimed: ClaimedJob, slot: int) -> None:

@@ -551,7 +551,8 @@ def test_a_reclaim_sends_each_job_where_what_is_known_of_it_says(db: Connection[
 
     def job(place: int, outcome: Outcome | None, failures: int, *, dead: bool = False, gone: bool = False) -> Reclaimed:
         run_at = None if dead or gone else run_ats[held.ids[place]]
-        return Reclaimed(held.ids[place], 1, outcome, failures, "t", "default", 5, run_at, dead)
+        started_us = findings.started_us[place]
+        return Reclaimed(held.ids[place], 1, outcome, failures, "t", "default", 5, run_at, dead, None, started_us)
 
     assert reclaimed.jobs == [
         job(1, Outcome.LOST, 0),

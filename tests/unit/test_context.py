@@ -122,7 +122,7 @@ def test_log_lines_carry_the_job_beside_the_fields_of_the_call(caplog: pytest.Lo
     with caplog.at_level(logging.INFO):
         context.logger.info("sent %s", 1, extra={"fields": {"to": "a@b"}, "other": 2})
         context.logger.info("done")
-    job = {"job": JOB.id, "execution": 3, "task": "mail"}
+    job = {"job": JOB.id, "execution": 3, "task": "mail", "queue": JOB.queue}
     assert [record.__dict__["fields"] for record in caplog.records] == [{"to": "a@b", **job}, job]
     assert caplog.records[0].__dict__["other"] == 2
     assert caplog.messages == ["sent 1", "done"]

@@ -54,7 +54,7 @@ with held as (
     returning job_id
 )
 select verdict.job_id, verdict.execution, verdict.outcome, verdict.failures, verdict.task, verdict.queue, verdict.priority,
-       requeued.run_at, buried.job_id is not null as is_dead
+       requeued.run_at, buried.job_id is not null as is_dead, verdict.org_id, verdict.started_us
 from verdict
 left join requeued on requeued.job_id = verdict.job_id
 left join buried on buried.job_id = verdict.job_id
