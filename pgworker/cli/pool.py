@@ -9,6 +9,7 @@ import gc
 import os
 import resource
 import socket
+import sys
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
@@ -17,7 +18,7 @@ from uuid import UUID, uuid4
 import click
 import setproctitle
 
-from pgworker.cli import boot
+from pgworker.cli import boot, reload
 from pgworker.config.settings import MAX_WORKERS, PoolSettings, parse_cpus, parse_listen
 from pgworker.config.sources import embedded_directory, redact
 from pgworker.db import embedded
@@ -45,6 +46,9 @@ def start_pool(dsn: str, app_path: str, settings: PoolSettings, *, starts_server
     """Run a pool until it is told to stop; returns the exit code. `starts_server`: the private one of this DSN."""
     logs.configure(settings.log_format, settings.log_level)
     logs.set_process("master")
+    if settings.reload:
+        reload.check_installed()
+        sys.dont_write_bytecode = True  # an edit within a second that keeps the size would be taken for the file before
     signals = SignalQueue()
     signals.install(OBEYED_LATER)
     with boot.Interruptible():
@@ -92,7 +96,8 @@ def start_pool(dsn: str, app_path: str, settings: PoolSettings, *, starts_server
         return run_monitor(dsn, settings, shared, control, pool_id, version("pgworker"))
 
     check_again = None if settings.preload else partial(boot.check, dsn, app_path, settings, _log_refusal)
-    return run_pool(PoolParts(settings, shared, signals, work, monitor, check_again, service, restart))
+    watch = partial(reload.start, app_path) if settings.reload else None
+    return run_pool(PoolParts(settings, shared, signals, work, monitor, check_again, service, restart, watch))
 
 
 def _say(error: PgworkerError) -> None:

@@ -85,6 +85,7 @@ OPTIONS: Final = (
     Option("metrics_listen", or_off(TEXT), _LOOK, "Where /metrics and the health pages are.", "HOST:PORT|off"),
     Option("log_format", choice("text", "json"), _LOOK, "How a line of the log looks.", "text|json"),
     Option("log_level", choice("debug", "info", "warning"), _LOOK, "What is logged.", "debug|info|warning"),
+    Option("reload", SWITCH, _DEVELOP, "Replace the workers when a Python file of the app changes."),
     Option(
         "embedded",
         or_switch(TEXT, EMBEDDED_DIRECTORY),

@@ -75,6 +75,8 @@ class PoolSettings:
     drained may take to end."""
     preload: bool = False
     """Import the app once, in the master, before the first fork."""
+    reload: bool = False
+    """Ask for a rolling restart when a file of the app changes; jobs that run then have `drain_timeout` to end."""
     max_jobs: int | None = None
     """A worker that has run so many jobs is replaced; this and the next two are lowered by up to a quarter, by lot."""
     max_memory: int | None = None
@@ -105,6 +107,8 @@ class PoolSettings:
             object.__setattr__(self, name, value)
         object.__setattr__(self, "retention", _retention(self.retention))
         self._check_limits()
+        if self.reload and self.preload:
+            raise ConfigurationError("reload needs an app that every worker imports anew, so leave preload out")
         if self.metrics_listen is not None:
             parse_listen(self.metrics_listen)
         if self.log_format not in ("text", "json"):

@@ -14,7 +14,7 @@ _WHY = {
     CancelReason.DEADLINE: "its time was up and it did not stop when asked",
     CancelReason.CANCELLED: "it was cancelled and did not stop when asked",
     CancelReason.LEASE_LOST: "its lease could not be renewed, so that others may run it",
-    CancelReason.SHUTDOWN: "the pool was stopped and it did not end in time",
+    CancelReason.SHUTDOWN: "the worker had to end and it did not stop in time",
 }
 
 

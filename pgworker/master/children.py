@@ -45,6 +45,8 @@ class WorkerChild:
     """The incarnation whose death the monitor has not recorded yet; until then the row must stay as it is."""
     asked: str = ""
     """What the master has asked the process to drain for, in words."""
+    asked_at: float = 0.0
+    """When it asked first."""
     given_up: str = ""
     """Why the master has killed the process while it held nothing, in words."""
     empty_since: float = 0.0
@@ -61,7 +63,8 @@ class WorkerChild:
 
     def drain(self, why: str) -> None:
         """Have the process claim nothing more, finish what it runs and end."""
-        self.asked = self.asked or why
+        if not self.asked:
+            self.asked, self.asked_at = why, time.monotonic()
         self.row.ask_drain()
         self.wake()
 

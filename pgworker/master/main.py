@@ -65,6 +65,7 @@ class PoolParts:
     check_app: CheckApp | None = None
     service: Service | None = None
     restart_service: Callable[[], Service] | None = None
+    start_watcher: Callable[[], Service] | None = None
 
 
 class Master:
@@ -75,7 +76,8 @@ class Master:
         self._settings = settings
         self._shared = shared
         self._signals = parts.signals
-        self._service = ServiceKeeper(parts.service, parts.restart_service)
+        self._service = ServiceKeeper("the private PostgreSQL", parts.service, parts.restart_service)
+        self._watcher = ServiceKeeper("the watcher of --reload", None, parts.start_watcher)
         self._forker = Forker(shared, parts.run_worker, parts.run_monitor)
         self._graces = Graces(settings.cancel_grace, settings.term_grace, settings.lease_ttl)
         self._workers = [
@@ -89,7 +91,8 @@ class Master:
         self._killed: dict[int, CancelReason] = {}
         self._drain = Drain(self._workers, settings.drain_timeout)
         self._restarts = Restarts(settings.restart_backoff)
-        self._rolling = Rolling(self._workers, parts.check_app, settings.boot_timeout)
+        job_time = settings.drain_timeout if settings.reload else None
+        self._rolling = Rolling(self._workers, parts.check_app, settings.boot_timeout, job_time)
         self._size = Size(self._workers)
         self._dumps = Dumps(self._workers, shared.stacks, self._monitor, shared.monitor_stack)
         self._count = Count()
@@ -125,6 +128,7 @@ class Master:
     def _start_what_is_missing(self) -> None:
         now = time.monotonic()
         self._service.revive(now)
+        self._watcher.revive(now)
         if not self._monitor.pid and now >= self._monitor.start_at:
             self._fork(self._monitor, now)
             self._deaths.report_at_once()
@@ -164,7 +168,7 @@ class Master:
                 self._bury_worker(worker, exit_)
             elif exit_.pid == self._monitor.pid:
                 self._bury_monitor(exit_)
-            elif not self._rolling.bury_check(exit_):
+            elif not self._rolling.bury_check(exit_) and not self._watcher.bury(exit_):
                 self._service.bury(exit_)
 
     def _hear_monitor(self) -> None:
@@ -384,6 +388,7 @@ class Master:
             if not self._wait_for(self._monitor.pid, 3.0):
                 kill_group(self._monitor.pid, signal.SIGKILL)
                 self._wait_for(self._monitor.pid, 1.0)
+        self._watcher.stop()
         self._service.stop()
         if self._deaths:
             log.error(

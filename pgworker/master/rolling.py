@@ -18,10 +18,12 @@ from pgworker.linux.pidfd import Exit, kill_group
 from pgworker.master.children import WorkerChild
 from pgworker.master.fields import fields
 from pgworker.model.recycle import RecycleReason
+from pgworker.model.state import CancelReason
 
 CheckApp = Callable[[], int]
 """Import the app in a child that is gone afterwards; 0, or the exit code of an error that it has logged."""
 
+_WHY = "HUP"
 _SAID_WHY = (EXIT_UNAVAILABLE, EXIT_BUG, EXIT_CONFIGURATION)
 
 log = logging.getLogger("pgworker.master")
@@ -30,13 +32,17 @@ log = logging.getLogger("pgworker.master")
 class Rolling:
     """The rolling restart under way, if any.
 
-    `patience` in seconds: for the check of the app, for a new worker, and for the stop hooks of an old one.
+    `patience` in seconds: for the check of the app, for a new worker, and for the stop hooks of an old one. `job_time`
+    in seconds: for the jobs of an old worker, which are then stopped and go back to the queue; None: all they take.
     """
 
-    def __init__(self, workers: Sequence[WorkerChild], check_app: CheckApp | None, patience: float) -> None:
+    def __init__(
+        self, workers: Sequence[WorkerChild], check_app: CheckApp | None, patience: float, job_time: float | None
+    ) -> None:
         self._workers = workers
         self._check_app = check_app
         self._patience = patience
+        self._job_time = job_time
         self._check_pid = 0
         self._checked_at = 0.0
         self._since: float | None = None
@@ -94,6 +100,7 @@ class Rolling:
         """Take the next step, if it is due."""
         now = time.monotonic()
         self._end_the_idle(now)
+        self._stop_the_long(now)
         if self._check_pid:
             if now - self._checked_at > self._patience:
                 log.error(
@@ -114,7 +121,7 @@ class Rolling:
         if self._since is None:
             _recycle_one(places)
         elif (old := next((child for child in places if child.forked_at < self._since), None)) is not None:
-            old.drain("HUP")
+            old.drain(_WHY)
         else:
             told = fields("restart_done", workers=len(places))
             log.info("HUP: %d workers run the app as it is now", len(places), extra=told)
@@ -147,6 +154,21 @@ class Rolling:
                 child.empty_since = now
             elif now - child.empty_since > self._patience and not child.given_up:
                 child.give_up(f"it had drained and did not end within {self._patience:g} s (a stop hook that hangs?)")
+
+    def _stop_the_long(self, now: float) -> None:
+        """Who edits the app waits for the new one, not for a job of the old one."""
+        for child in self._workers:
+            if self._job_time is None or not child.pid or child.asked != _WHY or now - child.asked_at < self._job_time:
+                continue
+            for run in child.row.runs():
+                if child.row.cancel_reason(run.slot, run.sequence) is CancelReason.NONE:
+                    child.row.ask_cancel(run, CancelReason.SHUTDOWN)
+                    log.warning(
+                        "HUP: a job of worker %d is stopped after %g s and goes back to the queue, uncharged",
+                        child.row.index,
+                        self._job_time,
+                        extra=fields("restart_hurried"),
+                    )
 
     def _find_late(self, places: Sequence[WorkerChild], now: float) -> WorkerChild | None:
         def is_late(child: WorkerChild) -> bool:

@@ -1,4 +1,5 @@
-"""The private PostgreSQL of `--embedded`: started before the pool, again when it dies, and stopped after the pool."""
+"""What lives and ends with a pool, and is started again when it dies: the private PostgreSQL of `--embedded`, and the
+watcher of `--reload`."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ log = logging.getLogger("pgworker.master")
 
 
 class Service(Protocol):
-    """A child that is not forked by the master, but is its own."""
+    """A child that is neither monitor nor worker."""
 
     @property
     def pid(self) -> int: ...
@@ -27,7 +28,8 @@ class Service(Protocol):
 class ServiceKeeper:
     """Keeps one running; without one, it does nothing."""
 
-    def __init__(self, service: Service | None, restart: Callable[[], Service] | None) -> None:
+    def __init__(self, name: str, service: Service | None, restart: Callable[[], Service] | None) -> None:
+        self._name = name
         self._service = service
         self._restart = restart
         self._start_at = 0.0
@@ -37,10 +39,11 @@ class ServiceKeeper:
         if self._service is None or exit_.pid != self._service.pid:
             return False
         log.error(
-            "the private PostgreSQL (pid %d): %s; it is started again",
+            "%s (pid %d): %s; it is started again",
+            self._name,
             exit_.pid,
             exit_.describe(),
-            extra=fields("postgres_ended"),
+            extra=fields("service_ended"),
         )
         self._service = None
         return True
@@ -52,8 +55,8 @@ class ServiceKeeper:
         self._start_at = now + _RETRY
         try:
             self._service = self._restart()
-        except PgworkerError as error:
-            log.error("the private PostgreSQL does not start: %s", error, extra=fields("postgres_failed"))
+        except (PgworkerError, OSError) as error:
+            log.error("%s does not start: %s", self._name, error, extra=fields("service_failed"))
 
     def stop(self) -> None:
         if self._service is not None:

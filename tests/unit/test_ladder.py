@@ -109,7 +109,7 @@ def test_the_neighbours_of_a_culprit_are_not_charged(
         (Exit(7, None, signal.SIGKILL, False), CancelReason.DEADLINE, False, "its time was up", Outcome.TIMED_OUT),
         (Exit(7, None, signal.SIGKILL, False), CancelReason.CANCELLED, False, "it was cancelled", Outcome.CANCELLED),
         (Exit(7, None, signal.SIGKILL, False), CancelReason.LEASE_LOST, False, "its lease", Outcome.LOST),
-        (Exit(7, None, signal.SIGKILL, False), CancelReason.SHUTDOWN, False, "stopped", Outcome.RELEASED),
+        (Exit(7, None, signal.SIGKILL, False), CancelReason.SHUTDOWN, False, "had to end", Outcome.RELEASED),
         (Exit(7, None, signal.SIGKILL, False), CancelReason.NONE, True, "out of memory", Outcome.CRASHED),
         (Exit(7, None, signal.SIGKILL, False), CancelReason.NONE, False, "not by pgworker", Outcome.CRASHED),
         (Exit(7, None, signal.SIGSEGV, True), CancelReason.NONE, False, "SIGSEGV (core dumped)", Outcome.CRASHED),
