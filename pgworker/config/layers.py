@@ -22,6 +22,7 @@ CONFIG_VARIABLE: Final = f"{PREFIX}CONFIG"
 DATABASE_URL: Final = "DATABASE_URL"
 """Asked where no variable of ours names the database: many platforms set it."""
 
+_DSN: Final = BY_KEY["dsn"].variable
 _DEFAULT: Final = "default"
 _OTHER_VARIABLES: Final = ["CONFIG", "PG_BINDIR"]
 _OF_TESTS: Final = "TEST_"
@@ -94,7 +95,9 @@ def find_dsn(sources: Sources, *, is_strict: bool = True) -> str | None:
 
 
 def dsn_of_environment(environ: Mapping[str, str]) -> str | None:
-    """Likewise, of the environment alone."""
+    """Likewise, of the environment alone: what an App asks at every enqueue, so the usual case comes first."""
+    if dsn := environ.get(_DSN):
+        return accept_dsn(dsn, _DSN)
     return _read_dsn(_of_environment(environ, is_strict=False))
 
 
