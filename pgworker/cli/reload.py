@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -54,41 +55,40 @@ def start(app_path: str) -> Watcher:
 def _watch(app_path: str, master: int) -> int:
     logs.set_process("watcher")
     setproctitle.setproctitle("pgworker: watcher")
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)
+    places = _places(app_path)
+    told = " and ".join(map(str, places))
+    try:
+        for number, changed in enumerate(_rounds(places)):
+            if number == 0:  # not before: now it is true
+                log.info("Python files in %s are watched", told, extra=logs.fields("files_watched"))
+            if changed:
+                log.info("%s changed: HUP", _shortened(changed), extra=logs.fields("files_changed"))
+                os.kill(master, signal.SIGHUP)
+    except (OSError, RuntimeError) as error:  # the library's own errors are of both kinds
+        advice = "Is fs.inotify.max_user_watches too low?"
+        log.error("can't watch %s: %s. %s", told, error, advice, extra=logs.fields("watch_failed"))
+        return EXIT_CONFIGURATION
+    return 0
+
+
+def _rounds(places: Sequence[Path]) -> Iterator[list[str]]:
+    """The Python files that have changed together, for ever; nothing about once a second while nothing does."""
     from watchfiles import DefaultFilter, PythonFilter, watch
 
     class Project(PythonFilter):
         ignore_dirs = (*DefaultFilter.ignore_dirs, *_INSTALLED)
 
-    places = _places(app_path)
-    logging.getLogger("watchfiles").setLevel(logging.WARNING)
-    is_told = False
-    try:
-        for changes in watch(
-            *places,
-            watch_filter=Project(),
-            step=_QUIET_MS,
-            rust_timeout=_ROUND_MS,
-            yield_on_timeout=True,
-            ignore_permission_denied=True,
-            raise_interrupt=False,
-        ):
-            if not is_told:  # not before: now it is true
-                log.info(
-                    "Python files in %s are watched", " and ".join(map(str, places)), extra=logs.fields("files_watched")
-                )
-                is_told = True
-            if changes:
-                log.info("%s: HUP", _told({Path(path) for _, path in changes}), extra=logs.fields("files_changed"))
-                os.kill(master, signal.SIGHUP)
-    except (OSError, RuntimeError) as error:
-        log.error(
-            "can't watch %s: %s. Is fs.inotify.max_user_watches too low?",
-            places[0],
-            error,
-            extra=logs.fields("watch_failed"),
-        )
-        return EXIT_CONFIGURATION
-    return 0
+    for changes in watch(
+        *places,
+        watch_filter=Project(),
+        step=_QUIET_MS,
+        rust_timeout=_ROUND_MS,
+        yield_on_timeout=True,
+        ignore_permission_denied=True,
+        raise_interrupt=False,
+    ):
+        yield sorted(path for _, path in changes)
 
 
 def _places(app_path: str) -> list[Path]:
@@ -104,8 +104,7 @@ def _places(app_path: str) -> list[Path]:
     return [here, *(o for o in others if not o.is_relative_to(here) and not set(o.parts) & {*_INSTALLED})]
 
 
-def _told(paths: set[Path]) -> str:
-    here = Path.cwd()
-    names = sorted(str(path.relative_to(here)) if path.is_relative_to(here) else str(path) for path in paths)
-    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return f"{', '.join(names[:_MOST_NAMES])}{more} changed"
+def _shortened(paths: Sequence[str]) -> str:
+    here = f"{Path.cwd()}/"
+    more = f" and {len(paths) - _MOST_NAMES} more" if len(paths) > _MOST_NAMES else ""
+    return f"{', '.join(path.removeprefix(here) for path in paths[:_MOST_NAMES])}{more}"

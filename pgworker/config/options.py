@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass
+from dataclasses import fields as fields_of
 from typing import Any, Final
 
 from pgworker.config.kinds import NAMES, SIZE, SWITCH, TEXT, TIME, WHOLE, Kind, choice, or_off, or_switch
@@ -51,7 +52,7 @@ class Option:
         return None if value is MISSING else value
 
 
-_FIELDS: Final = {field.name: field.default for field in fields(PoolSettings)}
+_FIELDS: Final = {field.name: field.default for field in fields_of(PoolSettings)}
 
 _WHAT = "What runs"
 _STOP = "How it stops"
