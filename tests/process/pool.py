@@ -121,7 +121,11 @@ class Pool:
 
 @contextmanager
 def start(dsn: str, log_file: Path, *, app: str = APP, cwd: Path = ROOT, **settings: object) -> Iterator[Pool]:
-    """Start a pool, by `pgworker start` if its flags suffice for these settings; kill what is left at the end."""
+    """Start a pool, by `pgworker start` if its flags suffice for these settings; kill what is left at the end.
+
+    With a setting `stderr`, a descriptor, the file has only what is printed to standard output.
+    """
+    stderr = settings.pop("stderr", None)
     with log_file.open("wb") as log:
         process = subprocess.Popen(
             _command(dsn, app, {"workers": 2, **settings}),
@@ -129,7 +133,7 @@ def start(dsn: str, log_file: Path, *, app: str = APP, cwd: Path = ROOT, **setti
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdin=subprocess.DEVNULL,
             stdout=log,
-            stderr=log,
+            stderr=stderr if isinstance(stderr, int) else log,
             start_new_session=True,
         )
     pool = Pool(process, log_file)

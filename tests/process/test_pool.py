@@ -273,7 +273,7 @@ def test_term_drains_and_a_second_one_changes_nothing(times: int, scene: Scene, 
     assert scene.status(running) == "running"
     scene.open_gate("running")
     assert pool.wait() == 0
-    assert pool.log().count("draining") == 1
+    assert pool.log().count("TERM: draining") == 1
     assert scene.leases() == 0
     assert scene.outcomes(running) == [(1, "succeeded", 0)]
     assert [(scene.status(job), scene.outcomes(job)) for job in behind] == [("pending", [])] * 2
