@@ -33,6 +33,7 @@ class HeldLease:
     In `ready` stands None for an execution that the handler's own transaction has recorded already. While its tail is
     going back (`is_going_back`) the lease must not end: it is all that the database knows of these jobs.
     `said`: what jobs said since of how far they are. `outspoken`: those, by position, of which something may be stored.
+    `claimed_ns`: when its claim was sent, by the monotonic clock.
     """
 
     lease_id: UUID
@@ -42,6 +43,7 @@ class HeldLease:
     ready: dict[int, Ended | None] = field(default_factory=dict)
     said: dict[int, Said] = field(default_factory=dict)
     outspoken: dict[int, UUID] = field(default_factory=dict)
+    claimed_ns: int = 0
     is_going_back: bool = False
     is_ended: bool = False
     rows: Sequence[ClaimedRow] = ()

@@ -244,7 +244,8 @@ class PostgresQueue:
     def _take(self, claim: _Claim, rows: list[ClaimedRow]) -> list[ClaimedJob]:
         if not rows:
             return []
-        lease = HeldLease(claim.lease_id, self._row.show_lease(claim.lease_id, len(rows), claim.sent_ns), len(rows))
+        entry = self._row.show_lease(claim.lease_id, len(rows), claim.sent_ns)
+        lease = HeldLease(claim.lease_id, entry, len(rows), claimed_ns=claim.sent_ns)
         self.leases.append(lease)
         self._advance_floors(claim, rows)
         lease.rows = rows

@@ -66,8 +66,15 @@ class QueueCounts:
 def count_queues(connection: Connection[Any], *, cap: int = COUNT_CAP) -> list[QueueCounts]:
     """The first 100 queues that hold jobs or have rules, by name. Counting stops at `cap`, earlier for many queues."""
     with snapshot(connection):
-        rows = connection.execute(query("count_queues"), {"cap": cap, "queues": MAX_QUEUES}).fetchall()
-        unserved = _find_unserved(connection, None, limit=1000)
+        return read_queues(connection, cap=cap, total=2 * cap)
+
+
+def read_queues(connection: Connection[Any], *, cap: int, total: int) -> list[QueueCounts]:
+    """As `count_queues`, within a snapshot: counting stops at `cap` for a queue, and at about `total` for all."""
+    rows = connection.execute(
+        query("count_queues"), {"cap": cap, "total": total, "queues": MAX_QUEUES}, prepare=False
+    ).fetchall()
+    unserved = _find_unserved(connection, None, limit=1000)
     counted = [_counts(*row) for row in rows]
     return [replace(one, unserved=tuple(jobs for jobs in unserved if jobs.queue == one.queue)) for one in counted]
 

@@ -20,7 +20,10 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 class ClaimedRow(NamedTuple):
-    """One claimed job as the database returns it. No `payload`: its row in jobs is missing."""
+    """One claimed job as the database returns it. No `payload`: its row in jobs is missing.
+
+    `waited`: seconds from when it was due (or enqueued, if that was later) to the begin of the claiming transaction.
+    """
 
     job_id: UUID
     task: str
@@ -36,6 +39,7 @@ class ClaimedRow(NamedTuple):
     headers: str | None
     created_at: datetime | None
     checkpoint: str | None
+    waited: float
 
 
 @dataclass(frozen=True, slots=True)

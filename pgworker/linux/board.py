@@ -25,8 +25,8 @@ _LEASES_AHEAD = 3  # beside one for each slot: next, claimed ahead, and one whos
 _HALF = (1 << 64) - 1
 
 # words of the pool
-_MONITOR_BEAT_NS, _SWEEP_DUE_NS, _FULL_SWEEP_DUE_NS, _CONNECTED, _OUTAGE_LINE_DUE_NS, _PAUSED = range(6)
-_POOL_WORDS = 6
+_MONITOR_BEAT_NS, _SWEEP_DUE_NS, _FULL_SWEEP_DUE_NS, _CONNECTED, _OUTAGE_LINE_DUE_NS, _PAUSED, _WANTED = range(7)
+_POOL_WORDS = 7
 
 # words of a lane
 _FLOOR_US, _FLOOR_ID = range(2)
@@ -118,6 +118,15 @@ class Board:
     @is_paused.setter
     def is_paused(self, paused: bool) -> None:
         self._words[_PAUSED] = int(paused)
+
+    @property
+    def workers_wanted(self) -> int:
+        """How many workers there should be; 0 while the pool drains."""
+        return self._words[_WANTED]
+
+    @workers_wanted.setter
+    def workers_wanted(self, workers: int) -> None:
+        self._words[_WANTED] = workers
 
     def take_outage_line(self, now_ns: int) -> bool:
         """Whether the caller is to log that the database is away: one line a second for the whole pool."""

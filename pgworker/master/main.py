@@ -107,6 +107,7 @@ class Master:
         self._signals.install((*ENDS, *OBEYED_LATER, signal.SIGCHLD))
         try:
             while not self._is_over():
+                self._shared.board.workers_wanted = 0 if self._drain.is_on else int(self._size)
                 self._start_what_is_missing()
                 self._wait()
                 self._obey_signals()

@@ -33,6 +33,8 @@ class Activities:
         self._board = board
         self._lock = threading.Lock()
         self._memory: dict[UUID, tuple[float, int]] = {}
+        self._spent: dict[int, tuple[UUID, float, float]] = {}
+        """By place: who is there, the CPU time of those before, and his."""
 
     def of(self, row: Row, now_ns: int) -> Activity:
         """What the worker in this row does now, and what it has used."""
@@ -56,10 +58,24 @@ class Activities:
         if not row.pid:
             return None
         try:
+            worker_id = row.worker_id
             times = psutil.Process(row.pid).cpu_times()
+            self._note_cpu(row.index, worker_id, times.user + times.system)
             return Usage(self._private_bytes(row), times.user + times.system)
         except (psutil.Error, OSError):  # it ended meanwhile
             return None
+
+    def cpu_by_place(self) -> dict[int, float]:
+        """CPU seconds of all processes that were in each place of the pool, as of the last look at each."""
+        with self._lock:
+            return {place: before + last for place, (_, before, last) in self._spent.items()}
+
+    def _note_cpu(self, place: int, worker_id: UUID, seconds: float) -> None:
+        with self._lock:
+            known, before, last = self._spent.get(place, (worker_id, 0.0, 0.0))
+            if known != worker_id:
+                before, last = before + last, 0.0
+            self._spent[place] = worker_id, before, max(last, seconds)
 
     def _private_bytes(self, row: Row) -> int:
         with self._lock:

@@ -1,11 +1,19 @@
-"""/metrics, /healthz and /readyz, in a thread of the monitor; the socket was bound by the master."""
+"""/metrics, /healthz and /readyz, in threads of the monitor; the socket was bound by the master.
+
+Slow clients can't keep others out: of the connections that are open at a time, the oldest gives way to the newest. Nor
+can many scrapes at once: whoever asks while a page is being made gets the next one, made once for all who wait.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import http.server
+import math
 import socket
 import socketserver
+import sys
 import threading
+import time
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
@@ -13,8 +21,20 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-_PATIENCE = 5.0  # seconds a client may take for its request
-_CLIENTS = 16  # how many are served at once; others wait in the backlog
+from pgworker.observe.logs import fields, logger
+
+_PATIENCE = 5.0  # seconds a client may take for each part of its request, and for taking the answer
+_CLIENTS = 16  # connections that are open at a time
+_THREADS = 64  # those that are about to end included
+_TEXT = "text/plain; charset=utf-8"
+_PAGES = b"""pgworker
+
+/metrics  counters, gauges and histograms, for Prometheus
+/healthz  200 while the monitor of this pool goes round: is the pool alive?
+/readyz   200 while a worker is ready and the database answers: can it run jobs?
+"""
+
+log = logger("monitor.http")
 
 
 class Pages(socketserver.ThreadingMixIn, http.server.HTTPServer):
@@ -32,30 +52,62 @@ class Pages(socketserver.ThreadingMixIn, http.server.HTTPServer):
         super().__init__(listening.getsockname()[:2], _Page, bind_and_activate=False)
         self.socket.close()
         self.socket = listening
-        self.registry = registry
         self.is_healthy = is_healthy
         self.is_ready = is_ready
-        self._places = threading.BoundedSemaphore(_CLIENTS)
+        self._registry = registry
+        self._scraping = threading.Lock()
+        self._scraped: dict[str, tuple[float, bytes]] = {}
+        self._opening = threading.Lock()
+        self._open: dict[socket.socket, None] = {}  # the oldest first
+        self._places = threading.BoundedSemaphore(_THREADS)
 
     def serve_in_thread(self) -> None:
         threading.Thread(target=self.serve_forever, name="pages", daemon=True).start()
 
+    def scrape(self, accepted: str) -> tuple[bytes, str]:
+        """The metrics as of now, and their content type, as the client would have them."""
+        asked_at = time.monotonic()
+        encode, content_type = choose_encoder(accepted)
+        with self._scraping:
+            begun, page = self._scraped.get(content_type, (-math.inf, b""))
+            if begun < asked_at:
+                begun = time.monotonic()
+                page = encode(self._registry)
+                self._scraped[content_type] = begun, page
+        return page, content_type
+
     def process_request(self, request: Any, client_address: Any) -> None:
-        self._places.acquire()
+        with self._opening:
+            self._open[request] = None
+            while len(self._open) > _CLIENTS:
+                self._hang_up(next(iter(self._open)))
+        self._places.acquire()  # soon: who was hung up on ends with that, or when the page is made that it waits for
         try:
             super().process_request(request, client_address)
         except BaseException:
-            self._places.release()
+            self._forget(request)
             raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._places.release()
+            self._forget(request)
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002  the base class calls it
         """A client that hangs up or dawdles is no event."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            log.exception("a page can't be made: this is a bug in pgworker", extra=fields("page_failed"))
+
+    def _hang_up(self, connection: socket.socket) -> None:
+        del self._open[connection]
+        with contextlib.suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+
+    def _forget(self, connection: socket.socket) -> None:
+        with self._opening:
+            self._open.pop(connection, None)
+        self._places.release()
 
 
 class _Page(http.server.BaseHTTPRequestHandler):
@@ -67,27 +119,38 @@ class _Page(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
         if path == "/metrics":
-            encode, content_type = choose_encoder(self.headers.get("Accept", ""))
-            self._answer(HTTPStatus.OK, encode(self.server.registry), content_type)
+            page, content_type = self.server.scrape(self.headers.get("Accept", ""))
+            self._answer(HTTPStatus.OK, page, content_type)
         elif path == "/healthz":
-            self._say("alive" if self.server.is_healthy() else "the monitor is stuck", self.server.is_healthy())
+            self._say("alive", "the monitor is stuck", good=self.server.is_healthy())
         elif path == "/readyz":
-            self._say(
-                "ready" if self.server.is_ready() else "no worker is ready, or no database", self.server.is_ready()
-            )
+            self._say("ready", "no worker is ready, or no database", good=self.server.is_ready())
+        elif path == "/":
+            self._answer(HTTPStatus.OK, _PAGES)
         else:
-            self._answer(HTTPStatus.NOT_FOUND, b"pages: /metrics /healthz /readyz\n", "text/plain; charset=utf-8")
+            self._answer(HTTPStatus.NOT_FOUND, b"pages: / /metrics /healthz /readyz\n")
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_POST(self) -> None:
+        self._answer(HTTPStatus.METHOD_NOT_ALLOWED, b"these pages are only read: GET or HEAD\n", allow="GET, HEAD")
+
+    do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_TRACE = do_CONNECT = do_POST  # noqa: N815  the names are http.server's
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  the name is the standard library's
         """Requests are not logged."""
 
-    def _say(self, sentence: str, good: bool) -> None:
+    def _say(self, yes: str, no: str, *, good: bool) -> None:
         status = HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE
-        self._answer(status, sentence.encode() + b"\n", "text/plain; charset=utf-8")
+        self._answer(status, f"{yes if good else no}\n".encode())
 
-    def _answer(self, status: HTTPStatus, body: bytes, content_type: str) -> None:
+    def _answer(self, status: HTTPStatus, body: bytes, content_type: str = _TEXT, allow: str | None = None) -> None:
         self.send_response(status)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
+        if allow is not None:
+            self.send_header("Allow", allow)
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)

@@ -9,9 +9,11 @@ from __future__ import annotations
 import selectors
 import signal
 import socket
+import sys
 import time
 from collections.abc import Sequence
 from functools import partial
+from threading import Thread
 from typing import Any
 from uuid import UUID
 
@@ -37,11 +39,11 @@ from pgworker.monitor.http import Pages
 from pgworker.monitor.partitions import Partitions
 from pgworker.monitor.reclaims import Reclaims
 from pgworker.monitor.renewals import Renewals, draw_lines
-from pgworker.monitor.unserved import UnservedJobs
+from pgworker.monitor.samples import Samples
 from pgworker.monitor.wakeups import Wakeups
 from pgworker.observe import logs
 from pgworker.observe.events import receive
-from pgworker.observe.metrics import PoolMetrics, WorkerGauge
+from pgworker.observe.metrics import PoolMetrics, PoolState, WorkerGauge
 
 _TICK = 0.1  # seconds: how soon an idle worker, a cancel mark or a due renewal is noticed
 _URGENT = 0.5  # seconds between two looks for leases while somebody has just died
@@ -49,6 +51,7 @@ _IN_DOUBT = 0.5  # seconds to the next beat while the other connection is lost
 _STUCK = 15.0  # seconds without a tick after which /healthz says so
 _HELD_UP_NS = 1_000_000_000  # a clerk hands back after a quarter of it; what is still there then, its clerk can't
 _LAST_CLAIMS = 1.5  # seconds during which a claim of a worker that was just killed may still commit
+_SWITCH_INTERVAL = 0.001  # seconds: how soon a round gets the GIL from a scrape, which may take it for 50 ms
 _ORPHAN_PATIENCE = 4.0  # seconds to see the workers of a dead master end and to reclaim what they held
 
 log = logs.logger("monitor")
@@ -60,6 +63,7 @@ def run_monitor(
     """Look after the pool until told to stop; returns the exit code. Runs in a forked child, on its main thread."""
     logs.set_process("monitor")
     setproctitle.setproctitle("pgworker: monitor")
+    sys.setswitchinterval(_SWITCH_INTERVAL)
     stacks.install(shared.monitor_stack.fileno())
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the master says when: workers may still drain
     monitor = Monitor(dsn, settings, shared, control, pool_id, version)
@@ -79,12 +83,11 @@ class Monitor:
         self._control = control
         self._lanes = Lanes.of(settings.queues)
         self._activities = Activities(shared.board)
-        self._metrics = PoolMetrics(version, self._gauges, lambda: self._board.is_paused)
+        self._metrics = PoolMetrics(version, self._state)
         self._pool = PoolIdentity(pool_id, socket.gethostname(), process.boot_id(), settings.queues)
         self._renewals = Renewals(self._board, settings, self._metrics)
         self._reclaims = Reclaims(self._board, self._pool, settings.lease_ttl, Backoff(), self._metrics)
         self._wakeups = Wakeups(dsn, settings.queues, self._board, [write for _, write in shared.wakes])
-        self._unserved = UnservedJobs(settings, self._metrics)
         self._connection: Connection[Any] | None = None
         self._next_connect = 0.0
         self._was_away = False
@@ -99,7 +102,9 @@ class Monitor:
     def run(self) -> int:
         if self._shared.listening is not None:
             Pages(self._shared.listening, self._metrics.registry, self._is_healthy, self._is_ready).serve_in_thread()
-        Partitions(self._dsn, self._settings.retention, self._metrics).keep_in_thread()
+        Thread(target=self._hear_workers, name="events", daemon=True).start()
+        Partitions(self._dsn, self._settings.retention).keep_in_thread()
+        Samples(self._dsn, self._settings, self._metrics).keep_in_thread()
         while not self._is_over():
             self._wait()
             self._hear()
@@ -117,14 +122,16 @@ class Monitor:
         with selectors.DefaultSelector() as selector:
             if not self._control.is_closed:
                 selector.register(self._control, selectors.EVENT_READ)
-            selector.register(self._shared.events_in, selectors.EVENT_READ)
             if self._wakeups.listener is not None:
                 selector.register(self._wakeups.listener, selectors.EVENT_READ)
             selector.select(_TICK)
 
-    def _hear(self) -> None:
+    def _hear_workers(self) -> None:
+        """In a thread of its own: their socket must not fill up while a statement takes its time."""
         for report in receive(self._shared.events_in):
             self._metrics.absorb(report)
+
+    def _hear(self) -> None:
         if not self._control.is_closed:
             for message in self._control.receive():
                 kind = message.pop("kind")
@@ -152,7 +159,6 @@ class Monitor:
             if now - self._last_look >= (_URGENT if self._reclaims.is_urgent else self._settings.heartbeat_interval):
                 self._look_for_leases(connection)
             draw_lines(self._board, time.monotonic_ns(), _HELD_UP_NS, partial(self._release, connection))
-            self._unserved.look(connection, now)
         except (psycopg.Error, OSError, PgworkerError) as error:
             self._lose_connection(error)
             return
@@ -281,12 +287,19 @@ class Monitor:
 
     # -- what the pages say
 
-    def _gauges(self) -> list[WorkerGauge]:
-        return [
-            WorkerGauge(row.index, row.is_ready, len(row.runs()), usage.uss_bytes, usage.cpu_seconds)
+    def _state(self) -> PoolState:
+        workers = [
+            WorkerGauge(row.index, row.is_ready, row.slots, len(row.runs()), usage.uss_bytes)
             for row in self._board.rows
             if (usage := self._activities.usage(row)) is not None
         ]
+        return PoolState(
+            workers,
+            self._activities.cpu_by_place(),
+            self._board.workers_wanted,
+            is_paused=self._board.is_paused,
+            is_connected=self._board.is_connected,
+        )
 
     def _is_healthy(self) -> bool:
         return time.monotonic_ns() - self._board.monitor_beat_ns < _STUCK * 1e9

@@ -19,7 +19,6 @@ from pgworker.lifecycle.partitions import count_default_jobs, make_partitions
 from pgworker.lifecycle.progress import prune_progress
 from pgworker.lifecycle.prune import PruneAction, PrunedPartition, prune
 from pgworker.observe import logs
-from pgworker.observe.metrics import PoolMetrics
 
 _EVERY = 3600.0
 _RETRY = 60.0
@@ -30,10 +29,9 @@ log = logs.logger("monitor")
 class Partitions:
     """Keeps partitions for as long as the process lives."""
 
-    def __init__(self, dsn: str, retention: float, metrics: PoolMetrics) -> None:
+    def __init__(self, dsn: str, retention: float) -> None:
         self._dsn = dsn
         self._retention = retention
-        self._metrics = metrics
 
     def keep_in_thread(self) -> None:
         """It ends with the process: whatever it does is one transaction or another."""
@@ -93,7 +91,6 @@ class Partitions:
 
     def _look_at_default(self, connection: Connection[Any]) -> None:
         jobs = count_default_jobs(connection)
-        self._metrics.note_default_jobs(jobs)
         if jobs:
             log.warning(
                 "%s jobs are in the default partition: their day had none when they were enqueued. Keep a pool running:"

@@ -165,7 +165,7 @@ class Reclaims:
         return Findings(nothing, nothing, cause, assumed_running=taken.slots)
 
     def _tell(self, job: Reclaimed, done: ReclaimedLease) -> None:
-        self._metrics.count_reclaimed(job.outcome.value if job.outcome else "not_started")
+        self._metrics.count_reclaimed(job.queue, job.task, job.outcome)
         who: dict[str, object] = {"job": job.job_id, "execution": job.execution, "task": job.task, "queue": job.queue}
         who |= {"lease": done.lease_id, "worker_id": done.worker_id}
         if job.org_id is not None:

@@ -98,7 +98,6 @@ class Clerk:
         self._prefetch = Prefetch(settings.prefetch_seconds, settings.max_batch, settings.slots)
         self._connection: Connection[Any] | None = None
         self._failed_connects = 0
-        self._reports: list[tuple[str, str, str, float]] = []
         self._dry_until = 0.0
         self._free_seen = 0
         self._put_ns = 0
@@ -174,9 +173,10 @@ class Clerk:
         finished, queue = self._runner.finished, self._queue
         jobs, failed, seconds = 0, 0, 0.0
         tells = log.isEnabledFor(logging.DEBUG)
+        count = self._reporter.count
         while finished:
             job = finished.popleft()
-            row, ended = job.claimed.row, job.ended
+            (lease, _, row), ended = job.claimed, job.ended
             if ended is None:
                 queue.succeeded_itself(job.claimed)
             elif ended.outcome is Outcome.SUCCEEDED:
@@ -186,7 +186,9 @@ class Clerk:
                 failed += 1
             if tells and job.outcome is Outcome.SUCCEEDED:
                 _tell_success(job)
-            self._reports.append((row.queue, row.task, job.outcome.value, job.seconds))
+            # Until its claim began by the database's clock, from then on by ours: how the two differ is no matter.
+            waited = row.waited + (job.started_ns - lease.claimed_ns) / 1e9
+            count(row.queue, row.task, job.outcome, job.seconds, waited if waited > 0.0 else 0.0)
             jobs += 1
             seconds += job.seconds
         if jobs:
@@ -206,9 +208,7 @@ class Clerk:
         was_told = self._row.is_idle
         jobs = self._queue.claim(wanted)
         self._settled_at = time.monotonic()
-        reports, self._reports = self._reports, []
-        if reports:
-            self._reporter.report(reports)
+        self._reporter.send()
         if wanted:
             has_room = self._runner.free > len(self._runner.todo) + len(jobs)
             is_dry = len(jobs) < wanted and (was_told or not has_room)

@@ -34,6 +34,7 @@ class FinishedJob(NamedTuple):
     claimed: ClaimedJob
     ended: Ended | None
     outcome: Outcome
+    started_ns: int
     seconds: float
 
 
@@ -252,10 +253,10 @@ class Runner:
             if ended.outcome is not Outcome.SUCCEEDED:
                 execution.warn_of_failure_after_commit(ended)
             took = (time.monotonic_ns() - execution.started_ns) / 1e9
-            self.finished.append(FinishedJob(claimed, None, Outcome.SUCCEEDED, took))
+            self.finished.append(FinishedJob(claimed, None, Outcome.SUCCEEDED, execution.started_ns, took))
         else:
             took = (ended.finished_ns - execution.started_ns) / 1e9
-            self.finished.append(FinishedJob(claimed, ended, ended.outcome, took))
+            self.finished.append(FinishedJob(claimed, ended, ended.outcome, execution.started_ns, took))
         self._wake(False)
 
     async def close_async(self) -> None:

@@ -264,9 +264,9 @@ Counts = dict[tuple[str, str, str], float]
 
 
 def counts(families: dict[str, Metric], family: str, sample: str) -> Counts:
-    """The values of `sample` by queue, task and outcome."""
-    found = [one for one in families[family].samples if one.name == sample]
-    return {(one.labels["queue"], one.labels["task"], one.labels["outcome"]): one.value for one in found}
+    """The values of `sample` by queue, task and outcome, but for zeros."""
+    found = [one for one in families[family].samples if one.name == sample and one.value]
+    return {(one.labels["queue"], one.labels["task"], one.labels.get("outcome", "")): one.value for one in found}
 
 
 def value(families: dict[str, Metric], name: str) -> float:
@@ -312,8 +312,11 @@ def test_a_scrape_agrees_with_what_ran_by_queue_task_and_outcome(
     assert {(queue, task, outcome): number for queue, task, outcome, number in recorded} == ran
     eventually(lambda: value(scrape(port), "pgworker_workers") == 2, "two workers")
     families = scrape(port)
-    duration = "pgworker_job_duration_seconds"
-    assert counts(families, duration, f"{duration}_count") == ran
+    for histogram in ("pgworker_job_duration_seconds", "pgworker_job_wait_seconds"):
+        by_task = {(queue, task, ""): 0.0 for queue, task, _ in ran}
+        for (queue, task, _), number in ran.items():
+            by_task[queue, task, ""] += number
+        assert counts(families, histogram, f"{histogram}_count") == by_task
     assert value(families, "pgworker_events_dropped") == 0
     assert value(families, "pgworker_leases_lost") == 0
     assert [family.name for family in families.values() if family.type == "unknown" or not family.documentation] == []
@@ -384,12 +387,15 @@ def test_readyz_follows_the_database_and_the_log_gets_a_line_a_second_while_it_i
         with psycopg.connect(server.dsn) as connection:
             soon = tasks.add.options(run_at=datetime.now().astimezone() + timedelta(seconds=1)).using(connection)
             due_meanwhile = soon.enqueue(1, 1).id
+        assert value(scrape(port), "pgworker_database_up") == 1
         server.stop()
         eventually(lambda: fetch(port, "/readyz")[0] == 503, "a pool that is not ready", within=3)
+        assert value(scrape(port), "pgworker_database_up") == 0
         eventually(lambda: len(complaints(pool)) >= 5, "complaints")
         assert fetch(port, "/healthz")[0] == 200, "nothing is wrong with the pool"
         server = embedded.start(directory, options={"fsync": "off"}, binaries=binaries)
         eventually(lambda: fetch(port, "/readyz")[0] == 200, "a pool that is ready again")
+        assert value(scrape(port), "pgworker_database_up") == 1
         with psycopg.connect(server.dsn, autocommit=True) as connection:
             enqueued_after = tasks.add.using(connection).enqueue(2, 2).id
             query = asks(connection)

@@ -26,8 +26,8 @@ from pgworker.lifecycle.heartbeat import (
 from pgworker.lifecycle.purge import purge_queue
 from pgworker.lifecycle.settle import Next
 from pgworker.model.state import Outcome
-from pgworker.monitor.unserved import UnservedJobs
-from pgworker.observe.metrics import PoolMetrics
+from pgworker.monitor.samples import Samples
+from pgworker.observe.metrics import PoolMetrics, PoolState
 from tests.sql.actors import POOL, Connect, Worker, ask, ended, enqueue, leases, now, statuses, waiting
 
 DIGEST = (1 << 64) - 7
@@ -259,42 +259,50 @@ def test_a_look_that_takes_too_long_is_ended_and_leaves_the_connection_as_it_was
     assert unserved(db) == []
 
 
-def test_a_monitor_looks_every_15_seconds_and_tells_of_each_task_once_a_minute(
-    db: Connection[Any], caplog: pytest.LogCaptureFixture
+def test_a_monitor_counts_what_nobody_serves_and_tells_of_each_task_once_a_minute(
+    db: Connection[Any], dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     serve(db, "t")
     enqueue(db, 2, task="typo")
-    metrics = PoolMetrics("0", list)
-    looks = UnservedJobs(PoolSettings(workers=1, queues=("default", "mail")), metrics)
+    enqueue(db, 2, queue="elsewhere")
+    metrics = PoolMetrics("0", PoolState)
+    looks = Samples(dsn, PoolSettings(workers=1, queues=("default", "mail")), metrics)
     begun = time.monotonic() + 100
 
     def look(at: float) -> list[str]:
         caplog.clear()
-        looks.look(db, begun + at)
+        looks.look(begun + at)
         return [record.getMessage() for record in caplog.records]
 
     said = "due jobs of task {} wait, and no worker serves it: is it deployed, is its name right?"
     assert look(0) == [f"2 {said.format('typo')}"]
     enqueue(db, 1, task="other")
-    assert look(10) == []
     assert look(21) == [f"1 {said.format('other')}"]
     assert look(42) == []
     assert look(63) == [f"2 {said.format('typo')}"]
-    served = {"queue": "default"}, {"queue": "mail"}
-    assert [metrics.registry.get_sample_value("pgworker_jobs_unserved", labels) for labels in served] == [3, 0]
+    served = {"queue": "default"}, {"queue": "mail"}, {"queue": "elsewhere"}
+    assert [metrics.registry.get_sample_value("pgworker_jobs_unserved", labels) for labels in served] == [3, 0, 2]
     announce_tasks(db, 5, ["typo", "other"])
     db.execute("update pgworker.worker_heartbeats set tasks_digest = 5")
     assert look(84) == []
     assert metrics.registry.get_sample_value("pgworker_jobs_unserved", served[0]) == 0
 
 
-def test_a_monitor_that_can_not_look_in_time_looks_again_later(db: Connection[Any], connect: Connect) -> None:
-    looks = UnservedJobs(PoolSettings(workers=1), PoolMetrics("0", list))
+def test_a_monitor_that_can_not_count_in_time_says_so_and_counts_again_later(
+    dsn: str, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    metrics = PoolMetrics("0", PoolState)
+    looks = Samples(dsn, PoolSettings(workers=1), metrics)
     blocker = connect()
     with blocker.transaction():
         blocker.execute("lock table pgworker.job_queue in access exclusive mode")
-        looks.look(db, time.monotonic() + 100)
-    assert ask(db, "select 1") == [1]
+        pause = looks.look(time.monotonic() + 100)
+    assert pause >= 20 * 5, "a look takes one part in twenty of the time"
+    assert "counting what waits takes longer than 5 s" in caplog.text
+    pending = {"queue": "default", "state": "pending"}
+    assert metrics.registry.get_sample_value("pgworker_queue_jobs", pending) is None
+    assert looks.look(time.monotonic() + 100) == 15
+    assert metrics.registry.get_sample_value("pgworker_queue_jobs", pending) == 0
 
 
 # -- purge

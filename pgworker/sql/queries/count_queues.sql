@@ -1,6 +1,6 @@
 -- How much waits in each queue, and how much of each is claimed, at a cost that doesn't grow with the queues: names come
 -- from a loose index scan (https://wiki.postgresql.org/wiki/Loose_indexscan), and counting stops after `cap` rows a queue,
--- or fewer if there are more than two. `jobs` and `failed` are what was seen, `is_more` says that there is more of it.
+-- or fewer if so many of each were more than `total`. `jobs` and `failed` are what was seen, `is_more` says that there is more of it.
 with recursive step as (
     (select queue from pgworker.job_queue order by queue limit 1)
     union all
@@ -25,7 +25,7 @@ with recursive step as (
     union
     (select name from pgworker.queues order by name limit %(queues)s::integer)
 ), look as materialized (
-    select clock_timestamp() as now, least(%(cap)s::integer, 2 * %(cap)s::integer / greatest(1, count(*))) as cap from name
+    select clock_timestamp() as now, least(%(cap)s::integer, %(total)s::integer / greatest(1, count(*))) as cap from name
 )
 select name.queue, coalesce(rule.paused, false), due.jobs, due.failed, due.is_more, ahead.jobs, ahead.failed, ahead.is_more,
        coalesce(claimed.jobs, 0), (select count(*) > %(cap)s::integer from held),

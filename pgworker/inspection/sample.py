@@ -1,0 +1,33 @@
+"""What a database holds, for gauges: everything in one look, at a cost that is bounded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from psycopg import Connection
+
+from pgworker.inspection.queues import COUNT_CAP, MAX_QUEUES, QueueCounts, read_queues
+from pgworker.inspection.snapshot import look_no_longer_than, snapshot
+from pgworker.sql.load import query
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The first 100 queues by name; `dead_letters` and `default_jobs` are counted up to 10,001."""
+
+    queues: list[QueueCounts]
+    dead_letters: int
+    default_jobs: int
+
+
+def sample_database(connection: Connection[Any], *, patience: float, cap: int = COUNT_CAP) -> Sample:
+    """Count what there is, in each queue up to `cap` due and `cap` later jobs.
+
+    psycopg.errors.QueryCanceled if one of the statements takes longer than `patience` seconds.
+    """
+    with snapshot(connection):
+        look_no_longer_than(connection, patience)
+        dead_letters = connection.execute(query("count_dead_letters"), {"cap": cap}).fetchall()[0][0]
+        default_jobs = connection.execute(query("count_default_jobs")).fetchall()[0][0]
+        return Sample(read_queues(connection, cap=cap, total=cap * MAX_QUEUES), dead_letters, default_jobs)
