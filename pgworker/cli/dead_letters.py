@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pgworker.lifecycle.dead_letters import DeadLetterRow
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-_Move = Callable[["Connection", Sequence[UUID]], list[UUID]]
+Move = Callable[["Connection", Sequence[UUID]], list[UUID]]
 
 _COLUMNS = (
     Column("ID"),
@@ -100,10 +100,10 @@ def _require_choice(job_ids: Sequence[UUID], everything: bool, queue: str | None
 
 
 def _move(
-    connection: Connection, move: _Move, done: str, job_ids: Sequence[UUID], queue: str | None, task: str | None
+    connection: Connection, move: Move, done: str, job_ids: Sequence[UUID], queue: str | None, task: str | None
 ) -> None:
     if not job_ids:
-        print(f"{done} {_move_all(connection, move, queue, task)}")
+        print(f"{done} {sum(move_all(connection, move, queue, task))}")
         return
     moved = set(move(connection, job_ids))
     print(f"{done} {len(moved)}")
@@ -112,16 +112,19 @@ def _move(
         raise JobNotFound(f"not among the dead letters: {', '.join(missing)}")
 
 
-def _move_all(connection: Connection, move: _Move, queue: str | None, task: str | None) -> int:
-    """From the latest back in time, so that what is requeued and dies again meanwhile doesn't come round for ever."""
+def move_all(
+    connection: Connection, move: Move, queue: str | None, task: str | None, org_id: str | None = None
+) -> Iterator[int]:
+    """From the latest back in time, so that what is requeued and dies again meanwhile doesn't come round for ever.
+
+    Yields how many each batch had.
+    """
     from pgworker.inspection.dead_letters import find_dead_letters
 
-    moved = 0
     until: datetime | None = None
-    while batch := find_dead_letters(connection, queue=queue, task=task, until=until):
-        moved += len(move(connection, [job_id for job_id, _ in batch]))
+    while batch := find_dead_letters(connection, queue=queue, task=task, org_id=org_id, until=until):
+        yield len(move(connection, [job_id for job_id, _ in batch]))
         until = batch[-1][1]
-    return moved
 
 
 def _row(letter: DeadLetterRow, now: datetime) -> list[str]:

@@ -1,4 +1,4 @@
-"""`pgworker jobs`: list, show, cancel."""
+"""`pgworker jobs`: list, show, cancel, and what has a module of its own."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import click
 
 from pgworker.cli.bulk import Progress, confirm
 from pgworker.cli.database import open_database
+from pgworker.cli.job_retry import retry
 from pgworker.cli.options import dsn_option, filter_options, json_option, org_option, time_span, whole_uuid
 from pgworker.cli.output import Column, duration, print_json, print_table
 from pgworker.errors import JobNotFound
@@ -39,7 +40,10 @@ _COLUMNS = (
 
 @click.group()
 def jobs() -> None:
-    """List, show and cancel jobs."""
+    """List, show, retry and cancel jobs."""
+
+
+jobs.add_command(retry)
 
 
 @jobs.command("list")

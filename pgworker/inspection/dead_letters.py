@@ -23,9 +23,10 @@ def find_dead_letters(
     *,
     queue: str | None = None,
     task: str | None = None,
+    org_id: str | None = None,
     until: datetime | None = None,
     limit: int = 1000,
 ) -> list[tuple[UUID, datetime]]:
     """Id and time of death of the latest dead letters that died at or before `until` (None: now), the latest first."""
-    parameters = {"queue": queue, "task": task, "until": until, "limit": limit}
+    parameters = {"queue": queue, "task": task, "org_id": org_id, "until": until, "limit": limit}
     return connection.execute(query("find_dead_letters"), parameters).fetchall()
