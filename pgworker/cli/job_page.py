@@ -17,8 +17,9 @@ _LONGEST = 2000
 """Characters of a payload, result or message; `--json` has all of it."""
 
 
-def job_page(detail: JobDetail) -> Iterator[str]:
-    """The job itself, then its executions, the latest first, then the stack of the latest error."""
+def job_page(detail: JobDetail, in_short: str) -> Iterator[str]:
+    """What matters most, the job itself, its executions, the latest first, then the stack of the latest error."""
+    yield f"{'in short':<10}  {printable(in_short)}"
     for name, value in _facts(detail):
         yield f"{name:<10}  {printable(_clip(value))}"
     for ended in detail.executions:

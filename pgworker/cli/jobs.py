@@ -11,7 +11,9 @@ import click
 
 from pgworker.cli.bulk import Progress, confirm
 from pgworker.cli.database import open_database
+from pgworker.cli.job_explain import explain
 from pgworker.cli.job_retry import retry
+from pgworker.cli.job_run import run
 from pgworker.cli.options import dsn_option, filter_options, json_option, org_option, time_span, whole_uuid
 from pgworker.cli.output import Column, duration, print_json, print_table
 from pgworker.errors import JobNotFound
@@ -40,10 +42,11 @@ _COLUMNS = (
 
 @click.group()
 def jobs() -> None:
-    """List, show, retry and cancel jobs."""
+    """List, show, explain, retry, cancel and run jobs."""
 
 
-jobs.add_command(retry)
+for _command in (explain, retry, run):
+    jobs.add_command(_command)
 
 
 @jobs.command("list")
@@ -94,15 +97,18 @@ def list_(
 def show(job_id: UUID, as_json: bool, dsn: str | None) -> None:
     """One job: what it is, where it runs, and how each execution ended."""
     with open_database(dsn, "jobs show") as connection:
-        from pgworker.inspection.jobs import show_job
+        from pgworker.inspection.facts import read_facts
 
-        detail = show_job(connection, job_id)
+        facts = read_facts(connection, job_id, executions=100)
+    from pgworker.inspection.explain import explain as explained
+
+    found = explained(facts)
     if as_json:
-        print_json(_as_json(detail))
+        print_json({**_as_json(facts.detail), "reason": found.reason.value, "explanation": found.sentence})
     else:
         from pgworker.cli.job_page import job_page
 
-        print("\n".join(job_page(detail)))
+        print("\n".join(job_page(facts.detail, found.sentence)))
 
 
 @jobs.command()

@@ -9,11 +9,13 @@ from importlib.util import find_spec
 from shutil import get_terminal_size
 from typing import Any
 
+from pgworker.model.durations import duration
+
+__all__ = ["Column", "duration", "print_json", "print_table", "printable", "size"]
+
 _GAP = 2
 _SHORTEST = 6
 """Characters that a cut cell keeps at least."""
-
-_SCALE = ((1.0, 0.001, "ms"), (120.0, 1.0, "s"), (7200.0, 60.0, "m"), (172_800.0, 3600.0, "h"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +53,6 @@ def _json_escape(sign: str) -> str:
     """Outside of strings JSON has nothing unprintable but white space, and here not even that."""
     units = sign.encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{units[place : place + 2].hex()}" for place in range(0, len(units), 2))
-
-
-def duration(seconds: float) -> str:
-    """`35ms`, `12s`, `3m`, `5h`, `2d`: the two digits that matter, for a narrow column."""
-    amount = max(0.0, seconds)
-    for limit, unit, name in _SCALE:
-        if amount < limit:
-            shown = f"{amount / unit:.1f}" if name == "s" and amount < 10 else f"{amount / unit:.0f}"
-            return f"{shown}{name}"
-    return f"{amount / 86_400:.0f}d"
 
 
 def size(count: int) -> str:

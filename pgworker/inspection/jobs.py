@@ -137,12 +137,17 @@ def list_jobs(
 def show_job(connection: Connection[Any], job_id: UUID, *, executions: int = 100) -> JobDetail:
     """Everything about one job, its latest `executions` included, as of one moment. Raises JobNotFound."""
     with snapshot(connection):
-        job = connection.execute(query("find_job"), {"job_id": job_id}).fetchone()
-        if job is None:
-            raise JobNotFound.of(job_id)
-        claim = connection.execute(query("find_claim"), {"job_id": job_id}).fetchone()
-        progress = read_progress(connection, job_id)
-        ended = connection.execute(query("list_executions"), {"job_id": job_id, "limit": executions}).fetchall()
+        return read_job(connection, job_id, executions=executions)
+
+
+def read_job(connection: Connection[Any], job_id: UUID, *, executions: int) -> JobDetail:
+    """As `show_job`, in a snapshot of the caller's."""
+    job = connection.execute(query("find_job"), {"job_id": job_id}).fetchone()
+    if job is None:
+        raise JobNotFound.of(job_id)
+    claim = connection.execute(query("find_claim"), {"job_id": job_id}).fetchone()
+    progress = read_progress(connection, job_id)
+    ended = connection.execute(query("list_executions"), {"job_id": job_id, "limit": executions}).fetchall()
     return JobDetail(
         job=JobRecord(*job),
         claim=None if claim is None else ClaimRecord(*claim),
