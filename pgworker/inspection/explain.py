@@ -96,11 +96,11 @@ def _claimed(facts: Facts, claim: ClaimRecord) -> Explanation:
         )
     silence = 0.0 if claim.beat_at is None else (now - claim.beat_at).total_seconds()
     if silence > SILENT_AFTER:
+        left = duration((claim.expires_at - now).total_seconds())
         return Explanation(
             Reason.WORKER_SILENT,
-            f"Its worker, {_worker(claim)}, has been silent for {duration(silence)}. Its lease ends in "
-            f"{duration((claim.expires_at - now).total_seconds())}; if it is not heard of by then, the job is "
-            "reclaimed and runs elsewhere.",
+            f"Its worker, {_worker(claim)}, has been silent for {duration(silence)}. Its lease ends in {left}; "
+            f"if it is not heard of by then: {_lowered(_reclaim(facts))}",
         )
     asked = " Somebody has asked it to stop." if claim.cancel_requested else ""
     if claim.started_at is not None:
@@ -119,7 +119,7 @@ def _ran(facts: Facts, claim: ClaimRecord) -> str:
     if job.timeout is None:
         return duration(ran)
     left = job.timeout - ran
-    return f"{duration(ran)}; its time is {f'up in {duration(left)}' if left > 0 else f'over since {duration(-left)}'}"
+    return f"{duration(ran)}; its time {f'is up in {duration(left)}' if left > 0 else f'was up {duration(-left)} ago'}"
 
 
 def _place(facts: Facts) -> str:
@@ -138,7 +138,7 @@ def _reclaim(facts: Facts) -> str:
 
 def _worker(record: ClaimRecord | ExecutionRecord) -> str:
     if record.host is None:
-        return f"worker {record.worker_id}, of which nothing else is known,"
+        return f"worker {record.worker_id} (nothing else is known of it)"
     return f"worker {record.slot} on host {record.host} (pid {record.pid})"
 
 
@@ -266,7 +266,7 @@ def _ended(facts: Facts) -> Explanation:
         cause = f": {last.cause}" if last.cause else ""
         return Explanation(Reason.CANCELLED, f"It was cancelled {ago}{cause}.")
     took = "" if last.started_at is None else f", in {duration((last.finished_at - last.started_at).total_seconds())}"
-    where = "" if last.worker_id is None else f", by {_worker(last).rstrip(',')}"
+    where = "" if last.worker_id is None else f", by {_worker(last)}"
     return Explanation(Reason.SUCCEEDED, f"It succeeded {ago}{took}{where}.")
 
 
@@ -274,7 +274,7 @@ def _dead(facts: Facts) -> Explanation:
     dead = facts.dead
     assert dead is not None
     why = _said(dead.error) or dead.cause or dead.outcome
-    tries = f" after {_times(dead.failures)}" if dead.failures else ""
+    tries = f" after {dead.failures} failure{'s' if dead.failures > 1 else ''}" if dead.failures else ""
     return Explanation(
         Reason.DEAD_LETTER,
         f"It was given up {_ago(dead.died_at, dead.seen_at)}{tries}: {why}. It is a dead letter, and runs again only "
@@ -299,10 +299,6 @@ def _said(error: str | None) -> str:
 def _jobs(count: Count) -> str:
     number = f"{count.number:,}"
     return f"{number} or more jobs" if count.is_more else f"{number} job{'s' if count.number != 1 else ''}"
-
-
-def _times(number: int) -> str:
-    return "once" if number == 1 else f"{number} times"
 
 
 def _are(count: int) -> str:

@@ -401,7 +401,7 @@ def test_a_lost_connection_costs_nothing_when_there_is_a_new_one(shop: Path, dsn
     (job_id,) = enqueue(connection, task="corner.think", payload='{"n": 21}')
     with terminal(shop, dsn, "jobs", "run", str(job_id)) as person:
         person.wait_for("(Pdb)")
-        ours = "from pg_stat_activity where application_name like 'pgworker%' and datname = current_database()"
+        ours = "from pg_stat_activity where application_name ~ '^pgworker' and datname = current_database()"
         backends = set(ask(connection, f"select pid {ours}"))
         connection.execute(f"select pg_terminate_backend(pid) {ours}".encode())
         eventually(lambda: set(ask(connection, f"select pid {ours}")) - backends, "the lease is kept by a new one")
