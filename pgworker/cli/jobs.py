@@ -15,7 +15,7 @@ from pgworker.cli.job_explain import explain
 from pgworker.cli.job_retry import retry
 from pgworker.cli.job_run import run
 from pgworker.cli.options import dsn_option, filter_options, json_option, org_option, time_span, whole_uuid
-from pgworker.cli.output import Column, duration, print_json, print_table
+from pgworker.cli.output import Column, duration, hint, print_json, print_table
 from pgworker.errors import JobNotFound
 from pgworker.model.selection import JobFilter
 from pgworker.model.state import CancelAnswer, Status
@@ -59,6 +59,7 @@ for _command in (explain, retry, run):
     multiple=True,
     help="Only jobs of this status; may be repeated.",
 )
+@click.option("--before", type=whole_uuid, metavar="ID", help="Only jobs that are older than this one.")
 @click.option("--limit", type=click.IntRange(1, 100_000), default=20, show_default=True, metavar="N")
 @json_option
 @dsn_option
@@ -67,6 +68,7 @@ def list_(
     task: str | None,
     org: str | None,
     statuses: tuple[str, ...],
+    before: UUID | None,
     limit: int,
     as_json: bool,
     dsn: str | None,
@@ -80,7 +82,7 @@ def list_(
         from pgworker.inspection.jobs import list_jobs
 
         wanted = [Status(status) for status in statuses]
-        found = list_jobs(connection, queue=queue, task=task, org_id=org, statuses=wanted, limit=limit)
+        found = list_jobs(connection, queue=queue, task=task, org_id=org, statuses=wanted, before=before, limit=limit)
     if as_json:
         for job in found:
             print_json(job)
@@ -88,6 +90,8 @@ def list_(
         print_table(_COLUMNS, [[str(job.id), job.status, job.queue, job.task, duration(job.age)] for job in found])
     else:
         click.echo("no such jobs", err=True)
+    if len(found) == limit:
+        hint(f"there may be more: --before {found[-1].id}")
 
 
 @jobs.command()

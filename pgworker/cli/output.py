@@ -11,7 +11,7 @@ from typing import Any
 
 from pgworker.model.durations import duration
 
-__all__ = ["Column", "duration", "print_json", "print_table", "printable", "size"]
+__all__ = ["Column", "duration", "hint", "print_json", "print_table", "printable", "size"]
 
 _GAP = 2
 _SHORTEST = 6
@@ -39,6 +39,12 @@ def printable(text: str, *, lines: bool = False) -> str:
     if text.isprintable():
         return text
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+
+
+def hint(sentence: str) -> None:
+    """Advice for a person, on stderr: nobody else is to be bothered with it."""
+    if sys.stdout.isatty() and sys.stderr.isatty():
+        print(sentence, file=sys.stderr)
 
 
 def print_json(value: Any) -> None:

@@ -40,7 +40,7 @@ class DeadLetterDetail:
     `hook`: the task that is enqueued whenever a job of this one's task is given up. `seen_at`: when it was read.
     """
 
-    id: UUID
+    job_id: UUID
     queue: str
     task: str
     org_id: str | None

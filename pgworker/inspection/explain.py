@@ -97,10 +97,13 @@ def _claimed(facts: Facts, claim: ClaimRecord) -> Explanation:
     silence = 0.0 if claim.beat_at is None else (now - claim.beat_at).total_seconds()
     if silence > SILENT_AFTER:
         left = duration((claim.expires_at - now).total_seconds())
+        if any(one.alive for one in facts.servers):
+            then = "; if it is not heard of by then, a pool takes the job back"
+        else:
+            then = ", and no pool is alive to take the job back after that: start one with `pgworker start`"
         return Explanation(
             Reason.WORKER_SILENT,
-            f"Its worker, {_worker(claim)}, has been silent for {duration(silence)}. Its lease ends in {left}; "
-            f"if it is not heard of by then: {_lowered(_reclaim(facts))}",
+            f"Its worker, {_worker(claim)}, has been silent for {duration(silence)}. Its lease ends in {left}{then}.",
         )
     asked = " Somebody has asked it to stop." if claim.cancel_requested else ""
     if claim.started_at is not None:
@@ -279,7 +282,7 @@ def _dead(facts: Facts) -> Explanation:
         Reason.DEAD_LETTER,
         f"It was given up {_ago(dead.died_at, dead.seen_at)}{tries}: {why}. It is a dead letter, and runs again only "
         "if it is requeued.",
-        f"pgworker dead-letters requeue {dead.id}",
+        f"pgworker dead-letters requeue {dead.job_id}",
     )
 
 

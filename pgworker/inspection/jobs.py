@@ -123,14 +123,23 @@ def list_jobs(
     task: str | None = None,
     org_id: str | None = None,
     statuses: Sequence[Status] = (),
+    before: UUID | None = None,
     limit: int = 20,
 ) -> list[JobSummary]:
-    """The newest jobs first; no statuses: all. LOST reads the whole history, the others what they need."""
-    wanted = [status.value for status in statuses] or None
+    """The newest jobs first, or the newest before one of them; no statuses: all.
+
+    LOST reads the whole history, the others what they need.
+    """
+    parameters = {
+        "queue": queue,
+        "task": task,
+        "org_id": org_id,
+        "statuses": [status.value for status in statuses] or None,
+        "before": before,
+        "limit": limit,
+    }
     with snapshot(connection):
-        rows = connection.execute(
-            query("list_jobs"), {"queue": queue, "task": task, "org_id": org_id, "statuses": wanted, "limit": limit}
-        ).fetchall()
+        rows = connection.execute(query("list_jobs"), parameters).fetchall()
     return [JobSummary(*row) for row in rows]
 
 

@@ -157,10 +157,13 @@ CASES: dict[str, tuple[Facts, Reason, str, str | None]] = {
     "its worker is silent": (
         Facts(detail("running", claim(beat_at=ago(40), expires_at=ago(-20), started_at=ago(90))), servers=ALIVE),
         Reason.WORKER_SILENT,
-        (
-            "Its worker, worker 3 on host a (pid 12), has been silent for 40s. Its lease ends in 20s; if it is not heard of"
-            " by then: a pool takes the job back within seconds."
-        ),
+        "Its worker, worker 3 on host a (pid 12), has been silent for 40s. Its lease ends in 20s; if it is not heard of by then, a pool takes the job back.",
+        None,
+    ),
+    "its worker is silent, as are all": (
+        Facts(detail("running", claim(beat_at=ago(40), expires_at=ago(-20))), servers=(servers(silent=1),)),
+        Reason.WORKER_SILENT,
+        "Its worker, worker 3 on host a (pid 12), has been silent for 40s. Its lease ends in 20s, and no pool is alive to take the job back after that: start one with `pgworker start`.",
         None,
     ),
     "its lease is over": (
@@ -316,7 +319,7 @@ def test_an_explanation_says_the_one_thing_that_matters_and_the_command_that_hel
 
 
 DEAD = DeadLetterDetail(
-    id=JOB,
+    job_id=JOB,
     queue="mail",
     task="shop.greet",
     org_id=None,
