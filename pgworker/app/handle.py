@@ -12,9 +12,10 @@ import msgspec
 
 from pgworker.app.connections import Connections
 from pgworker.app.results import Results
+from pgworker.db.status import read_status
 from pgworker.errors import ErrorRecord, JobCancelled, JobFailed, JobNotFound
 from pgworker.inspection.progress import read_progress
-from pgworker.inspection.results import JobResult, read_status
+from pgworker.inspection.results import JobResult
 from pgworker.lifecycle.cancel import cancel_job
 from pgworker.model.durations import seconds
 from pgworker.model.progress import Progress

@@ -69,7 +69,7 @@ class Queue(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Claim:
+class Claim:
     """A claim on its way: what must be given back, whole, if its answer is lost."""
 
     lease_id: UUID
@@ -186,7 +186,7 @@ class PostgresQueue:
     def _trip(self, news: list[News], wanted: int) -> list[ClaimedJob]:
         """Settle and claim in one transaction and one round trip."""
         connection = self._connect()
-        claim = _Claim(uuid4(), wanted, time.monotonic_ns(), self._floors.read()) if wanted else None
+        claim = Claim(uuid4(), wanted, time.monotonic_ns(), self._floors.read()) if wanted else None
         if claim is not None:
             self._lost_claims[claim.lease_id] = time.monotonic() + _LATE_COMMIT  # until its answer is here
         settling: list[tuple[Cursor[Any], Settlement]] = []
@@ -228,7 +228,7 @@ class PostgresQueue:
         settle_jobs(cursor, news.settlement, time.monotonic_ns())
         return [(cursor, news.settlement)]
 
-    def _send(self, cursor: Cursor[Any], claim: _Claim) -> None:
+    def _send(self, cursor: Cursor[Any], claim: Claim) -> None:
         claim_jobs(
             cursor,
             lease_id=claim.lease_id,
@@ -241,7 +241,7 @@ class PostgresQueue:
             floors=claim.floors,
         )
 
-    def _take(self, claim: _Claim, rows: list[ClaimedRow]) -> list[ClaimedJob]:
+    def _take(self, claim: Claim, rows: list[ClaimedRow]) -> list[ClaimedJob]:
         if not rows:
             return []
         entry = self._row.show_lease(claim.lease_id, len(rows), claim.sent_ns)
@@ -252,7 +252,7 @@ class PostgresQueue:
         lease.outspoken = {position: row.job_id for position, row in enumerate(rows, 1) if row.checkpoint is not None}
         return [ClaimedJob(lease, position, row) for position, row in enumerate(rows, start=1)]
 
-    def _advance_floors(self, claim: _Claim, rows: list[ClaimedRow]) -> None:
+    def _advance_floors(self, claim: Claim, rows: list[ClaimedRow]) -> None:
         last = {(row.queue, row.priority): row for row in (rows if rows[0][6:8] != rows[-1][6:8] else rows[-1:])}
         for (queue, priority), row in last.items():
             lane = self._lanes.index(queue, priority)

@@ -1,10 +1,10 @@
-"""`pgworker dead-letters`: list, requeue, discard."""
+"""`pgworker dead-letters`: list, show, requeue, discard."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
@@ -12,16 +12,17 @@ from uuid import UUID
 import click
 
 from pgworker.cli.database import open_database
-from pgworker.cli.options import dsn_option, filter_options, json_option, whole_uuid
-from pgworker.cli.output import Column, duration, print_json, print_table
+from pgworker.cli.options import dsn_option, filter_options, json_option, org_option, whole_uuid
+from pgworker.cli.output import Column, duration, hint, print_json, print_table
 from pgworker.errors import JobNotFound
 
 if TYPE_CHECKING:
     from pgworker.db.connect import Connection
+    from pgworker.inspection.dead_letters import DeadLetterDetail
     from pgworker.lifecycle.dead_letters import DeadLetterRow
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-_Move = Callable[["Connection", Sequence[UUID]], list[UUID]]
+Move = Callable[["Connection", Sequence[UUID]], list[UUID]]
 
 _COLUMNS = (
     Column("ID"),
@@ -48,16 +49,17 @@ def _chosen(command: _Command) -> _Command:
 
 @dead_letters.command("list")
 @filter_options
+@org_option
 @click.option("--limit", type=click.IntRange(1, 100_000), default=20, show_default=True, metavar="N")
 @json_option
 @dsn_option
-def list_(queue: str | None, task: str | None, limit: int, as_json: bool, dsn: str | None) -> None:
+def list_(queue: str | None, task: str | None, org: str | None, limit: int, as_json: bool, dsn: str | None) -> None:
     """The latest first, and why each was given up."""
     with open_database(dsn, "dead-letters list") as connection:
         from pgworker.inspection.database import read_clock
         from pgworker.lifecycle.dead_letters import list_dead_letters
 
-        found = list_dead_letters(connection, queue=queue, task=task, limit=limit)
+        found = list_dead_letters(connection, queue=queue, task=task, org_id=org, limit=limit)
         now = read_clock(connection)
     if as_json:
         for letter in found:
@@ -66,6 +68,32 @@ def list_(queue: str | None, task: str | None, limit: int, as_json: bool, dsn: s
         print_table(_COLUMNS, [_row(letter, now) for letter in found])
     else:
         click.echo("no such dead letters", err=True)
+    if len(found) == limit:
+        hint(f"there may be more: --limit {10 * limit}")
+
+
+@dead_letters.command()
+@click.argument("job_id", type=whole_uuid, metavar="ID")
+@json_option
+@dsn_option
+def show(job_id: UUID, as_json: bool, dsn: str | None) -> None:
+    """One dead letter: all of its job, why it was given up, the stack of its last error, and what to do next."""
+    with open_database(dsn, "dead-letters show") as connection:
+        from pgworker.inspection.dead_letters import find_dead_letter
+
+        letter = find_dead_letter(connection, job_id)
+        if letter is None:
+            from pgworker.inspection.explain import explain
+            from pgworker.inspection.facts import read_facts
+
+            told = explain(read_facts(connection, job_id)).sentence
+            raise JobNotFound(f"job {job_id} is no dead letter. {told}")
+    if as_json:
+        print_json(_as_json(letter))
+    else:
+        from pgworker.cli.job_page import dead_letter_page
+
+        print("\n".join(dead_letter_page(letter)))
 
 
 @dead_letters.command()
@@ -100,10 +128,10 @@ def _require_choice(job_ids: Sequence[UUID], everything: bool, queue: str | None
 
 
 def _move(
-    connection: Connection, move: _Move, done: str, job_ids: Sequence[UUID], queue: str | None, task: str | None
+    connection: Connection, move: Move, done: str, job_ids: Sequence[UUID], queue: str | None, task: str | None
 ) -> None:
     if not job_ids:
-        print(f"{done} {_move_all(connection, move, queue, task)}")
+        print(f"{done} {sum(move_all(connection, move, queue, task))}")
         return
     moved = set(move(connection, job_ids))
     print(f"{done} {len(moved)}")
@@ -112,16 +140,19 @@ def _move(
         raise JobNotFound(f"not among the dead letters: {', '.join(missing)}")
 
 
-def _move_all(connection: Connection, move: _Move, queue: str | None, task: str | None) -> int:
-    """From the latest back in time, so that what is requeued and dies again meanwhile doesn't come round for ever."""
+def move_all(
+    connection: Connection, move: Move, queue: str | None, task: str | None, org_id: str | None = None
+) -> Iterator[int]:
+    """From the latest back in time, so that what is requeued and dies again meanwhile doesn't come round for ever.
+
+    Yields how many each batch had.
+    """
     from pgworker.inspection.dead_letters import find_dead_letters
 
-    moved = 0
     until: datetime | None = None
-    while batch := find_dead_letters(connection, queue=queue, task=task, until=until):
-        moved += len(move(connection, [job_id for job_id, _ in batch]))
+    while batch := find_dead_letters(connection, queue=queue, task=task, org_id=org_id, until=until):
+        yield len(move(connection, [job_id for job_id, _ in batch]))
         until = batch[-1][1]
-    return moved
 
 
 def _row(letter: DeadLetterRow, now: datetime) -> list[str]:
@@ -136,8 +167,10 @@ def _why(letter: DeadLetterRow) -> str:
     return letter.cause or letter.outcome
 
 
-def _as_json(letter: DeadLetterRow) -> dict[str, Any]:
+def _as_json(letter: DeadLetterRow | DeadLetterDetail) -> dict[str, Any]:
     import msgspec
 
-    error = None if letter.error is None else msgspec.Raw(letter.error.encode())
-    return {**dataclasses.asdict(letter), "payload": msgspec.Raw(letter.payload.encode()), "error": error}
+    texts = {
+        name: text for name in ("payload", "headers", "error") if (text := getattr(letter, name, None)) is not None
+    }
+    return dataclasses.asdict(letter) | {name: msgspec.Raw(text.encode()) for name, text in texts.items()}

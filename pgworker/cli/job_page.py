@@ -1,4 +1,4 @@
-"""All that is known about one job, as lines for people."""
+"""All that is known about one job, or one that was given up, as lines for people."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pgworker.cli.output import duration, printable
 
 if TYPE_CHECKING:
+    from pgworker.inspection.dead_letters import DeadLetterDetail
     from pgworker.inspection.jobs import ClaimRecord, ExecutionRecord, JobDetail
     from pgworker.model.progress import Progress
 
@@ -17,8 +18,9 @@ _LONGEST = 2000
 """Characters of a payload, result or message; `--json` has all of it."""
 
 
-def job_page(detail: JobDetail) -> Iterator[str]:
-    """The job itself, then its executions, the latest first, then the stack of the latest error."""
+def job_page(detail: JobDetail, in_short: str) -> Iterator[str]:
+    """What matters most, the job itself, its executions, the latest first, then the stack of the latest error."""
+    yield f"{'in short':<10}  {printable(in_short)}"
     for name, value in _facts(detail):
         yield f"{name:<10}  {printable(_clip(value))}"
     for ended in detail.executions:
@@ -28,6 +30,45 @@ def job_page(detail: JobDetail) -> Iterator[str]:
         yield ""
         yield f"({detail.executions[-1].execution - 1} earlier executions are not shown)"
     yield from _stack(detail.executions)
+
+
+def dead_letter_page(letter: DeadLetterDetail) -> Iterator[str]:
+    """The job, why it was given up, the stack of its last error, and the commands that decide what becomes of it."""
+    for name, value in _dead_facts(letter):
+        yield f"{name:<10}  {printable(_clip(value))}"
+    error = _texts(letter.error)
+    if stack := error.get("traceback") or error.get("stack"):
+        yield from ("", f"stack of execution {letter.execution}:")
+        yield from (f"    {printable(line, lines=True)}" for line in stack.rstrip().split("\n"))
+    yield from ("", f"run it again:          pgworker dead-letters requeue {letter.job_id}")
+    yield f"give it up for good:   pgworker dead-letters discard {letter.job_id}"
+    yield f"its whole history:     pgworker jobs show {letter.job_id}"
+
+
+def _dead_facts(letter: DeadLetterDetail) -> Iterator[tuple[str, str]]:
+    now = letter.seen_at
+    yield "job", str(letter.job_id)
+    yield (
+        "died",
+        f"{_time(letter.died_at)} ({_ago(letter.died_at, now)}), its execution {letter.execution} {letter.outcome}",
+    )
+    error = _texts(letter.error)
+    if said := ": ".join(filter(None, (error.get("type"), error.get("message")))):
+        yield "error", said
+    if letter.cause is not None and letter.cause != error.get("message"):
+        yield "cause", letter.cause
+    yield "task", letter.task
+    yield "queue", f"{letter.queue}, priority {letter.priority}"
+    if letter.org_id is not None:
+        yield "org", letter.org_id
+    yield "enqueued", f"{_time(letter.created_at)} ({_ago(letter.created_at, now)})"
+    yield "failures", f"{letter.failures} of {letter.max_attempts} attempts"
+    yield "timeout", "none" if letter.timeout is None else duration(letter.timeout)
+    yield "payload", letter.payload
+    if letter.headers is not None:
+        yield "headers", letter.headers
+    if letter.hook is not None:
+        yield "hook", f"a job of {letter.hook} is enqueued for each dead letter of this task"
 
 
 def _facts(detail: JobDetail) -> Iterator[tuple[str, str]]:
@@ -114,8 +155,12 @@ def _stack(executions: list[ExecutionRecord]) -> Iterator[str]:
 
 
 def _error(ended: ExecutionRecord) -> dict[str, str]:
+    return _texts(ended.error)
+
+
+def _texts(stored: str | None) -> dict[str, str]:
     """The texts of a stored error; whoever else writes to the table may have put anything there."""
-    error: Any = None if ended.error is None else json.loads(ended.error)
+    error: Any = None if stored is None else json.loads(stored)
     if not isinstance(error, dict):
         return {} if error is None else {"message": json.dumps(error)}
     return {name: value for name, value in error.items() if isinstance(value, str)}

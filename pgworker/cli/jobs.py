@@ -1,4 +1,4 @@
-"""`pgworker jobs`: list, show, cancel."""
+"""`pgworker jobs`: list, show, cancel, and what has a module of its own."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ import click
 
 from pgworker.cli.bulk import Progress, confirm
 from pgworker.cli.database import open_database
+from pgworker.cli.job_explain import explain
+from pgworker.cli.job_retry import retry
+from pgworker.cli.job_run import run
 from pgworker.cli.options import dsn_option, filter_options, json_option, org_option, time_span, whole_uuid
-from pgworker.cli.output import Column, duration, print_json, print_table
+from pgworker.cli.output import Column, duration, hint, print_json, print_table
 from pgworker.errors import JobNotFound
 from pgworker.model.selection import JobFilter
 from pgworker.model.state import CancelAnswer, Status
@@ -39,7 +42,11 @@ _COLUMNS = (
 
 @click.group()
 def jobs() -> None:
-    """List, show and cancel jobs."""
+    """List, show, explain, retry, cancel and run jobs."""
+
+
+for _command in (explain, retry, run):
+    jobs.add_command(_command)
 
 
 @jobs.command("list")
@@ -53,6 +60,7 @@ def jobs() -> None:
     metavar="STATUS",
     help=f"Only jobs of this status; may be repeated: {', '.join(status.value for status in Status)}.",
 )
+@click.option("--before", type=whole_uuid, metavar="ID", help="Only jobs that are older than this one.")
 @click.option("--limit", type=click.IntRange(1, 100_000), default=20, show_default=True, metavar="N")
 @json_option
 @dsn_option
@@ -61,6 +69,7 @@ def list_(
     task: str | None,
     org: str | None,
     statuses: tuple[str, ...],
+    before: UUID | None,
     limit: int,
     as_json: bool,
     dsn: str | None,
@@ -74,7 +83,7 @@ def list_(
         from pgworker.inspection.jobs import list_jobs
 
         wanted = [Status(status) for status in statuses]
-        found = list_jobs(connection, queue=queue, task=task, org_id=org, statuses=wanted, limit=limit)
+        found = list_jobs(connection, queue=queue, task=task, org_id=org, statuses=wanted, before=before, limit=limit)
     if as_json:
         for job in found:
             print_json(job)
@@ -82,6 +91,8 @@ def list_(
         print_table(_COLUMNS, [[str(job.id), job.status, job.queue, job.task, duration(job.age)] for job in found])
     else:
         click.echo("no such jobs", err=True)
+    if len(found) == limit:
+        hint(f"there may be more: --before {found[-1].id}")
 
 
 @jobs.command()
@@ -91,15 +102,18 @@ def list_(
 def show(job_id: UUID, as_json: bool, dsn: str | None) -> None:
     """One job: what it is, where it runs, and how each execution ended."""
     with open_database(dsn, "jobs show") as connection:
-        from pgworker.inspection.jobs import show_job
+        from pgworker.inspection.facts import read_facts
 
-        detail = show_job(connection, job_id)
+        facts = read_facts(connection, job_id, executions=100)
+    from pgworker.inspection.explain import explain as explained
+
+    found = explained(facts)
     if as_json:
-        print_json(_as_json(detail))
+        print_json({**_as_json(facts.detail), "reason": found.reason.value, "explanation": found.sentence})
     else:
         from pgworker.cli.job_page import job_page
 
-        print("\n".join(job_page(detail)))
+        print("\n".join(job_page(facts.detail, found.sentence)))
 
 
 @jobs.command()

@@ -9,11 +9,13 @@ from importlib.util import find_spec
 from shutil import get_terminal_size
 from typing import Any
 
+from pgworker.model.durations import duration
+
+__all__ = ["Column", "duration", "hint", "print_json", "print_table", "printable", "size"]
+
 _GAP = 2
 _SHORTEST = 6
 """Characters that a cut cell keeps at least."""
-
-_SCALE = ((1.0, 0.001, "ms"), (120.0, 1.0, "s"), (7200.0, 60.0, "m"), (172_800.0, 3600.0, "h"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,12 @@ def printable(text: str, *, lines: bool = False) -> str:
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
+def hint(sentence: str) -> None:
+    """Advice for a person, on stderr: nobody else is to be bothered with it."""
+    if sys.stdout.isatty() and sys.stderr.isatty():
+        print(sentence, file=sys.stderr)
+
+
 def print_json(value: Any) -> None:
     """One line of JSON. A msgspec.Raw inside is JSON already."""
     import msgspec
@@ -51,16 +59,6 @@ def _json_escape(sign: str) -> str:
     """Outside of strings JSON has nothing unprintable but white space, and here not even that."""
     units = sign.encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{units[place : place + 2].hex()}" for place in range(0, len(units), 2))
-
-
-def duration(seconds: float) -> str:
-    """`35ms`, `12s`, `3m`, `5h`, `2d`: the two digits that matter, for a narrow column."""
-    amount = max(0.0, seconds)
-    for limit, unit, name in _SCALE:
-        if amount < limit:
-            shown = f"{amount / unit:.1f}" if name == "s" and amount < 10 else f"{amount / unit:.0f}"
-            return f"{shown}{name}"
-    return f"{amount / 86_400:.0f}d"
 
 
 def size(count: int) -> str:

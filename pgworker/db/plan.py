@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from psycopg import Connection
+from psycopg import Connection, Cursor
 from psycopg.pq import PipelineStatus, TransactionStatus
 
 from pgworker.sql.load import query
@@ -26,6 +26,11 @@ def by_index(connection: Connection[Any]) -> Iterator[None]:
         with connection.pipeline():
             connection.execute(query("plan_by_index"))
             yield
+
+
+def plan_for_these(cursor: Cursor[Any]) -> None:
+    """Likewise for the rest of the open transaction, and planned anew for the values that each statement gets."""
+    cursor.execute(query("plan_for_these"))
 
 
 def _is_under_way(connection: Connection[Any]) -> bool:

@@ -123,26 +123,40 @@ def list_jobs(
     task: str | None = None,
     org_id: str | None = None,
     statuses: Sequence[Status] = (),
+    before: UUID | None = None,
     limit: int = 20,
 ) -> list[JobSummary]:
-    """The newest jobs first; no statuses: all. LOST reads the whole history, the others what they need."""
-    wanted = [status.value for status in statuses] or None
+    """The newest jobs first, or the newest before one of them; no statuses: all.
+
+    LOST reads the whole history, the others what they need.
+    """
+    parameters = {
+        "queue": queue,
+        "task": task,
+        "org_id": org_id,
+        "statuses": [status.value for status in statuses] or None,
+        "before": before,
+        "limit": limit,
+    }
     with snapshot(connection):
-        rows = connection.execute(
-            query("list_jobs"), {"queue": queue, "task": task, "org_id": org_id, "statuses": wanted, "limit": limit}
-        ).fetchall()
+        rows = connection.execute(query("list_jobs"), parameters).fetchall()
     return [JobSummary(*row) for row in rows]
 
 
 def show_job(connection: Connection[Any], job_id: UUID, *, executions: int = 100) -> JobDetail:
     """Everything about one job, its latest `executions` included, as of one moment. Raises JobNotFound."""
     with snapshot(connection):
-        job = connection.execute(query("find_job"), {"job_id": job_id}).fetchone()
-        if job is None:
-            raise JobNotFound.of(job_id)
-        claim = connection.execute(query("find_claim"), {"job_id": job_id}).fetchone()
-        progress = read_progress(connection, job_id)
-        ended = connection.execute(query("list_executions"), {"job_id": job_id, "limit": executions}).fetchall()
+        return read_job(connection, job_id, executions=executions)
+
+
+def read_job(connection: Connection[Any], job_id: UUID, *, executions: int) -> JobDetail:
+    """As `show_job`, in a snapshot of the caller's."""
+    job = connection.execute(query("find_job"), {"job_id": job_id}).fetchone()
+    if job is None:
+        raise JobNotFound.of(job_id)
+    claim = connection.execute(query("find_claim"), {"job_id": job_id}).fetchone()
+    progress = read_progress(connection, job_id)
+    ended = connection.execute(query("list_executions"), {"job_id": job_id, "limit": executions}).fetchall()
     return JobDetail(
         job=JobRecord(*job),
         claim=None if claim is None else ClaimRecord(*claim),

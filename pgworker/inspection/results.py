@@ -1,4 +1,4 @@
-"""Results: where one job stands, and what became of many of them."""
+"""Results: what became of jobs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from uuid import UUID
 from psycopg import Connection
 
 from pgworker.db.plan import by_index
-from pgworker.errors import JobNotFound
 from pgworker.model.state import Status
 from pgworker.sql.load import query
 
@@ -29,14 +28,6 @@ class JobResult:
     result: str | None
     error: str | None
     cause: str | None
-
-
-def read_status(connection: Connection[Any], job_id: UUID) -> Status:
-    """Where a job stands. Raises JobNotFound."""
-    status = connection.execute(query("read_status"), {"job_id": job_id}).fetchall()[0][0]
-    if status is None:
-        raise JobNotFound.of(job_id)
-    return Status(status)
 
 
 def find_results(connection: Connection[Any], job_ids: Sequence[UUID]) -> list[JobResult]:

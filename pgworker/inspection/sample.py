@@ -7,6 +7,7 @@ from typing import Any
 
 from psycopg import Connection
 
+from pgworker.inspection.dead_letters import count_dead_letters
 from pgworker.inspection.queues import COUNT_CAP, MAX_QUEUES, QueueCounts, read_queues
 from pgworker.inspection.snapshot import look_no_longer_than, snapshot
 from pgworker.sql.load import query
@@ -14,7 +15,7 @@ from pgworker.sql.load import query
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The first 100 queues by name; `dead_letters` and `default_jobs` are counted up to 10,001."""
+    """The first 100 queues by name; `dead_letters` and `default_jobs` are counted up to 10,000 and 10,001."""
 
     queues: list[QueueCounts]
     dead_letters: int
@@ -28,6 +29,12 @@ def sample_database(connection: Connection[Any], *, patience: float, cap: int = 
     """
     with snapshot(connection):
         look_no_longer_than(connection, patience)
-        dead_letters = connection.execute(query("count_dead_letters"), {"cap": cap}).fetchall()[0][0]
-        default_jobs = connection.execute(query("count_default_jobs")).fetchall()[0][0]
+        dead_letters = count_dead_letters(connection, cap=cap).number
+        default_jobs = count_default_jobs(connection)
         return Sample(read_queues(connection, cap=cap, total=cap * MAX_QUEUES), dead_letters, default_jobs)
+
+
+def count_default_jobs(connection: Connection[Any]) -> int:
+    """Jobs in the default partition, because their day had none: any is an alarm. At most 10,001 are counted."""
+    count: int = connection.execute(query("count_default_jobs")).fetchall()[0][0]
+    return count

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from psycopg import Connection
 
+from pgworker.db.plan import plan_for_these
 from pgworker.errors import JobNotFound
 from pgworker.lifecycle.transaction import read_committed
 from pgworker.model.selection import JobFilter
@@ -86,7 +87,7 @@ def cancel_waiting(connection: Connection[Any], chosen: JobFilter, cause: str, *
     place = {"after_queue": "", "after_priority": 0, "after_run_at": "-infinity", "after_id": UUID(int=0)}
     while True:
         with read_committed(connection) as cursor:
-            cursor.execute(query("plan_for_these"))
+            plan_for_these(cursor)
             parameters = {**chosen.parameters(), **place, "cause": cause, "limit": batch}
             row = cursor.execute(query("cancel_matching_jobs"), parameters, prepare=False).fetchone()
         if row is None:

@@ -102,6 +102,29 @@ def claim_jobs(
         cursor.execute(query("claim_jobs"), parameters)
 
 
+def claim_job(
+    cursor: Cursor[Any],
+    job_id: UUID,
+    *,
+    lease_id: UUID,
+    worker_id: UUID,
+    ttl: float,
+    tasks: list[str],
+    even_paused: bool,
+) -> None:
+    """Send a claim of this job, due or not, as `claim_jobs` does. No row: it does not wait, or its queue is paused."""
+    parameters = {
+        "job_id": job_id,
+        "lease_id": lease_id,
+        "worker_id": worker_id,
+        "ttl": ttl,
+        "tasks": tasks,
+        "even_paused": even_paused,
+    }
+    with by_index(cursor.connection):
+        cursor.execute(query("claim_job"), parameters)
+
+
 def find_below_floor(
     cursor: Cursor[Any], *, tasks: list[str], lanes: Lanes, floors: tuple[list[int], list[int]], reach: float | None
 ) -> list[tuple[int, tuple[int, int]]]:

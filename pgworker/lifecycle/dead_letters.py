@@ -64,10 +64,16 @@ def declare_hooks(connection: Connection[Any], tasks: Sequence[str], hooks: Sequ
 
 
 def list_dead_letters(
-    connection: Connection[Any], *, queue: str | None = None, task: str | None = None, limit: int = 100
+    connection: Connection[Any],
+    *,
+    queue: str | None = None,
+    task: str | None = None,
+    org_id: str | None = None,
+    limit: int = 100,
 ) -> list[DeadLetterRow]:
     """The latest dead letters first."""
-    rows = connection.execute(query("list_dead_letters"), {"queue": queue, "task": task, "limit": limit}).fetchall()
+    parameters = {"queue": queue, "task": task, "org_id": org_id, "limit": limit}
+    rows = connection.execute(query("list_dead_letters"), parameters).fetchall()
     return [DeadLetterRow(*row) for row in rows]
 
 

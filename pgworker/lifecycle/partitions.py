@@ -32,9 +32,3 @@ def _make(connection: Connection[Any], day: date) -> bool | psycopg.Error:
         return bool(in_one_trip(connection, query("make_partition"), {"day": day})[0][0])
     except psycopg.Error as error:
         return error
-
-
-def count_default_jobs(connection: Connection[Any]) -> int:
-    """Jobs in the default partition, because their day had none: any is an alarm. At most 10,001 are counted."""
-    count: int = connection.execute(query("count_default_jobs")).fetchall()[0][0]
-    return count

@@ -65,6 +65,29 @@ class CancelAnswer(str, Enum):
     """it had ended already"""
 
 
+class RetryAnswer(str, Enum):
+    """What asking to run a job now achieved."""
+
+    DUE = "due now"
+    """it waited for a later time, which is now"""
+    REQUEUED = "requeued"
+    """it had been given up, and runs again with its failures counted from 0"""
+    WAITING = "waiting"
+    """it was due already"""
+    RUNNING = "running"
+    """a worker has it"""
+    SUCCEEDED = "succeeded"
+    """refused"""
+    CANCELLED = "cancelled"
+    """refused"""
+    LOST = "LOST"
+    """it is nowhere, which is none of the promised states"""
+
+    @property
+    def is_refusal(self) -> bool:
+        return self in (RetryAnswer.SUCCEEDED, RetryAnswer.CANCELLED, RetryAnswer.LOST)
+
+
 class CancelReason(int, Enum):
     """Why a running job is asked to stop; the words on the board are these numbers."""
 

@@ -14,8 +14,9 @@ from psycopg import Connection
 
 from pgworker.db.connect import connect_to_schema, explain, is_outage
 from pgworker.errors import PgworkerError
+from pgworker.inspection.sample import count_default_jobs
 from pgworker.lifecycle.heartbeat import forget_workers
-from pgworker.lifecycle.partitions import count_default_jobs, make_partitions
+from pgworker.lifecycle.partitions import make_partitions
 from pgworker.lifecycle.progress import prune_progress
 from pgworker.lifecycle.prune import PruneAction, PrunedPartition, prune
 from pgworker.observe import logs

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import Context
@@ -24,7 +23,6 @@ from pgworker.inspection.jobs import ExecutionRecord, show_job
 from pgworker.inspection.waiting import list_waiting_jobs
 from pgworker.lifecycle.claim import Lanes
 from pgworker.lifecycle.dead_letters import declare_hooks
-from pgworker.lifecycle.settle import Ended
 from pgworker.linux.board import Board, Row
 from pgworker.model.job import Job
 from pgworker.model.payload import decode
@@ -32,10 +30,7 @@ from pgworker.model.state import Outcome
 from pgworker.observe.logs import fields, logger
 from pgworker.testing.clock import Clock
 from pgworker.testing.execution import LEASE_TTL, WatchedExecution
-from pgworker.worker.execution import Sayings, Slot, SlotTransactions
-from pgworker.worker.loop import end_left_behind
-from pgworker.worker.transaction import JobTransactions, leave_if_forked
-from pgworker.worker.transaction_async import AsyncJobTransactions
+from pgworker.worker.foreground import Foreground
 
 _NAME = "pgworker drain"
 
@@ -138,15 +133,9 @@ class _Worker:
     """What a worker of a pool is, without the pool: no monitor renews its leases, no master watches its deadlines."""
 
     def __init__(self, app: App, connection: Connection[Any], state: SimpleNamespace) -> None:
-        self._app = app
-        self._tasks = dict(app.tasks)
         self._connection = connection
-        self._state = state
-        self._transactions = SlotTransactions(
-            JobTransactions(app.dsn, f"{_NAME} transaction"), AsyncJobTransactions(app.dsn, f"{_NAME} transaction")
-        )
-        self._loop = asyncio.new_event_loop()
-        self._pid = os.getpid()
+        self._foreground = Foreground(app, state, _NAME)
+        self.close = self._foreground.close
 
     def run(self, queues: Sequence[str], limit: int) -> Iterator[DrainedJob]:
         """Run what is due in these queues until nothing is."""
@@ -159,7 +148,7 @@ class _Worker:
             row=row,
             floors=board.floors,
             lanes=lanes,
-            tasks=self._tasks,
+            tasks=self._foreground.tasks,
             lease_ttl=LEASE_TTL,
         )
         while jobs := queue.claim(1):
@@ -170,55 +159,16 @@ class _Worker:
             limit -= 1
             yield self._run(jobs[0], queue, row)
 
-    def close(self) -> None:
-        run = self._loop.run_until_complete
-        try:
-            self._transactions.sync.close()
-            run(self._transactions.on_loop.close())
-            run(end_left_behind())
-            run(self._loop.shutdown_asyncgens())
-            run(self._loop.shutdown_default_executor())
-        finally:
-            self._loop.close()
-
     def _run(self, claimed: ClaimedJob, queue: PostgresQueue, row: Row) -> DrainedJob:
         row.show_started(claimed.lease.entry, claimed.position)
-        sayings: Sayings = {}
-        is_async = self._tasks[claimed.row.task].is_async
-        slot = Slot(0, row, self._transactions, self._state, sayings, self._app.org_config)
+        slot, is_async = self._foreground.slot(row), self._foreground.is_async(claimed.row.task)
         execution = WatchedExecution(claimed, slot, is_async)
         execution.watch(self._connection)
-        ended, error = self._call(execution, is_async=is_async)
-        for said in sayings.values():
-            queue.progress(*said)
-        if execution.is_settled:
-            queue.succeeded_itself(claimed)
-        elif ended.outcome is Outcome.SUCCEEDED:
-            queue.succeed(claimed, ended)
-        else:
-            queue.fail(claimed, ended)
+        _, error = self._foreground.run(execution, queue)
+        if error is not None and not isinstance(error, JobControl):
+            log.warning("the handler raised", exc_info=error, extra=fields("handler_raised", **claimed.log_fields()))
         queue.claim(0)
         return _drained(claimed, self._recorded(claimed), error)
-
-    def _call(self, execution: WatchedExecution, *, is_async: bool) -> tuple[Ended, BaseException | None]:
-        """Run the handler. What ends a test (Ctrl-C, `pytest.fail`) ends this one too; the rest is recorded."""
-        try:
-            if is_async:
-                returned = self._loop.run_until_complete(execution.call_async(self._tasks))
-            else:
-                returned = execution.call(self._tasks)
-        except (Exception, SystemExit, asyncio.CancelledError) as error:
-            if not isinstance(error, JobControl):
-                who = execution.claimed.log_fields()
-                log.warning("the handler raised", exc_info=error, extra=fields("handler_raised", **who))
-            return execution.failed(error, self._tasks), error
-        else:
-            return execution.succeeded(returned), None
-        finally:
-            leave_if_forked(self._pid)
-            execution.end()
-            self._transactions.sync.reset()
-            self._loop.run_until_complete(self._transactions.on_loop.reset())
 
     def _recorded(self, claimed: ClaimedJob) -> ExecutionRecord | None:
         """This execution as it is stored: a job that was cancelled meanwhile counts as cancelled, for example."""

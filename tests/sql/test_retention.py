@@ -13,9 +13,10 @@ from psycopg import Connection, sql
 
 from pgworker.errors import ConfigurationError, JobNotFound
 from pgworker.inspection.jobs import list_jobs, show_job
+from pgworker.inspection.sample import count_default_jobs
 from pgworker.lifecycle.cancel import cancel_job
 from pgworker.lifecycle.dead_letters import discard_dead_letters, requeue_dead_letters
-from pgworker.lifecycle.partitions import count_default_jobs, make_partitions
+from pgworker.lifecycle.partitions import make_partitions
 from pgworker.lifecycle.prune import PruneAction, PrunedPartition, prune
 from pgworker.lifecycle.release import release_jobs
 from pgworker.lifecycle.settle import Next

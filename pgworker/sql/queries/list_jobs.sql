@@ -1,9 +1,10 @@
--- The newest jobs, of some statuses (null: of all). A status is looked up where its jobs are, so that the few failed ones
+-- The newest jobs, of some statuses (null: of all), with ids below `before` (null: any). A status is looked up where its jobs are, so that the few failed ones
 -- are found without a look at the millions that succeeded; the branches of other statuses don't run. OFFSET 0 keeps the
 -- look-ups nested loops, which end at the limit: with statistics of yesterday another plan took 90 s.
 with found as (
     (select id from pgworker.jobs
      where %(statuses)s::text[] is null
+       and (%(before)s::uuid is null or id < %(before)s::uuid)
        and (%(queue)s::text is null or queue = %(queue)s::text)
        and (%(task)s::text is null or task = %(task)s::text)
        and (%(org_id)s::text is null or org_id = %(org_id)s::text)
@@ -13,6 +14,7 @@ with found as (
      where %(statuses)s::text[] && array['pending', 'scheduled', 'failed']
        and case when failures > 0 then 'failed' when run_at > clock_timestamp() then 'scheduled' else 'pending' end
            = any (%(statuses)s::text[])
+       and (%(before)s::uuid is null or job_id < %(before)s::uuid)
        and (%(queue)s::text is null or queue = %(queue)s::text)
        and (%(task)s::text is null or task = %(task)s::text)
        and (%(org_id)s::text is null or org_id = %(org_id)s::text)
@@ -20,6 +22,7 @@ with found as (
     union all
     (select job_id from pgworker.dead_letter_jobs
      where 'dead_letter' = any (%(statuses)s::text[])
+       and (%(before)s::uuid is null or job_id < %(before)s::uuid)
        and (%(queue)s::text is null or queue = %(queue)s::text)
        and (%(task)s::text is null or task = %(task)s::text)
        and (%(org_id)s::text is null or org_id = %(org_id)s::text)
@@ -34,6 +37,7 @@ with found as (
                         where e.job_id = held.job_id and e.execution = held.execution offset 0) as settled on true
      where 'running' = any (%(statuses)s::text[])
        and settled.execution is null
+       and (%(before)s::uuid is null or held.job_id < %(before)s::uuid)
        and (%(queue)s::text is null or job.queue = %(queue)s::text)
        and (%(task)s::text is null or job.task = %(task)s::text)
        and (%(org_id)s::text is null or job.org_id = %(org_id)s::text)
@@ -44,6 +48,7 @@ with found as (
      cross join lateral (select queue, task, org_id from pgworker.jobs where id = ended.job_id offset 0) as job
      where %(statuses)s::text[] && array['succeeded', 'cancelled']
        and ended.outcome in ('succeeded', 'cancelled') and ended.outcome::text = any (%(statuses)s::text[])
+       and (%(before)s::uuid is null or ended.job_id < %(before)s::uuid)
        and (%(queue)s::text is null or job.queue = %(queue)s::text)
        and (%(task)s::text is null or job.task = %(task)s::text)
        and (%(org_id)s::text is null or job.org_id = %(org_id)s::text)
@@ -51,6 +56,7 @@ with found as (
     union all
     (select id from pgworker.job_status
      where 'LOST' = any (%(statuses)s::text[]) and status = 'LOST'
+       and (%(before)s::uuid is null or id < %(before)s::uuid)
        and (%(queue)s::text is null or queue = %(queue)s::text)
        and (%(task)s::text is null or task = %(task)s::text)
        and (%(org_id)s::text is null or org_id = %(org_id)s::text)

@@ -1,0 +1,105 @@
+"""One slot in the calling thread, for whoever waits for its jobs: a test, or a person with a debugger."""
+
+from __future__ import annotations
+
+import asyncio
+import bdb
+import os
+from types import SimpleNamespace
+
+from pgworker.app.app import App
+from pgworker.app.queue import PostgresQueue
+from pgworker.lifecycle.settle import Ended
+from pgworker.linux.board import Row
+from pgworker.model.state import Outcome
+from pgworker.worker.execution import Execution, Sayings, Slot, SlotTransactions
+from pgworker.worker.loop import end_left_behind
+from pgworker.worker.transaction import JobTransactions, leave_if_forked
+from pgworker.worker.transaction_async import AsyncJobTransactions
+
+
+class Foreground:
+    """Runs one job after the other, async ones on a loop of its own. No monitor, no master: nobody ends a handler."""
+
+    def __init__(self, app: App, state: SimpleNamespace, application_name: str) -> None:
+        self.tasks = dict(app.tasks)
+        self.sayings: Sayings = {}
+        """What running jobs say of how far they are."""
+        self._app = app
+        self._state = state
+        name = f"{application_name} transaction"
+        self._transactions = SlotTransactions(JobTransactions(app.dsn, name), AsyncJobTransactions(app.dsn, name))
+        self._loop = asyncio.new_event_loop()
+        self._pid = os.getpid()
+
+    def slot(self, row: Row) -> Slot:
+        """What executions shown in this row of a board are made with."""
+        return Slot(0, row, self._transactions, self._state, self.sayings, self._app.org_config)
+
+    def is_async(self, task: str) -> bool:
+        return self.tasks[task].is_async
+
+    def run(self, execution: Execution, queue: PostgresQueue) -> tuple[Ended, BaseException | None]:
+        """Run a handler to its end, and tell `queue` what to record; what it raised comes back.
+
+        What is meant for whoever waits (Ctrl-C, the end of a test, of a debugger) is raised, and `queue` told nothing.
+        """
+        ended, error = self._call(execution)
+        self.pass_on_progress(queue)
+        if execution.is_settled:
+            queue.succeeded_itself(execution.claimed)
+        elif ended.outcome is Outcome.SUCCEEDED:
+            queue.succeed(execution.claimed, ended)
+        else:
+            queue.fail(execution.claimed, ended)
+        return ended, error
+
+    def pass_on_progress(self, queue: PostgresQueue) -> None:
+        """Tell `queue` what jobs have said and nobody has taken yet."""
+        while self.sayings:
+            queue.progress(*self.sayings.popitem()[1])
+
+    def close(self) -> None:
+        run = self._loop.run_until_complete
+        try:
+            self._transactions.sync.close()
+            run(self._transactions.on_loop.close())
+            run(end_left_behind())
+            run(self._loop.shutdown_asyncgens())
+            run(self._loop.shutdown_default_executor())
+        finally:
+            self._loop.close()
+
+    def _call(self, execution: Execution) -> tuple[Ended, BaseException | None]:
+        row = execution.claimed.row
+        try:
+            if self.is_async(row.task):
+                returned = self._loop.run_until_complete(execution.call_async(self.tasks))
+            else:
+                returned = execution.call(self.tasks)
+        except (Exception, SystemExit, asyncio.CancelledError) as error:
+            if _leaves_debugger(error):
+                raise
+            return execution.failed(error, self.tasks), error
+        except BaseException:
+            leave_if_forked(self._pid)
+            self._loop.run_until_complete(end_left_behind())  # the handler itself, if its loop was interrupted
+            raise
+        else:
+            return execution.succeeded(returned), None
+        finally:
+            leave_if_forked(self._pid)
+            execution.end()
+            self._transactions.sync.reset()
+            self._loop.run_until_complete(self._transactions.on_loop.reset())
+
+
+def _leaves_debugger(error: BaseException) -> bool:
+    """Whether somebody has quit pdb: BdbQuit, since Python 3.14 a SystemExit out of its own code."""
+    if isinstance(error, bdb.BdbQuit):
+        return True
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    module = "" if last is None else str(last.tb_frame.f_globals.get("__name__"))
+    return isinstance(error, SystemExit) and module == "pdb"

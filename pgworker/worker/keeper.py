@@ -1,0 +1,179 @@
+"""What a monitor does for a pool, done for one job in the foreground: a thread that keeps its lease, and beats."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+from psycopg import Connection
+
+from pgworker.app.leases import ClaimedJob
+from pgworker.db.connect import connect_to_schema, explain, is_outage
+from pgworker.errors import PgworkerError
+from pgworker.lifecycle.heartbeat import (
+    Activity,
+    PoolIdentity,
+    RunningJob,
+    WorkerProcess,
+    beat_workers,
+    end_worker,
+)
+from pgworker.lifecycle.progress import save_progress
+from pgworker.lifecycle.renew import renew_leases
+from pgworker.linux import process
+from pgworker.linux.board import Row
+from pgworker.linux.memory import private_bytes
+from pgworker.model.state import CancelReason, WorkerState
+from pgworker.observe.logs import fields, logger
+from pgworker.worker.execution import Sayings
+
+LEASE_TTL = 60.0
+"""Seconds: as a pool's by default. Whatever holds the GIL, or stops the process, for longer may lose the job."""
+
+_TICK = 1.0  # seconds: how soon a cancel is noticed, and progress stored
+_BEAT = 5.0
+
+log = logger("worker.keeper")
+
+
+class Keeper:
+    """A worker process of its own, as the database sees it, that serves no queue: its heartbeats and its one lease.
+
+    `begin` before anything is claimed, or others would take the lease for that of a worker they never heard of.
+    """
+
+    def __init__(self, dsn: str, row: Row, sayings: Sayings) -> None:
+        self._dsn = dsn
+        self._row = row
+        self._sayings = sayings
+        self._pool = PoolIdentity(uuid4(), socket.gethostname(), process.boot_id(), ())
+        self._connection: Connection[Any] | None = None
+        self._claimed: ClaimedJob | None = None
+        self._next_beat = 0.0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="lease keeper", daemon=True)
+        self._was_away = False
+
+    def begin(self) -> None:
+        """Say that we live. PgworkerError if that can't be said."""
+        self._talk()
+        self._thread.start()
+
+    def keep(self, claimed: ClaimedJob) -> None:
+        """From now on its lease is renewed, and its run asked to stop when somebody cancels it."""
+        self._claimed = claimed
+        self._next_beat = 0.0
+
+    def let_go(self) -> None:
+        """Renew nothing any more: the lease is about to end."""
+        self._over.set()
+        self._thread.join(_BEAT)
+
+    def end(self, how: str) -> None:
+        """Say how we ended. What we still hold is free to be reclaimed from now on."""
+        self.let_go()
+        try:
+            end_worker(self._connected(), self._pool, self._process(), how)
+        except (psycopg.Error, OSError, PgworkerError):
+            log.debug("the end of this process could not be said; its heartbeats stop", extra=fields("database_away"))
+        finally:
+            self._disconnect()
+
+    def _work(self) -> None:
+        while not self._over.wait(_TICK):
+            try:
+                self._talk()
+                self._was_away = False
+            except (psycopg.Error, OSError, PgworkerError) as error:  # noqa: PERF203  outages pass
+                self._disconnect()
+                if not is_outage(error):
+                    log.exception(
+                        "the lease can't be kept: what this job does may not be recorded",
+                        extra=fields("lease_not_kept"),
+                    )
+                    return
+                if not self._was_away:
+                    said = error if isinstance(error, PgworkerError) else explain(error, self._dsn)
+                    log.warning(
+                        "%s The job goes on; its lease lasts %g s from its last renewal.",
+                        said,
+                        LEASE_TTL,
+                        extra=fields("database_away"),
+                    )
+                self._was_away = True
+
+    def _talk(self) -> None:
+        connection = self._connected()
+        if time.monotonic() >= self._next_beat:
+            beat_workers(connection, self._pool, [self._process()])
+            self._next_beat = time.monotonic() + _BEAT
+        claimed = self._claimed
+        if claimed is not None and not self._row.is_lost(claimed.lease.entry):
+            self._save_progress(connection, claimed)
+            self._renew(connection, claimed)
+
+    def _renew(self, connection: Connection[Any], claimed: ClaimedJob) -> None:
+        lease_id = claimed.lease.lease_id
+        renewal = renew_leases(connection, [lease_id], LEASE_TTL).get(lease_id)
+        run = self._row.run(0)
+        if run is None or self._over.is_set():
+            return
+        if renewal is None:
+            self._row.lose(claimed.lease.entry)
+            self._row.ask_cancel(run, CancelReason.LEASE_LOST)
+            log.error(
+                "the lease is lost, and with it the job: others have it by now, and nothing here is recorded",
+                extra=fields("lease_lost", **claimed.log_fields()),
+            )
+        elif claimed.position in renewal.cancelled and self._row.cancel_reason(0, run.sequence) is CancelReason.NONE:
+            self._row.ask_cancel(run, CancelReason.CANCELLED)
+            log.warning(
+                "somebody has cancelled the job: its handler sees it in ctx.cancelled",
+                extra=fields("cancel_requested", **claimed.log_fields()),
+            )
+
+    def _save_progress(self, connection: Connection[Any], claimed: ClaimedJob) -> None:
+        said = self._sayings.pop((claimed.lease.lease_id, claimed.position), None)
+        if said is None:
+            return
+        try:
+            save_progress(connection, claimed.lease.lease_id, {claimed.position: said[1]})
+            claimed.lease.outspoken[claimed.position] = claimed.row.job_id  # so that it goes with the end of the job
+        except (psycopg.DataError, psycopg.IntegrityError) as error:
+            log.error(
+                "the server would not store progress",
+                extra=fields("progress_not_stored", **claimed.log_fields(), error=error),
+            )
+
+    def _process(self) -> WorkerProcess:
+        now_ns, claimed, run = time.monotonic_ns(), self._claimed, self._row.run(0)
+        runs: tuple[RunningJob, ...] = ()
+        if claimed is not None and run is not None:
+            runs = (RunningJob(claimed.lease.lease_id, claimed.position, (now_ns - run.since_ns) // 1000),)
+        times = os.times()
+        activity = Activity(
+            WorkerState.BUSY if runs else WorkerState.STARTING,
+            runs,
+            self._row.jobs_done,
+            private_bytes(),
+            times.user + times.system,
+        )
+        age_us = (now_ns - self._row.forked_ns) // 1000
+        return WorkerProcess(self._row.worker_id, os.getpid(), 0, age_us, activity=activity)
+
+    def _connected(self) -> Connection[Any]:
+        if self._connection is None or self._connection.closed:
+            self._connection = connect_to_schema(
+                self._dsn, application_name="pgworker jobs run keeper", prepare_threshold=None
+            )
+        return self._connection
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
