@@ -143,7 +143,7 @@ CATALOGUE: tuple[Spec, ...] = (
         "queue",
         "Due jobs of tasks that no living worker of any pool serves, as far as they stand at the head of the queue.",
     ),
-    _sampled("pgworker_dead_letters", "", "Jobs that were given up and wait for a decision; counted up to 10001."),
+    _sampled("pgworker_dead_letters", "", "Jobs that were given up and wait for a decision; counted up to 10000."),
     _sampled(
         "pgworker_default_partition_jobs",
         "",
