@@ -9,11 +9,14 @@ from importlib.util import find_spec
 from shutil import get_terminal_size
 from typing import Any
 
+from pgworker.model.display import printable, size
+from pgworker.model.durations import duration
+
+__all__ = ["Column", "duration", "print_json", "print_table", "printable", "size"]
+
 _GAP = 2
 _SHORTEST = 6
 """Characters that a cut cell keeps at least."""
-
-_SCALE = ((1.0, 0.001, "ms"), (120.0, 1.0, "s"), (7200.0, 60.0, "m"), (172_800.0, 3600.0, "h"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,18 +28,6 @@ class Column:
     right: bool = False
     styles: Mapping[str, str] = field(default_factory=dict)
     """rich's styles for some of its cells."""
-
-
-def printable(text: str, *, lines: bool = False) -> str:
-    """`text` with an escape for whatever moves the cursor, ends a line or hides: controls, separators, bidi marks.
-
-    `lines` keeps its line ends, and turns tabs into blanks.
-    """
-    if lines:
-        return "\n".join(printable(line) for line in text.expandtabs().split("\n"))
-    if text.isprintable():
-        return text
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
 def print_json(value: Any) -> None:
@@ -51,26 +42,6 @@ def _json_escape(sign: str) -> str:
     """Outside of strings JSON has nothing unprintable but white space, and here not even that."""
     units = sign.encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{units[place : place + 2].hex()}" for place in range(0, len(units), 2))
-
-
-def duration(seconds: float) -> str:
-    """`35ms`, `12s`, `3m`, `5h`, `2d`: the two digits that matter, for a narrow column."""
-    amount = max(0.0, seconds)
-    for limit, unit, name in _SCALE:
-        if amount < limit:
-            shown = f"{amount / unit:.1f}" if name == "s" and amount < 10 else f"{amount / unit:.0f}"
-            return f"{shown}{name}"
-    return f"{amount / 86_400:.0f}d"
-
-
-def size(count: int) -> str:
-    """`512 B`, `3.1 MiB`, `40 GiB`."""
-    amount, unit = float(count), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if amount < 1024:
-            break
-        amount, unit = amount / 1024, larger
-    return f"{amount:.1f} {unit}" if amount < 10 and unit != "B" else f"{amount:.0f} {unit}"
 
 
 def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:

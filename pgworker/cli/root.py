@@ -33,6 +33,7 @@ _COMMANDS = {
     "prune": "Drop the history of days that have expired.",
     "bench": "Measure pgworker on this machine and server.",
     "status": "Queues, workers and dead letters at a glance.",
+    "top": "See all workers, queues and failures of a database, live.",
 }
 """The first line of each one's help; the command itself is in the module of its name."""
 

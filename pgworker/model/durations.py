@@ -10,6 +10,19 @@ MAX_SECONDS = 100 * 365 * 86_400.0
 """A century: more is a wrong unit, and PostgreSQL could not add it to every timestamp."""
 
 
+_SCALE = ((1.0, 0.001, "ms"), (120.0, 1.0, "s"), (7200.0, 60.0, "m"), (172_800.0, 3600.0, "h"))
+
+
+def duration(seconds: float) -> str:
+    """`35ms`, `12s`, `3m`, `5h`, `2d`: the two digits that matter, for a narrow column or a sentence."""
+    amount = max(0.0, seconds)
+    for limit, unit, name in _SCALE:
+        if amount < limit:
+            shown = f"{amount / unit:.1f}" if name == "s" and amount < 10 else f"{amount / unit:.0f}"
+            return f"{shown}{name}"
+    return f"{amount / 86_400:.0f}d"
+
+
 def seconds(value: object, what: str = "a duration", *, error: type[Exception] = InvalidJob) -> float:
     """`value`, a number of seconds or a timedelta, as seconds; `error`, naming `what`, for anything else.
 
