@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 from uuid import UUID
 
 from rich.console import Group
@@ -22,6 +23,7 @@ KEYS = "q quit  p pause"
 
 _WIDE = 140  # from this width on ids are whole
 _SHORT_ID = 8  # characters of one that is not: the last ones, as the first are the time
+_NOTICE_LINES = 3
 _EVENTS = 10  # failures and dead letters that a page without an end shows
 _BAD, _ODD, _GOOD, _QUIET = "red", "yellow", "green", "dim"
 _STATES = {"busy": _GOOD, "starting": _ODD, "draining": _ODD, "paused": _ODD}
@@ -50,17 +52,17 @@ _QUEUES = (
     Column(""),
 )
 _FAILURES = (
-    Column("FAILED", right=True),
-    Column("TASK", least=12),
+    Column("AGO", right=True),
+    Column("FAILED TASK", least=12),
     Column("OUTCOME", gives_way=1),
     Column("JOB", gives_way=2),
     Column("ERROR", least=10, keeps_end=False),
 )
 _GIVEN_UP = (
-    Column("DIED", right=True),
-    Column("TASK", least=12),
+    Column("AGO", right=True),
+    Column("DEAD LETTER", least=12),
     Column("JOB", gives_way=1),
-    Column("WHY IT IS A DEAD LETTER", least=10, keeps_end=False),
+    Column("WHY", least=10, keeps_end=False),
 )
 
 
@@ -72,6 +74,8 @@ class _Section:
     rows: Sequence[Sequence[Cell]]
     in_short: Sequence[Sequence[Cell]]
     instead: str = ""
+    share: int = 1
+    """Rows that it gets where others get one."""
 
     def lines(self, width: int, rows: int | None) -> list[Text]:
         """With at most so many lines below the heading; what is left out is counted in the last one."""
@@ -89,7 +93,8 @@ def frame(view: View, width: int, height: int | None, *, notice: str = "", is_pa
 
     `notice`: what there is to say about the data, such as that it is old.
     """
-    head = [*_head(view, width, is_paused), _text(notice, _BAD, width)]
+    told = wrap(printable(notice), width, max_lines=_NOTICE_LINES, placeholder=" …") or [""]
+    head = [*_head(view, width, is_paused), *(_text(line, _BAD, width) for line in told)]
     wide = width >= _WIDE
     events = _EVENTS if height is None else len(view.snapshot.failures) + len(view.snapshot.given_up)
     sections = [
@@ -139,10 +144,10 @@ def _totals(view: View, width: int) -> Iterator[Text]:
     yield _words(
         width,
         (f"waiting {_count(waiting)}{'' if oldest is None else f', oldest {duration(oldest)}'}", ""),
-        (f"scheduled {_count(scheduled)}", ""),
         (f"to run again {_count(failed)}", ""),
         *([(f"unserved {_count(unserved)}", _ODD)] if unserved.number else []),
         (f"dead letters {_count(seen.dead)}", _BAD if seen.dead.number else ""),
+        (f"scheduled {_count(scheduled)}", ""),
     )
 
 
@@ -151,7 +156,7 @@ def _workers(view: View, wide: bool) -> _Section:
     in_short = sorted(workers, key=lambda worker: (not worker.is_silent, -_longest(worker)))
     instead = "no workers: `pgworker start` runs some"
     rows, ordered = ([_worker_row(worker, view, wide) for worker in some] for some in (workers, in_short))
-    return _Section(_WORKERS, rows, ordered, instead)
+    return _Section(_WORKERS, rows, ordered, instead, share=2)
 
 
 def _longest(worker: WorkerRow) -> float:
@@ -242,7 +247,7 @@ def _given_up(seen: Snapshot, given_up: Sequence[Failure], wide: bool) -> _Secti
 
 
 def _fitted(sections: Sequence[_Section], width: int, room: int) -> list[list[Text]]:
-    """Each with as many rows as fairly fit: one after the other gets one more, until there are no more lines."""
+    """Each with as many rows as fairly fit: one after the other gets its share, until there are no more lines."""
     shown = [section for section in sections if section.rows or section.instead]
     while shown and sum(1 + min(1, len(section.rows)) for section in shown) + len(shown) - 1 > room:
         shown.pop()
@@ -252,9 +257,10 @@ def _fitted(sections: Sequence[_Section], width: int, room: int) -> list[list[Te
         hungry = [place for place, section in enumerate(shown) if rows[place] < len(section.rows)]
         if not hungry:
             break
-        for place in hungry[:room]:
-            rows[place] += 1
-        room -= len(hungry)
+        for place in hungry:
+            more = min(shown[place].share, len(shown[place].rows) - rows[place], room)
+            rows[place] += more
+            room -= more
     return [section.lines(width, some) for section, some in zip(shown, rows, strict=True)]
 
 
@@ -279,15 +285,18 @@ def _text(text: str, style: str, width: int) -> Text:
 
 
 def _words(width: int, *parts: tuple[str, str]) -> Text:
+    """As many of these as there is room for."""
     line = Text(no_wrap=True, overflow="crop")
-    for number, (text, style) in enumerate(parts):
-        line.append("  " if number else "").append(text, style)
-    line.truncate(width)
+    for text, style in parts:
+        gap = "  " if line else ""
+        if line.cell_len + len(gap) + len(text) <= width:
+            line.append(gap).append(text, style)
     return line
 
 
 def _ago(seen: Snapshot, failure: Failure) -> str:
-    return f"{duration((seen.at - failure.at).total_seconds())} ago"
+    seconds = max(0.0, (seen.at - failure.at).total_seconds())
+    return f"{seconds:.0f}s" if seconds < 10 else duration(seconds)
 
 
 def _one_line(text: str) -> str:
