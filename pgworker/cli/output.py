@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from shutil import get_terminal_size
 from typing import Any
 
+from pgworker.model.display import printable, size
 from pgworker.model.durations import duration
 
 __all__ = ["Column", "duration", "hint", "print_json", "print_table", "printable", "size"]
@@ -29,18 +30,6 @@ class Column:
     """rich's styles for some of its cells."""
 
 
-def printable(text: str, *, lines: bool = False) -> str:
-    """`text` with an escape for whatever moves the cursor, ends a line or hides: controls, separators, bidi marks.
-
-    `lines` keeps its line ends, and turns tabs into blanks.
-    """
-    if lines:
-        return "\n".join(printable(line) for line in text.expandtabs().split("\n"))
-    if text.isprintable():
-        return text
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
-
-
 def hint(sentence: str) -> None:
     """Advice for a person, on stderr: nobody else is to be bothered with it."""
     if sys.stdout.isatty() and sys.stderr.isatty():
@@ -59,16 +48,6 @@ def _json_escape(sign: str) -> str:
     """Outside of strings JSON has nothing unprintable but white space, and here not even that."""
     units = sign.encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{units[place : place + 2].hex()}" for place in range(0, len(units), 2))
-
-
-def size(count: int) -> str:
-    """`512 B`, `3.1 MiB`, `40 GiB`."""
-    amount, unit = float(count), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if amount < 1024:
-            break
-        amount, unit = amount / 1024, larger
-    return f"{amount:.1f} {unit}" if amount < 10 and unit != "B" else f"{amount:.0f} {unit}"
 
 
 def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:

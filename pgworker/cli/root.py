@@ -38,6 +38,7 @@ _COMMANDS = {
     "bench": "Measure pgworker on this machine and server.",
     "config": "Show every setting and where it comes from.",
     "status": "Queues, workers and dead letters at a glance.",
+    "top": "See all workers, queues and failures of a database, live.",
     "completion": "Print what makes your shell complete commands.",
 }
 """The first line of each one's help; the command itself is in the module of its name."""

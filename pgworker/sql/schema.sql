@@ -233,6 +233,10 @@ with (vacuum_truncate=off, fillfactor=50);
 
 CREATE INDEX dead_letter_jobs_died_at ON pgworker.dead_letter_jobs USING btree (died_at DESC, job_id);
 
+CREATE INDEX job_executions_default_finished_at_idx ON pgworker.job_executions_default USING btree (finished_at) WHERE (outcome = ANY (ARRAY['failed'::pgworker.execution_outcome, 'timed_out'::pgworker.execution_outcome, 'crashed'::pgworker.execution_outcome]));
+
+CREATE INDEX job_executions_failed ON ONLY pgworker.job_executions USING btree (finished_at) WHERE (outcome = ANY (ARRAY['failed'::pgworker.execution_outcome, 'timed_out'::pgworker.execution_outcome, 'crashed'::pgworker.execution_outcome]));
+
 CREATE INDEX job_queue_claim ON pgworker.job_queue USING btree (queue, priority, run_at, job_id);
 
 

@@ -1,0 +1,1 @@
+"""`pgworker top`: the whole database on one screen, all hosts."""
