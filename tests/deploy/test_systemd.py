@@ -86,8 +86,8 @@ def test_pools_of_the_template_are_configured_started_and_stopped_by_themselves(
     pools = [unit(metrics_listen=f"127.0.0.1:{port}") for port in (19_464, 19_465)]
     first, second = map(start, pools)
     for port in (19_464, 19_465):
-        with urlopen(f"http://127.0.0.1:{port}/readyz") as page:
-            assert page.status == 200
+        with urlopen(f"http://127.0.0.1:{port}/metrics") as page:
+            assert b"pgworker_build_info" in page.read()
     assert [pool.result(pool.enqueue("version")) for pool in (first, second)] == ["first", "first"]
     first.systemd.systemctl("stop", first.name)
     assert (first.show("ActiveState"), second.show("ActiveState")) == ("inactive", "active")
