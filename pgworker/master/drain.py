@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pgworker.linux.pidfd import kill_group
-from pgworker.linux.sd_notify import notify
 from pgworker.master.children import WorkerChild
 from pgworker.master.fields import fields
 from pgworker.model.graces import SHUTDOWN_GRACE
@@ -23,11 +22,15 @@ log = logging.getLogger("pgworker.master")
 
 
 class Drain:
-    """When the pool is to be gone. Times are of the monotonic clock."""
+    """When the pool is to be gone. Times are of the monotonic clock.
 
-    def __init__(self, workers: Sequence[WorkerChild], timeout: float) -> None:
+    `announce` is told, once, how many seconds it will take at most until the workers are gone.
+    """
+
+    def __init__(self, workers: Sequence[WorkerChild], timeout: float, announce: Callable[[float], None]) -> None:
         self._workers = workers
         self._timeout = timeout
+        self._announce = announce
         self._interrupted_at: float | None = None
         self._is_quick = False
         self.until: float | None = None
@@ -97,7 +100,7 @@ class Drain:
                 kill_group(child.pid, _KILL)
 
     def _ask_all(self, until: float) -> None:
-        notify("STOPPING=1\nSTATUS=draining")
+        self._announce(until - time.monotonic() + LAST_CALL)
         self.until = until
         for child in self._workers:
             if child.pid:

@@ -19,7 +19,6 @@ from pgworker.linux import process
 from pgworker.linux.board import Run
 from pgworker.linux.control import Death, Shared
 from pgworker.linux.pidfd import Exit, kill_group, next_exit, reap
-from pgworker.linux.sd_notify import notify
 from pgworker.linux.signals import SignalQueue
 from pgworker.master.causes import explain_exit, judge_slots
 from pgworker.master.children import Forker, MonitorChild, RunMonitor, RunWorker, WorkerChild
@@ -33,6 +32,7 @@ from pgworker.master.restarts import Restarts
 from pgworker.master.rolling import CheckApp, Rolling
 from pgworker.master.service import Service, ServiceKeeper
 from pgworker.master.size import Size
+from pgworker.master.systemd import Systemd, describe_drain, describe_pool
 from pgworker.model.graces import Graces
 from pgworker.model.state import CancelReason, Outcome
 
@@ -89,7 +89,8 @@ class Master:
         self._ladders: dict[tuple[int, int], Ladder] = {}
         """By pid and slot."""
         self._killed: dict[int, CancelReason] = {}
-        self._drain = Drain(self._workers, settings.drain_timeout)
+        self._systemd = Systemd()
+        self._drain = Drain(self._workers, settings.drain_timeout, self._systemd.stopping)
         self._restarts = Restarts(settings.restart_backoff)
         job_time = settings.drain_timeout if settings.reload else None
         self._rolling = Rolling(self._workers, parts.check_app, settings.boot_timeout, job_time)
@@ -98,7 +99,6 @@ class Master:
         self._count = Count()
         self._gone_at: float | None = None
         self._was_ready = False
-        self._told = ""
         self._exit_code: int | None = None
         self._oom_kills = process.oom_kills()
 
@@ -119,7 +119,7 @@ class Master:
                 if not self._drain.is_on:
                     self._rolling.go_on()
                     self._announce_ready()
-                    self._tell_status()
+                self._tell_systemd()
             return self._finish()
         finally:
             self._signals.close()
@@ -235,7 +235,7 @@ class Master:
                 queues,
                 extra=fields("pool_ready", workers=int(self._size), queues=queues),
             )
-            notify("READY=1")
+            self._systemd.ready()
 
     # -- signals
 
@@ -285,14 +285,23 @@ class Master:
             if child.pid:
                 child.wake()
 
-    def _tell_status(self) -> None:
+    def _tell_systemd(self) -> None:
+        now = time.monotonic()
+        self._systemd.alive(now)
+        self._systemd.status(now, self._describe(now))
+
+    def _describe(self, now: float) -> str:
         """What `systemctl status` shows."""
-        paused = ", claiming is paused" if self._shared.board.is_paused else ""
-        rolling = ", rolling restart" if self._rolling.is_on else ""
-        status = f"STATUS={int(self._size)} workers{paused}{rolling}"
-        if status != self._told:
-            self._told = status
-            notify(status)
+        running = sum(len(child.row.runs()) for child in self._workers if child.pid)
+        if self._drain.until is not None:
+            return describe_drain(sum(child.pid != 0 for child in self._workers), running, self._drain.until - now)
+        ready = sum(child.is_wanted and child.is_up for child in self._workers)
+        remarks = {
+            "the database can't be reached": self._was_ready and not self._shared.board.is_connected,
+            "claiming is paused": self._shared.board.is_paused,
+            "rolling restart": self._rolling.is_on,
+        }
+        return describe_pool(ready, int(self._size), running, remarks)
 
     # -- deaths
 

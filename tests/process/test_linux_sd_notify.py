@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pgworker.linux.sd_notify import notify
+from pgworker.linux.sd_notify import notify, watchdog_seconds
 
 
 @pytest.fixture
@@ -62,3 +62,18 @@ def test_a_receiver_that_reads_nothing_does_not_stall_us(
     begun = time.monotonic()
     notify("READY=1")
     assert time.monotonic() - begun < 5
+
+
+@pytest.mark.parametrize(
+    ("environ", "seconds"),
+    [
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "7"}, 30.0),
+        ({"WATCHDOG_USEC": "500000"}, 0.5),
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "8"}, None),
+        ({"WATCHDOG_USEC": "0"}, None),
+        ({"WATCHDOG_USEC": "soon"}, None),
+        ({}, None),
+    ],
+)
+def test_a_watchdog_waits_for_the_process_that_it_names(environ: dict[str, str], seconds: float | None) -> None:
+    assert watchdog_seconds(environ, 7) == seconds

@@ -355,17 +355,17 @@ def test_usr2_pauses_claiming_until_the_next_one(
         monkeypatch.setenv("NOTIFY_SOCKET", str(told))
 
         def wait_for_status(status: str) -> None:
-            eventually(lambda: f"STATUS={status}" in systemd.recv(4096).decode(), status)
+            eventually(lambda: systemd.recv(4096).decode() == f"STATUS={status}", status)
 
         with start(dsn, tmp_path / "pool.log", workers=1) as pool:
-            wait_for_status("1 workers")
+            wait_for_status("1 of 1 worker ready, 0 jobs running")
             scene.warm_up()
             running, *behind = scene.enqueue_together(
                 jobs.hold.job(str(scene.directory), "running"), *scene.quick("b", "c")
             )
             scene.wait_for("start", "running")
             pool.send(signal.SIGUSR2)
-            wait_for_status("1 workers, claiming is paused")
+            wait_for_status("1 of 1 worker ready, 1 job running, claiming is paused")
             eventually(lambda: scene.scalar("select count(*) from pgworker.job_queue") == 2, "what waited is back")
             scene.open_gate("running")
             scene.wait_for_status("succeeded", running)
@@ -377,12 +377,12 @@ def test_usr2_pauses_claiming_until_the_next_one(
             eventually(lambda: time.monotonic() - idle_since > 2, "twice the time to the next poll")
             assert [scene.status(job) for job in (*behind, late)] == ["pending"] * 3
             pool.send(signal.SIGUSR2)
-            wait_for_status("1 workers")
+            wait_for_status("1 of 1 worker ready, 0 jobs running")
             scene.wait_for_status("succeeded", *behind, late)
             assert pool.workers == [worker]
             assert [scene.outcomes(job)[-1][1:] for job in (*behind, late)] == [("succeeded", 0)] * 3
             pool.send(signal.SIGUSR2)
-            wait_for_status("1 workers, claiming is paused")
+            wait_for_status("1 of 1 worker ready, 0 jobs running, claiming is paused")
             pool.send(signal.SIGTERM)
             assert pool.wait() == 0
     assert not scene.leases()
