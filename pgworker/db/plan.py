@@ -29,7 +29,7 @@ def by_index(connection: Connection[Any]) -> Iterator[None]:
 
 
 def plan_for_these(cursor: Cursor[Any]) -> None:
-    """Likewise for the rest of the open transaction, and planned anew for the values that each statement gets."""
+    """To the end of the open transaction: each statement is planned anew, for full tables and the values it gets."""
     cursor.execute(query("plan_for_these"))
 
 
