@@ -19,7 +19,6 @@ JOB_EVENTS: Final[Mapping[str, str]] = {
     "job_timed_out": "it stopped when its time was up; it runs again in retry_in seconds",
     "job_dead_lettered": "given up: it failed for good, or its attempts are used up; outcome says how it ended",
     "job_cancelled": "it was cancelled and stopped",
-    "cancel_requested": "`jobs run`: it was cancelled while it runs, and its handler sees that",
     "job_lost": "it stopped because its lease could not be renewed; it runs again, uncharged",
     "job_released": "stopped by the end of the pool, or not started (debug): back in the queue, uncharged",
     "job_snoozed": "it asked to run later: in retry_in seconds",
@@ -30,6 +29,7 @@ JOB_EVENTS: Final[Mapping[str, str]] = {
     "commit_found": "the reply to its commit was lost, and the commit was found",
     "failed_after_commit": "its handler failed after its transaction had committed: it has succeeded",
     "verdict_failed": "should_retry or a delay of its task raised: an ordinary failure",
+    "cancel_heard": "somebody has cancelled it while it runs by `pgworker jobs run`",
     "handler_raised": "its handler raised in a test's drain(), which returns the error too",
 }
 """Lines about one job: each has job, execution and task, and queue and org where there are."""
@@ -76,7 +76,6 @@ POOL_EVENTS: Final[Mapping[str, str]] = {
     "database_back": "PostgreSQL can be used again",
     "listening_lost": "new jobs are not heard of; workers poll",
     "lease_lost": "a lease could not be renewed: others have its jobs",
-    "lease_not_kept": "`jobs run`: its lease can't be renewed, and why",
     "reclaim_failed": "a lease could not be taken back; the others are",
     "queue_not_returned": "what app.queue() held could not be given back",
     "jobs_unserved": "jobs wait, and no worker serves their task",

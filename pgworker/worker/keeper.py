@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
@@ -77,12 +78,9 @@ class Keeper:
     def end(self, how: str) -> None:
         """Say how we ended. What we still hold is free to be reclaimed from now on."""
         self.let_go()
-        try:
+        with suppress(psycopg.Error, OSError, PgworkerError):  # then our heartbeats stop, which says it too
             end_worker(self._connected(), self._pool, self._process(), how)
-        except (psycopg.Error, OSError, PgworkerError):
-            log.debug("the end of this process could not be said; its heartbeats stop", extra=fields("database_away"))
-        finally:
-            self._disconnect()
+        self._disconnect()
 
     def _work(self) -> None:
         while not self._over.wait(_TICK):
@@ -93,8 +91,7 @@ class Keeper:
                 self._disconnect()
                 if not is_outage(error):
                     log.exception(
-                        "the lease can't be kept: what this job does may not be recorded",
-                        extra=fields("lease_not_kept"),
+                        "the lease can't be kept: what this job does may not be recorded", extra=fields("lease_lost")
                     )
                     return
                 if not self._was_away:
@@ -134,7 +131,7 @@ class Keeper:
             self._row.ask_cancel(run, CancelReason.CANCELLED)
             log.warning(
                 "somebody has cancelled the job: its handler sees it in ctx.cancelled",
-                extra=fields("cancel_requested", **claimed.log_fields()),
+                extra=fields("cancel_heard", **claimed.log_fields()),
             )
 
     def _save_progress(self, connection: Connection[Any], claimed: ClaimedJob) -> None:
@@ -144,10 +141,9 @@ class Keeper:
         try:
             save_progress(connection, claimed.lease.lease_id, {claimed.position: said[1]})
             claimed.lease.outspoken[claimed.position] = claimed.row.job_id  # so that it goes with the end of the job
-        except (psycopg.DataError, psycopg.IntegrityError) as error:
-            log.error(
-                "the server would not store progress",
-                extra=fields("progress_not_stored", **claimed.log_fields(), error=error),
+        except (psycopg.DataError, psycopg.IntegrityError):
+            log.exception(
+                "the server would not store progress", extra=fields("progress_not_stored", **claimed.log_fields())
             )
 
     def _process(self) -> WorkerProcess:
