@@ -15,7 +15,7 @@ from psycopg import AsyncConnection, Connection
 from pgworker.app.connections import Connections
 from pgworker.app.handle import JobHandle, Jobs
 from pgworker.app.targets import AsyncDriver, Driver, SyncDriver, Target, async_driver_of, check_target, driver_of
-from pgworker.db.connect import explain
+from pgworker.db.connect import dsn_of, explain
 from pgworker.errors import InvalidJob, SchemaError
 from pgworker.lifecycle.enqueue import enqueue_jobs, enqueue_jobs_async
 from pgworker.model.job import JobRequest
@@ -127,7 +127,7 @@ def _refusals(driver: Driver) -> Iterator[None]:
         if (error.sqlstate or "")[:2] in ("22", "23"):  # data exceptions, violated constraints
             raise InvalidJob(f"PostgreSQL refused the job: {_complaint(error)}") from error
         connection = driver if isinstance(driver, Connection | AsyncConnection) else driver.connection
-        if error.sqlstate and isinstance(told := explain(error, connection.info.dsn), SchemaError):
+        if error.sqlstate and isinstance(told := explain(error, dsn_of(connection)), SchemaError):
             raise told from error
         raise
 

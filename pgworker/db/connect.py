@@ -33,6 +33,8 @@ _UNLESS_IN_DSN = {
     "tcp_user_timeout": 8000,
 }
 
+_PLACE = ("user", "host", "hostaddr", "port", "dbname", "service")
+
 
 def connect(
     dsn: str, *, application_name: str, autocommit: bool = True, prepare_threshold: int | None = 5
@@ -99,9 +101,9 @@ def check_schema(connection: psycopg.Connection[Any]) -> None:
     try:
         row = connection.execute("select pgworker.schema_version()").fetchone()
     except psycopg.Error as error:
-        raise explain(error, connection.info.dsn) from error
+        raise explain(error, dsn_of(connection)) from error
     version = (row and row[0]) or 0
-    where = f"The schema pgworker of the database at {redact(connection.info.dsn)}"
+    where = f"The schema pgworker of the database at {redact(dsn_of(connection))}"
     if version < newest:
         raise SchemaError(f"{where} is at version {version}, this package needs {newest}. Run `pgworker migrate`.")
     if version > newest:
@@ -109,6 +111,16 @@ def check_schema(connection: psycopg.Connection[Any]) -> None:
             f"{where} is at version {version}, this package knows only {newest}: "
             "the package is older than the database. Upgrade pgworker on this host."
         )
+
+
+def dsn_of(connection: psycopg.BaseConnection[Any]) -> str:
+    """Where a connection leads, for `redact` and `explain`: what differs from libpq's own defaults, without secrets.
+
+    Not `connection.info.dsn`, which asks for a home directory: the user of a container may have neither one nor a name.
+    """
+    found = {option.keyword.decode(): option for option in connection.pgconn.info}
+    told = {name: found[name].val for name in _PLACE if found[name].val != found[name].compiled}
+    return make_conninfo("", **{name: value.decode() for name, value in told.items() if value is not None})
 
 
 def is_outage(error: BaseException) -> bool:

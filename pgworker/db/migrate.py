@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import psycopg
 from psycopg import sql
 
-from pgworker.db.connect import Connection, connect, explain
+from pgworker.db.connect import Connection, connect, dsn_of, explain
 from pgworker.errors import ConfigurationError, DatabaseUnavailable, SchemaError
 from pgworker.sql import load
 from pgworker.sql.load import Migration
@@ -153,7 +153,7 @@ def _applied(connection: Connection) -> dict[int, tuple[str, str]]:
     except psycopg.errors.UndefinedTable:
         return {}
     except psycopg.Error as error:
-        raise explain(error, connection.info.dsn) from error
+        raise explain(error, dsn_of(connection)) from error
     return {version: (name, checksum) for version, name, checksum in rows}
 
 
@@ -178,7 +178,7 @@ def _apply(connection: Connection, step: Migration, steps: Sequence[Migration], 
             connection.execute(grants.encode())
         connection.execute("COMMIT")
     except psycopg.Error as error:
-        why = explain(error, connection.info.dsn)
+        why = explain(error, dsn_of(connection))
         raise type(why)(f"Migration {step.name} was not applied. {why}") from error
     return missing
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import psycopg
 
-from pgworker.db.connect import Connection, connect, explain
+from pgworker.db.connect import Connection, connect, dsn_of, explain
 from pgworker.db.migrate import SCRIPT_BEGIN, begin_change
 from pgworker.errors import ConfigurationError
 from pgworker.sql import load
@@ -37,7 +37,7 @@ def make_roles(dsn: str, *, lock_wait: float = 60.0) -> list[str]:
         except psycopg.errors.InsufficientPrivilege as error:
             raise ConfigurationError(_refusal(connection, error)) from error
         except psycopg.Error as error:
-            raise explain(error, connection.info.dsn) from error
+            raise explain(error, dsn_of(connection)) from error
     return remarks
 
 
