@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pgworker.observe.vocabulary import EVENTS
 from tests.deploy.prometheus import tool
 from tests.deploy.test_alerts import anchors
 
@@ -48,6 +49,17 @@ def test_a_link_leads_to_what_is_there(page: Path) -> None:
         there = (page.parent / file).resolve() if file else page
         assert there.exists(), link
         assert not anchor or anchor in anchors(there), link
+
+
+def test_every_event_that_the_runbook_names_is_one_of_the_log() -> None:
+    runbook = section(DEPLOY, "Runbook: from alert to action")
+    named = {
+        name
+        for names in re.findall(r"\bevents? ((?:`\w+`(?:,\s| and\s)?)+)", runbook)
+        for name in names.split("`")[1::2]
+    }
+    assert named
+    assert named <= EVENTS.keys()
 
 
 def test_promtool_is_run_as_the_page_says() -> None:
