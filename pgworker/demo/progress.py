@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Protocol
 
-from pgworker.demo.ticker import ticking
+from pgworker.linux.ticker import ticking
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress

@@ -1,4 +1,4 @@
-"""Lets a display move on while the main thread waits: by a timer, not by a thread, as the demo forks."""
+"""A tick by a timer, not by a thread, for what moves on a terminal while the main thread waits or forks."""
 
 from __future__ import annotations
 
