@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 
 import click
@@ -41,6 +42,8 @@ def drain(jobs: int, workers: int, dsn: str | None, as_json: bool) -> None:
             keep_fds=(), death_signal=None, blocked=(),
         )  # fmt: skip
 
+    if sys.stderr.isatty():
+        click.echo(f"enqueueing {jobs:,} jobs in a database of their own; then {workers} workers drain them", err=True)
     with own_database(where) as own:
         figures = measure(own, jobs, start, workers)
     if as_json:

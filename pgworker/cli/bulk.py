@@ -1,12 +1,17 @@
-"""What is done to many jobs at once: asked for twice, shown while it goes on, and interrupted without harm."""
+"""What takes long or is done to many jobs: asked for twice, shown while it goes on, interrupted without harm."""
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 import click
+
+from pgworker.linux.ticker import ticking
 
 
 def confirm(said_yes: bool, question: Callable[[], str]) -> None:
@@ -42,3 +47,31 @@ class Progress:
         if sys.stderr.isatty():
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
         print(self if kind is None else f"{self}, then interrupted")
+
+
+@contextmanager
+def still(what: str) -> Iterator[Callable[[], None]]:
+    """On a terminal, says on stderr that `what` goes on and for how long. Yields what clears that for another line."""
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    begun = time.monotonic()
+    shown = 0
+    descriptor = sys.stderr.fileno()  # written to as it is: the stream may be in use when the timer goes off
+
+    def tick() -> None:
+        nonlocal shown
+        seconds = int(time.monotonic() - begun)
+        if seconds > shown:
+            shown = seconds
+            os.write(descriptor, f"\r{what}, {seconds} s".encode())
+
+    def clear() -> None:
+        os.write(descriptor, b"\r\x1b[K")
+
+    try:
+        with ticking(tick):
+            yield clear
+    finally:
+        if shown:
+            clear()

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from pgworker.cli.output import print_json
+
 
 @click.command()
 @click.option(
@@ -21,7 +23,8 @@ import click
 @click.option(
     "-w", "--workers", type=click.IntRange(1, 64), default=None, help="Worker processes.  [the CPUs we have, 2 to 8]"
 )
-def demo(directory: Path | None, keep: bool, workers: int | None) -> int:
+@click.option("as_json", "--json", is_flag=True, help="Print the result as one JSON object.")
+def demo(directory: Path | None, keep: bool, workers: int | None, as_json: bool) -> int:
     """See a pool at work on a private PostgreSQL.
 
     It reads every file of this machine's standard library, one job each, while some jobs fail, hang, crash or are
@@ -35,7 +38,8 @@ def demo(directory: Path | None, keep: bool, workers: int | None) -> int:
     def run_pool(dsn: str, settings: PoolSettings) -> int:
         return start_pool(dsn, APP, settings, starts_server=False)
 
-    options = DemoOptions(directory, keep, workers or default_demo_workers(), _program())
+    printer = print_json if as_json else None
+    options = DemoOptions(directory, keep, workers or default_demo_workers(), _program(), printer)
     return run_demo(options, run_pool)
 
 

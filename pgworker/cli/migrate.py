@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from pgworker.cli.bulk import still
 from pgworker.cli.database import require_dsn
 from pgworker.cli.options import dsn_option
 
@@ -30,9 +31,13 @@ def migrate(dsn: str | None, roles: bool, print_only: bool) -> None:
     from pgworker.db.migrate import migrate as apply
     from pgworker.sql.load import migrations
 
-    applied = apply(named)
-    for name in applied:
-        print(f"applied {name}")
+    with still("applying migrations") as clear:
+
+        def tell(name: str) -> None:
+            clear()
+            print(f"applied {name}", flush=True)
+
+        applied = apply(named, on_applied=tell)
     if not applied:
         print(f"nothing to do: the schema is at {migrations()[-1].name}")
     if roles:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pgworker.cli.bulk import still
 from pgworker.cli.database import open_database
 from pgworker.cli.options import dsn_option, json_option, time_span
 from pgworker.cli.output import Column, duration, print_json, print_table, size
@@ -79,7 +80,8 @@ def _prune(connection: Connection, older_than: float, wait: float, dry_run: bool
     ends = time.monotonic() + wait
     is_said = False
     while True:
-        pruned = prune(connection, older_than, dry_run=dry_run)
+        with still("looking for what has expired" if dry_run else "pruning"):
+            pruned = prune(connection, older_than, dry_run=dry_run)
         busy = [partition for partition in pruned if partition.action is PruneAction.BUSY]
         pause = random.uniform(*_PAUSE)
         if not busy or time.monotonic() + pause > ends:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import psycopg
 from psycopg import sql
@@ -66,12 +66,14 @@ def migrate(
     migrations: Sequence[Migration] | None = None,
     grants: str | None = None,
     lock_wait: float = 60.0,
+    on_applied: Callable[[str], object] = lambda _: None,
 ) -> list[str]:
     """Apply what is missing, each migration in its own transaction; the names of those that this call applied.
 
     Needs no superuser: CREATE on the database, or ownership of the schema `pgworker` once it is there. Where
     pgworker_owner owns it, the last migration's transaction runs `grants` too: no role lacks a right, not for a moment.
-    `lock_wait`: seconds to wait for another migration of this database before each of ours.
+    `lock_wait`: seconds to wait for another migration of this database before each of ours. `on_applied` hears the name
+    of each that was applied, once it is committed.
     Raises SchemaError when the database holds a migration that this package doesn't have, or has with another text.
     """
     steps = load.migrations() if migrations is None else migrations
@@ -79,7 +81,12 @@ def migrate(
         refuse_old_server(connection.info.server_version)
         rights = load.script("grants") if grants is None else grants
         pending = _pending(connection, steps)
-        return [step.name for step in pending if _apply(connection, step, steps, rights, lock_wait)]
+        applied = []
+        for step in pending:
+            if _apply(connection, step, steps, rights, lock_wait):
+                applied.append(step.name)
+                on_applied(step.name)
+        return applied
 
 
 def script(migrations: Sequence[Migration]) -> str:

@@ -24,6 +24,11 @@ _STATUSES = "select id, status from pgworker.job_status where id = any (%(ids)s)
 _EXECUTIONS = """\
 select e.job_id, e.execution, e.outcome, e.error, e.result, e.cause
 from pgworker.executions e where e.job_id = any (%(ids)s) order by e.job_id, e.execution"""
+_ENDED = """\
+select job_id, execution, outcome::text, error, null, cause
+from pgworker.job_executions where job_id = any (%(ids)s) order by finished_at"""
+_VERSIONS = """\
+select split_part(current_setting('server_version'), ' ', 1), pgworker.schema_version()"""
 _ROWS = "select job_id, path, sha256, size, lines, definitions from public.demo_files where job_id = any (%(ids)s)"
 _WORKERS = """\
 select pid, ended_how from pgworker.worker_heartbeats where started_at >= %(begun)s order by ended_at, worker_id"""
@@ -89,6 +94,17 @@ def count_unfinished(connection: Connection, ids: Sequence[UUID]) -> tuple[int, 
     """How many jobs wait, and how many are in a lease; some of the latter may have ended already."""
     waiting, leased = connection.execute(_UNFINISHED, {"ids": list(ids)}).fetchall()[0]
     return int(waiting), int(leased)
+
+
+def read_ended(connection: Connection, ids: Sequence[UUID]) -> list[tuple[UUID, Execution]]:
+    """The executions of these jobs that have ended so far, in this order, without their results."""
+    return [(job_id, Execution(*values)) for job_id, *values in connection.execute(_ENDED, {"ids": list(ids)})]
+
+
+def read_versions(connection: Connection) -> tuple[str, int]:
+    """PostgreSQL's, and that of our schema."""
+    server, schema = connection.execute(_VERSIONS).fetchall()[0]
+    return str(server), int(schema)
 
 
 def gather(connection: Connection, ids: Sequence[UUID], begun: datetime) -> Evidence:

@@ -51,6 +51,11 @@ class Plan:
     """Its worker is killed with SIGKILL."""
     cancelled: PlannedJob
 
+    @property
+    def odd(self) -> int:
+        """Jobs that read no file."""
+        return sum(job.path is None for job in self.jobs)
+
 
 def make_plan(files: Sequence[Path], notes: Path) -> Plan:
     """A job per file, and some that go wrong among them. Jobs that wait for us leave their pid in `notes`."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -18,7 +20,7 @@ from pgworker.model.state import Outcome
 _WIDTH = 79
 
 _START = ("start", "--app", "pgworker.demo.jobs:app")
-_ENQUEUE = ("enqueue", "demo.examine", """'{"path": "/etc/passwd"}'""")
+_ENQUEUE = ("enqueue", "demo.examine", """'{"path": "/etc/hosts"}'""")
 
 _TALES = (
     (jobs.stumble.name, "failed, and succeeded when they ran again"),
@@ -51,11 +53,20 @@ class Result:
         return all(check.holds for check in self.checks)
 
 
+def _style(text: str, **style: Any) -> str:
+    return text if os.environ.get("NO_COLOR") else click.style(text, **style)
+
+
+def _say(text: str, **style: Any) -> None:
+    click.echo(_style(text, **style))
+
+
 def print_report(result: Result) -> None:
     """The whole summary, to stdout, in 80 columns."""
     story, deaths = result.story, list(_deaths(result.story))
     who = f"{result.workers} worker{'s' if result.workers > 1 else ''}, with {len(deaths)} deaths on the way"
-    click.secho(f"{len(story.jobs):,} jobs in {result.seconds:.1f} s, by {who}", bold=True)
+    speed = f"{len(story.jobs) / result.seconds:,.0f} a second"
+    _say(f"{len(story.jobs):,} jobs in {result.seconds:.1f} s, {speed}, by {who}", bold=True)
     click.echo(f"  {total(story.facts.values())}")
     _print_tales(story)
     _print_deaths(deaths)
@@ -91,23 +102,23 @@ def _print_checks(result: Result) -> None:
     click.echo("\nChecked in the database, and against a plain loop over the same files")
     for check in result.checks:
         if check.holds:
-            click.echo(f"  {click.style('ok', fg='green')}  {check.promise}")
+            click.echo(f"  {_style('ok', fg='green')}  {check.promise}")
         else:
             hint = f" ({check.hint})" if check.hint else ""
             line = f"{check.promise}: expected {check.expected}; found {check.found}{hint}"
-            click.echo(f"  {click.style('NO', fg='red', bold=True)}  {line}")
+            click.echo(f"  {_style('NO', fg='red', bold=True)}  {line}")
     click.echo()
     if result.holds:
-        click.secho("Nothing lost, nothing twice, every death explained.", fg="green", bold=True)
+        _say("Nothing lost, nothing twice, every death explained.", fg="green", bold=True)
     else:
         failed = sum(not check.holds for check in result.checks)
-        click.secho(f"{failed} of {len(result.checks)} checks failed.", fg="red", bold=True)
+        _say(f"{failed} of {len(result.checks)} checks failed.", fg="red", bold=True)
         click.echo(f"The pool's log: {result.log}")
 
 
 def _print_next(result: Result) -> None:
     if result.kept is None:
-        heading, commands = "Try next", _elsewhere()
+        heading, commands = "Try next (or the same with --keep, to look into its database)", _elsewhere()
     else:
         heading, commands = f"All of it is in {result.kept}; try next", _in_kept(result, result.kept)
     click.echo(f"\n{heading}")
@@ -117,16 +128,22 @@ def _print_next(result: Result) -> None:
 
 
 def _command(words: Sequence[str]) -> str:
-    """As typed, over two lines if need be."""
-    line = " ".join(words)
-    return line if len(line) <= _WIDTH - 2 else f"{' '.join(words[:-1])} \\\n    {words[-1]}"
+    """As typed, over several lines if need be."""
+    lines = [words[0]]
+    for word in words[1:]:
+        if len(lines[-1]) + len(word) + 3 > _WIDTH - 2 and lines[-1].strip():
+            lines[-1] += " \\"
+            lines.append(f"    {word}")
+        else:
+            lines[-1] += f" {word}"
+    return "\n".join(lines)
 
 
 def _elsewhere() -> list[tuple[str, ...]]:
     return [
-        ("the same, and keep the database to look into", "demo", "--keep"),
-        ("a pool of these tasks, on a private PostgreSQL in ./.pgworker", *_START, "--embedded"),
+        ("a pool of these tasks, on a private PostgreSQL in ./.pgworker, until Ctrl-C", *_START, "--embedded"),
         ("from another terminal: a job for it", *_ENQUEUE, "--dsn embedded:.pgworker"),
+        ("and all that goes on there, live; q ends it", "top", "--dsn embedded:.pgworker"),
     ]
 
 
@@ -135,7 +152,23 @@ def _in_kept(result: Result, directory: Path) -> list[tuple[str, ...]]:
     quoted = shlex.quote(str(directory))
     dsn = f"--dsn embedded:{quoted}"
     return [
-        ("the private PostgreSQL and a pool, until Ctrl-C", *_START, f"--embedded={quoted}"),
-        ("from another terminal: what was given up, and why", "dead-letters", "list", dsn),
-        ("where the job that hung was stuck", "jobs", "show", str(hung), dsn),
+        ("its PostgreSQL and a pool again, until Ctrl-C", *_START, f"--embedded={quoted}"),
+        ("from another terminal: where the job that hung was stuck", "jobs", "show", str(hung), dsn),
+        ("all workers, queues and failures, live; q ends it", "top", dsn),
     ]
+
+
+def as_json(result: Result) -> dict[str, Any]:
+    """The same for scripts; `kept` is where the database stays, if it does."""
+    story = result.story
+    return {
+        "holds": result.holds,
+        "jobs": len(story.jobs),
+        "workers": result.workers,
+        "seconds": result.seconds,
+        "jobs_per_second": len(story.jobs) / result.seconds,
+        "files": asdict(total(story.facts.values())),
+        "deaths": [{"task": task, "outcome": run.outcome, "cause": run.cause} for task, run in _deaths(story)],
+        "checks": [{**asdict(check), "holds": check.holds} for check in result.checks],
+        "kept": None if result.kept is None else str(result.kept),
+    }

@@ -6,28 +6,31 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
+from uuid import UUID
 
 import click
 import psycopg
 
 from pgworker.config.settings import PoolSettings
 from pgworker.db import embedded
-from pgworker.db.connect import connect, explain
+from pgworker.db.connect import Connection, connect, explain
 from pgworker.db.migrate import migrate
 from pgworker.demo.checks import Story, check_all
-from pgworker.demo.evidence import count_unfinished, gather, make_table, read_clock
+from pgworker.demo.evidence import count_unfinished, gather, make_table, read_clock, read_versions
 from pgworker.demo.files import FileFacts, library_files, plain_loop
 from pgworker.demo.interrupts import Interrupted, Interrupts
 from pgworker.demo.jobs import app
+from pgworker.demo.news import News
 from pgworker.demo.plan import make_plan
 from pgworker.demo.pool import PoolProcess
-from pgworker.demo.progress import Progress, open_progress
-from pgworker.demo.report import Result, print_report
+from pgworker.demo.progress import Stages, open_progress
+from pgworker.demo.report import Result, as_json, print_report
 from pgworker.demo.trouble import Trouble
 from pgworker.linux.cpus import count_cpus
 
@@ -53,6 +56,8 @@ class DemoOptions:
     keep: bool
     workers: int
     program: str
+    print_json: Callable[[Mapping[str, Any]], None] | None = None
+    """Prints the result in place of the page."""
 
 
 @dataclass(slots=True)
@@ -76,25 +81,35 @@ def run_demo(options: DemoOptions, run_pool: RunPool) -> int:
     130 (143, 129) after INT (TERM, HUP), once everything is ended. A temporary directory is kept for its log if
     something was off. Raises ConfigurationError where no PostgreSQL can be run, DatabaseUnavailable if it ends early.
     """
+    with open_progress() as progress:
+        result = _tell(options, run_pool, progress)
+    if isinstance(result, Interrupted):
+        return result.exit_code
+    if options.print_json is not None:
+        options.print_json(as_json(result))
+    else:
+        print_report(result)
+    return 0 if result.holds else EXIT_FAILED
+
+
+def _tell(options: DemoOptions, run_pool: RunPool, progress: Stages) -> Result | Interrupted:
     try:
         with Interrupts() as interrupts, _open_home(options) as home:
-            with open_progress() as progress:
-                story, seconds = _Telling(home, options.workers, run_pool, interrupts, progress).tell()
+            story, seconds = _Telling(home, options.workers, run_pool, interrupts, progress).tell()
             checks = check_all(story)
             home.is_kept = home.is_kept or not all(check.holds for check in checks)
     except Interrupted as interrupted:
-        return interrupted.exit_code
+        left = f"its database stays in {home.path}" if home.is_kept else "its directory is removed"
+        progress.finish(f"interrupted while {progress}: pool and PostgreSQL have ended, {left}")
+        return interrupted
     kept = home.path if home.is_kept else None
-    print_report(Result(story, checks, options.workers, seconds, kept, home.log, options.program))
-    return 0 if all(check.holds for check in checks) else EXIT_FAILED
+    return Result(story, checks, options.workers, seconds, kept, home.log, options.program)
 
 
 class _Telling:
     """The story, act by act."""
 
-    def __init__(
-        self, home: _Home, workers: int, run_pool: RunPool, interrupts: Interrupts, progress: Progress
-    ) -> None:
+    def __init__(self, home: _Home, workers: int, run_pool: RunPool, interrupts: Interrupts, progress: Stages) -> None:
         self._home = home
         self._dsn = f"embedded:{home.path}"
         self._settings = PoolSettings(
@@ -108,17 +123,27 @@ class _Telling:
         """What came of it, and the seconds that the pool took."""
         self._progress.stage("starting a private PostgreSQL")
         with embedded.start(self._home.path), _open_notes(self._home) as notes:
-            self._interrupts.check()
+            self._check()
             migrate(self._dsn)
-            self._interrupts.check()
+            self._check()
             return self._work(notes)
+
+    def _check(self) -> None:
+        try:
+            self._interrupts.check()
+        except Interrupted:
+            self._progress.break_off("ending the pool and its PostgreSQL")
+            raise
 
     def _work(self, notes: Path) -> tuple[Story, float]:
         plan = make_plan(library_files(), notes)
         with connect(self._dsn, application_name="pgworker demo") as connection:
             make_table(connection)
             begun = read_clock(connection)
+            server, schema = read_versions(connection)
+            self._progress.finish(f"a private PostgreSQL {server} runs, with pgworker's schema {schema}")
             ids = [job.id for job in app.enqueue_many([job.request for job in plan.jobs], connection)]
+            self._progress.finish(f"{len(ids):,} jobs are enqueued, one for each file, and {plan.odd} that go wrong")
         facts, looped = self._loop([Path(job.path) for job in plan.jobs if job.path is not None])
         jobs = dict(zip(ids, plan.jobs, strict=True))
         started = time.monotonic()
@@ -127,39 +152,60 @@ class _Telling:
             connect(self._dsn, application_name="pgworker demo") as connection,
         ):
             trouble = Trouble(plan, jobs, connection, self._progress)
-            self._watch(pool, trouble, lambda: sum(count_unfinished(connection, ids)), len(ids), _PATIENCE + 3 * looped)
+            news = News(jobs, connection, self._progress)
+            left = partial(_count_left, connection, ids)
+            self._watch(pool, trouble, news, left, len(ids), _PATIENCE + 3 * looped)
             seconds = time.monotonic() - started
+            self._progress.finish(f"a pool has done {len(ids) - left():,} of {len(ids):,} jobs, in {seconds:.1f} s")
             self._progress.stage("draining the pool")
             exit_code = pool.drain(2 * _DRAIN_TIMEOUT)
+            self._progress.finish(
+                f"it has drained: exit code {exit_code}" if exit_code is not None else "it did not end"
+            )
+            self._progress.stage("comparing")
             return Story(plan, jobs, facts, trouble.killed_pid, exit_code, gather(connection, ids, begun)), seconds
 
     def _loop(self, paths: list[Path]) -> tuple[dict[str, FileFacts], float]:
         """What is in the files by the plain loop, and the seconds that it took."""
-        self._progress.stage("a plain loop over the standard library", len(paths))
+        self._progress.stage("reading the standard library in a plain loop", len(paths))
         shown_at = started = time.monotonic()
 
         def look(done: int) -> None:
             nonlocal shown_at
-            self._interrupts.check()
+            self._check()
             if time.monotonic() - shown_at > _LOOK_EVERY:
                 shown_at = time.monotonic()
                 self._progress.advance(done)
 
-        return plain_loop(paths, look), time.monotonic() - started
+        facts, seconds = plain_loop(paths, look), time.monotonic() - started
+        self._progress.finish(f"a plain loop has read {len(paths):,} files, in {seconds:.1f} s")
+        return facts, seconds
 
     def _watch(
-        self, pool: PoolProcess, trouble: Trouble, unfinished: Callable[[], int], jobs: int, patience: float
+        self,
+        pool: PoolProcess,
+        trouble: Trouble,
+        news: News,
+        count_left: Callable[[], int],
+        jobs: int,
+        patience: float,
     ) -> None:
         """Until every job has ended, the pool has, or patience has."""
-        self._progress.stage("the same by a pool that loses workers", jobs)
+        self._progress.stage("running the jobs in a pool that loses workers", jobs)
         ends = time.monotonic() + patience
         while pool.wait(_LOOK_EVERY) is None and time.monotonic() < ends:
-            self._interrupts.check()
+            self._check()
             trouble.make()
-            left = unfinished()
+            left = count_left()
+            news.look()
             self._progress.advance(jobs - left)
             if not left:
                 return
+
+
+def _count_left(connection: Connection, ids: Sequence[UUID]) -> int:
+    """Jobs that have not ended."""
+    return sum(count_unfinished(connection, ids))
 
 
 @contextmanager

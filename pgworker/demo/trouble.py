@@ -32,11 +32,11 @@ class Trouble:
             with suppress(ProcessLookupError):  # it died by another hand, and the checks will say so
                 os.kill(pid, signal.SIGKILL)
             self.killed_pid = pid
-            self._progress.tell(f"kill -9 {pid}: a worker, between a job's write and its commit")
+            self._progress.tell(f"kill -9 {pid}, a worker between the write of a job and its commit")
         if not self._has_cancelled and _read_pid(self._plan.cancelled) is not None:
             cancel_job(self._connection, self._cancelled_id)
             self._has_cancelled = True
-            self._progress.tell(f"cancel {self._cancelled_id}, which runs")
+            self._progress.tell(f"cancel of a {self._plan.cancelled.task} that runs")
 
 
 def _read_pid(job: PlannedJob) -> int | None:

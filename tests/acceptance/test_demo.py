@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,10 +22,13 @@ import pytest
 from psycopg.rows import TupleRow
 
 from pgworker.db import embedded
+from tests.process.pool import eventually as wait_until
+from tests.process.terminal import Terminal, opened
 
 ROOT = Path(__file__).parents[2]
 DEADLINE = 60.0  # seconds for anything
 
+DEMO = [sys.executable, "-m", "pgworker", "demo"]
 PROMISES = 9
 Seen = TypeVar("Seen")
 
@@ -30,7 +36,7 @@ Seen = TypeVar("Seen")
 def start_demo(*arguments: str, environment: Mapping[str, str] = {}) -> subprocess.Popen[str]:
     """The demo in a session of its own, as a terminal would start it."""
     return subprocess.Popen(
-        [sys.executable, "-m", "pgworker", "demo", "-w", "2", *arguments],
+        [*DEMO, "-w", "2", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -38,6 +44,12 @@ def start_demo(*arguments: str, environment: Mapping[str, str] = {}) -> subproce
         env={**os.environ, **environment},
         start_new_session=True,
     )
+
+
+@pytest.fixture
+def open_terminal() -> Iterator[Callable[..., Terminal]]:
+    with opened() as open_one:
+        yield open_one
 
 
 def eventually(look: Callable[[], Seen], demo: subprocess.Popen[str]) -> Seen:
@@ -59,10 +71,22 @@ def answer(dsn: str, statement: str) -> list[TupleRow]:
         return []
 
 
-def test_the_demo_succeeds_silently_on_stderr_in_80_columns_and_its_database_tells_the_same(directory: Path) -> None:
+def test_the_demo_succeeds_in_80_columns_and_its_database_tells_the_same(directory: Path) -> None:
     demo = start_demo(f"--embedded={directory}")
-    said, complained = demo.communicate(timeout=DEADLINE)
-    assert (demo.returncode, complained) == (0, ""), said
+    said, told = demo.communicate(timeout=DEADLINE)
+    assert demo.returncode == 0, said + told
+    assert max(map(len, told.splitlines())) <= 160
+    assert [
+        re.sub(r"\d[\d.,]*(?<!,)", "N", line) for line in re.findall(r"^ +[\d.]+ s  +ok  (.*)$", told, re.MULTILINE)
+    ] == [
+        "a private PostgreSQL N runs, with pgworker's schema N",
+        "N jobs are enqueued, one for each file, and N that go wrong",
+        "a plain loop has read N files, in N s",
+        "a pool has done N of N jobs, in N s",
+        "it drained: exit code N",
+    ]
+    for event in ("kill -9 ", "demo.hang timed out after 1 s: ", "demo.obey has stopped", "killed by SIGSEGV"):
+        assert event in told
     assert max(map(len, said.splitlines())) <= 80 + len(str(directory))
     assert len(re.findall(r"^  ok  ", said, re.MULTILINE)) == PROMISES
     assert "Nothing lost, nothing twice, every death explained." in said
@@ -123,16 +147,136 @@ def test_a_job_that_vanishes_and_a_row_that_is_written_twice_make_it_fail_with_a
     assert "Nothing lost" not in said
 
 
-def test_ctrl_c_in_the_middle_ends_everything_quietly_with_130_and_removes_the_directory(directory: Path) -> None:
+def test_ctrl_c_in_the_middle_ends_everything_with_130_says_so_and_removes_the_directory(directory: Path) -> None:
     demo = start_demo(environment={"TMPDIR": str(directory)})
     eventually(lambda: any("pool is ready" in log.read_text() for log in directory.glob("*/pool.log")), demo)
     processes = psutil.Process(demo.pid).children(recursive=True)
     assert len(processes) > 4
     os.killpg(demo.pid, signal.SIGINT)
-    assert demo.communicate(timeout=DEADLINE) == ("", "")
-    assert demo.returncode == 130
+    said, told = demo.communicate(timeout=DEADLINE)
+    assert (demo.returncode, said) == (130, "")
+    assert re.fullmatch(
+        r".*  ok  interrupted while running the jobs .*, [\d,]+ of [\d,]+ done: "
+        r"pool and PostgreSQL have ended, its directory is removed",
+        told.splitlines()[-1],
+    )
     assert psutil.wait_procs(processes, timeout=5)[1] == []
     assert list(directory.iterdir()) == []
+
+
+@pytest.mark.parametrize("moment", ["starting a private", "plain loop", "running the jobs", "draining"])
+def test_ctrl_c_on_a_terminal_at_any_time_gives_it_back_and_leaves_nothing(
+    directory: Path, open_terminal: Callable[..., Terminal], moment: str
+) -> None:
+    terminal = open_terminal([*DEMO, "-w", "2"], TMPDIR=str(directory))
+    wait_until(lambda: moment.encode() in terminal.written, terminal.text, DEADLINE)
+    assert not terminal.is_cursor_shown
+    terminal.press("\x03")
+    code = terminal.process.wait(DEADLINE)
+    if moment == "draining" and code == 0:  # it was nearly there
+        terminal.wait_for("Nothing lost")
+    else:
+        assert code == 130
+        terminal.wait_for("interrupted while")
+    assert_given_back(terminal)
+    assert list(directory.iterdir()) == []
+    wait_until(lambda: not processes_of(terminal), "nothing is left")
+
+
+def test_a_terminal_shows_how_far_it_is(directory: Path, open_terminal: Callable[..., Terminal]) -> None:
+    terminal = open_terminal([*DEMO, "-w", "2"], columns=80, TMPDIR=str(directory), NO_COLOR="1")
+    terminal.wait_for("starting a private PostgreSQL", within=DEADLINE)
+    terminal.wait_for("jobs are enqueued", "reading the standard library in a plain loop", within=DEADLINE)
+    seen = terminal.wait_for("running the jobs in a pool that loses workers", "kill -9", within=DEADLINE)
+    assert re.search(r"running the jobs .*[\d,]+/[\d,]+ \d:\d\d:\d\d$", seen, re.MULTILINE)
+    assert terminal.process.wait(DEADLINE) == 0
+    terminal.wait_for("Nothing lost, nothing twice", "Try next")
+    assert_given_back(terminal)
+    assert not re.search(rb"\x1b\[[0-9;]*(3[0-7]|38|9[0-7])[;m]", terminal.written)
+
+
+def test_a_terminal_that_can_not_move_its_cursor_gets_plain_lines(
+    directory: Path, open_terminal: Callable[..., Terminal]
+) -> None:
+    terminal = open_terminal([*DEMO, "-w", "2"], TMPDIR=str(directory), TERM="dumb")
+    assert terminal.process.wait(DEADLINE) == 0
+    assert b"a plain loop has read" in terminal.written
+    assert b"\x1b[?25" not in terminal.written
+
+
+def test_json_tells_the_same_to_a_script(directory: Path) -> None:
+    demo = start_demo("--json", environment={"TMPDIR": str(directory)})
+    said, _ = demo.communicate(timeout=DEADLINE)
+    assert demo.returncode == 0, said
+    told = json.loads(said)
+    assert told["holds"] is True
+    assert [check["holds"] for check in told["checks"]] == [True] * PROMISES
+    assert Counter(death["task"] for death in told["deaths"]) == {"demo.crash": 2, "demo.hang": 1, "demo.record": 1}
+    assert told["jobs_per_second"] == pytest.approx(told["jobs"] / told["seconds"])
+    assert told["kept"] is None
+
+
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_the_next_commands_do_what_they_say_as_they_stand_there(
+    directory: Path, open_terminal: Callable[..., Terminal], is_kept: bool
+) -> None:
+    place = directory / "kept"
+    demo = start_demo(*([f"--embedded={place}"] if is_kept else []), environment={"TMPDIR": str(directory)})
+    said, _ = demo.communicate(timeout=DEADLINE)
+    start, second, top = next_commands(said)
+    pool = subprocess.Popen(
+        ["bash", "-c", f"exec {start} --metrics-listen off"],
+        cwd=directory,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    with pool:
+        try:
+            assert pool.stderr is not None
+            assert any("the pool is ready" in line for line in pool.stderr)
+            ran = subprocess.run(
+                ["bash", "-c", second],
+                cwd=directory,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert (ran.returncode, ran.stderr) == (0, "")
+            assert re.fullmatch(r"[0-9a-f-]{36}\n", ran.stdout) or " in hang" in ran.stdout
+            terminal = open_terminal(["bash", "-c", f"exec {top}"], cwd=directory, columns=120)
+            terminal.wait_for("pgworker top", "workers on 1 host", "q quit")
+            terminal.press("q")
+            assert terminal.process.wait(DEADLINE) == 0
+        finally:
+            os.killpg(pool.pid, signal.SIGINT)
+            pool.communicate(timeout=DEADLINE)
+    assert pool.returncode == 0
+
+
+def assert_given_back(terminal: Terminal) -> None:
+    """The cursor and the keys of before, and no traceback."""
+    assert terminal.is_cursor_shown
+    assert terminal.modes() == terminal.before
+    assert b"Traceback" not in terminal.written
+
+
+def next_commands(said: str) -> list[str]:
+    """What the last paragraph proposes, each as one would paste it."""
+    lines = said.rpartition("\n\n")[2].splitlines()[1:]
+    return [part.partition("\n")[2] for part in re.split(r"^  # ", "\n".join(lines), flags=re.MULTILINE)[1:]]
+
+
+def processes_of(terminal: Terminal) -> list[psutil.Process]:
+    """Whatever lives in the session of the terminal."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if os.getsid(process.pid) == terminal.process.pid and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
 
 
 @pytest.mark.parametrize("options", [(), ("--keep",)])
@@ -140,6 +284,6 @@ def test_without_a_postgresql_to_run_it_says_so_and_ends_with_78(tmp_path: Path,
     demo = start_demo(*options, environment={"TMPDIR": str(tmp_path), "PGWORKER_PG_BINDIR": "/nonexistent"})
     said, complained = demo.communicate(timeout=DEADLINE)
     assert (demo.returncode, said) == (78, "")
-    assert "there is no postgres in /nonexistent" in complained
+    assert "there is no postgres in /nonexistent" in complained.splitlines()[-1]
     assert "Traceback" not in complained
     assert list(tmp_path.iterdir()) == []

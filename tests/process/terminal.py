@@ -17,7 +17,7 @@ from typing import Any
 
 import pyte
 
-from tests.process.pool import eventually
+from tests.process.pool import DEADLINE, eventually
 
 ROOT = Path(__file__).parents[2]
 ENTERS_SCREEN, LEAVES_SCREEN = b"\x1b[?1049h", b"\x1b[?1049l"
@@ -80,14 +80,14 @@ class Terminal:
         """What `stty -a` would tell."""
         return termios.tcgetattr(self._slave)
 
-    def wait_for(self, *words: str) -> str:
+    def wait_for(self, *words: str, within: float = DEADLINE) -> str:
         """The screen, once all of these are on it at a time."""
 
         def look() -> str | None:
             text = self.text()
             return text if all(word in text for word in words) else None
 
-        seen = eventually(look, lambda: f"{words} on the screen:\n{self.text()}")
+        seen = eventually(look, lambda: f"{words} on the screen:\n{self.text()}", within)
         assert seen is not None
         return seen
 
