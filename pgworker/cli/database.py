@@ -47,6 +47,14 @@ def no_database() -> ConfigurationError:
     )
 
 
+def no_app() -> ConfigurationError:
+    """What to raise when nothing names an app."""
+    return ConfigurationError(
+        "no app is named: give --app MODULE:APP, such as shop.jobs:app, or set PGWORKER_APP, or write"
+        ' app = "shop.jobs:app" into pgworker.toml'
+    )
+
+
 @contextmanager
 def open_database(flag: str | None, command: str) -> Iterator[Connection]:
     """A connection in autocommit mode to a database with this package's schema. What goes wrong inside is explained."""

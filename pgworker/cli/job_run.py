@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from typing import TYPE_CHECKING
@@ -10,9 +9,10 @@ from uuid import UUID
 
 import click
 
-from pgworker.cli.database import open_database, require_dsn
+from pgworker.cli.database import default_workers, no_app, open_database, require_dsn, sources
 from pgworker.cli.options import dsn_option, whole_uuid
 from pgworker.cli.output import duration, printable
+from pgworker.config.layers import configure
 from pgworker.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -42,14 +42,14 @@ def run(job_id: UUID, app_path: str | None, force: bool, dsn: str | None) -> int
 
     Exit codes: 0 it has succeeded, 1 it has not, 130 it was handed back, 64 it can't be run.
     """
-    target = app_path or os.environ.get("PGWORKER_APP")
-    if not target:
-        raise ConfigurationError("no app is named: give --app, such as --app shop:app, or set PGWORKER_APP")
+    configuration = configure(sources({"app": app_path, "dsn": dsn}), workers=default_workers())
+    if configuration.app is None:
+        raise no_app()
     from pgworker.app.registry import load_app
     from pgworker.observe import logs
 
-    logs.configure()
-    app = load_app(target)
+    logs.configure(level=configuration.settings.log_level)
+    app = load_app(configuration.app)
     app.use_dsn(require_dsn(dsn))
     for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal is a Ctrl-C too
         signal.signal(number, signal.default_int_handler)

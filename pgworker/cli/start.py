@@ -8,12 +8,11 @@ from typing import Any
 
 import click
 
-from pgworker.cli.database import default_workers, no_database, sources
+from pgworker.cli.database import default_workers, no_app, no_database, sources
 from pgworker.cli.options import as_option, config_option
 from pgworker.config.kinds import NAMES, SWITCH
 from pgworker.config.layers import configure
 from pgworker.config.options import EMBEDDED_DIRECTORY, OPTIONS, Option
-from pgworker.errors import ConfigurationError
 
 _Decorator = Callable[[Any], Any]
 
@@ -78,10 +77,7 @@ def start(**flags: Any) -> None:
     """
     configuration = configure(sources(flags), workers=default_workers())
     if configuration.app is None:
-        raise ConfigurationError(
-            "no app is named: give --app MODULE:APP, such as shop.jobs:app, or set PGWORKER_APP, or write"
-            ' app = "shop.jobs:app" into pgworker.toml'
-        )
+        raise no_app()
     dsn = configuration.read_dsn()
     if dsn is None:
         raise no_database()

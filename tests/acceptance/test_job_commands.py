@@ -451,6 +451,14 @@ def test_what_can_not_be_run_here_is_refused_with_the_reason(shop: Path, dsn: st
     is_refused("no app is named: give --app", 78, "jobs", "run", str(unknown), dsn=dsn)
 
 
+def test_the_app_may_be_named_in_the_configuration(shop: Path, dsn: str, connect: Connect) -> None:
+    (job_id,) = enqueue(connect(), task="corner.greet", payload='{"name": "Ada"}')
+    (shop / "pgworker.toml").write_text('app = "corner:app"\n')
+    words = command("jobs", "run", str(job_id))
+    finished = subprocess.run(words, cwd=shop, env=environment(PGWORKER_DSN=dsn), capture_output=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+
+
 def test_a_pool_login_may_run_jobs(shop: Path, login: Callable[..., str], roles_dsn: str) -> None:
     with psycopg.connect(roles_dsn, autocommit=True) as connection:
         (job_id,) = enqueue(connection, task="corner.greet", payload='{"name": "Ada"}')
