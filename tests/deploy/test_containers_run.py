@@ -208,8 +208,8 @@ def test_a_signal_drains_pid_1(pool: Start, number: int, dsn: str) -> None:
     with closing(App(dsn)) as app, psycopg.connect(dsn, autocommit=True) as connection:
         enqueue = "select pgworker.enqueue('errands.finish_after_a_while', '{}')"
         (job,) = connection.execute(enqueue).fetchone() or ("",)
-        running = "select count(*) from pgworker.job_leases"
-        eventually(lambda: connection.execute(running).fetchone() == (1,), "a claim")
+        running = "select count(*) from pgworker.job_progress"
+        eventually(lambda: connection.execute(running).fetchone() == (1,), "a job that runs")
         container.send(number)
         assert container.wait() == 0
         assert app.job(str(job)).wait(timeout=5) == "finished"

@@ -36,8 +36,9 @@ def last(ctx: Context, until_killed: bool = False) -> str:
 
 @app.task
 def finish_after_a_while(ctx: Context) -> str:
-    """Takes longer than a TERM takes to arrive."""
-    ctx.wait_cancelled(1.0)
+    """Says that it runs, and takes longer than a TERM takes to arrive."""
+    ctx.progress(0.5)
+    ctx.wait_cancelled(3.0)
     return "finished"
 
 
