@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,3 +118,9 @@ def test_each_outcome_has_an_event(outcome: Outcome) -> None:
 
 def test_no_event_is_in_both_tables() -> None:
     assert JOB_EVENTS.keys() & POOL_EVENTS.keys() == set()
+
+
+def test_the_page_for_operators_has_every_name_with_its_meaning() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", (PACKAGE.parent / "deploy/logs.md").read_text(), re.MULTILINE)
+    tables = (ALWAYS, FIELDS, JOB_EVENTS, POOL_EVENTS)
+    assert rows == [(name, meaning) for table in tables for name, meaning in table.items()]
