@@ -271,7 +271,8 @@ class Monitor:
         if self._orphaned_at is None:
             self._orphaned_at = time.monotonic()
             log.error(
-                "the master is gone: its workers end, their jobs go back, and the monitor ends after them",
+                "the master is gone: its workers end, their jobs go back, and the monitor ends after them."
+                " Start the pool again",
                 extra=logs.fields("master_gone"),
             )
         for row in self._board.rows:

@@ -110,7 +110,8 @@ class Renewals:
         _flag(row, entry, CancelReason.LEASE_LOST)
         self._metrics.count_lost_lease()
         log.error(
-            "a lease is lost: others have its jobs, and what runs of it is stopped",
+            "a lease is lost: others have its jobs, and what runs of it is stopped. Were the database or this host held"
+            " up for longer than --lease-ttl?",
             extra=fields("lease_lost", lease=entry.lease_id, worker=row.index, worker_id=row.worker_id),
         )
 

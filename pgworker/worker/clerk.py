@@ -135,7 +135,7 @@ class Clerk:
                 os._exit(EXIT_BUG)
         except Exception:  # a bug must end this worker, not leave it running without its clerk
             log.exception(
-                "the clerk failed: this is a bug in pgworker; the worker ends and is replaced",
+                "what talks to the database failed: this is a bug in pgworker; the worker ends and is replaced",
                 extra=fields("worker_crashed"),
             )
             os._exit(EXIT_BUG)

@@ -202,7 +202,7 @@ def raise_if_it_must_end(execution: Settleable, error: BaseException) -> None:
 
 def log_found_commit(execution: Settleable, error: BaseException) -> None:
     log.info(
-        "the reply to a commit was lost; the commit was found",
+        "the reply to a commit was lost; the commit was found: the job has succeeded",
         extra=fields("commit_found", **execution.claimed.log_fields(), error=error),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,3 +118,21 @@ def test_each_outcome_has_an_event(outcome: Outcome) -> None:
 
 def test_no_event_is_in_both_tables() -> None:
     assert JOB_EVENTS.keys() & POOL_EVENTS.keys() == set()
+
+
+def tables() -> str:
+    """As they end the page."""
+    heads = {"on every line": ALWAYS, "field": FIELDS, "event of a job": JOB_EVENTS, "other event": POOL_EVENTS}
+    return "\n".join(
+        f"| {head} | |\n|---|---|\n" + "".join(f"| `{name}` | {meaning} |\n" for name, meaning in names.items())
+        for head, names in heads.items()
+    )
+
+
+def test_the_page_for_operators_has_every_name_with_its_meaning() -> None:
+    page = PACKAGE.parent / "deploy/logs.md"
+    prose, head, rest = page.read_text().partition("| on every line |")
+    if os.environ.get("PGWORKER_WRITE_LOGS"):
+        page.write_text(prose + tables())
+        pytest.skip("written")
+    assert head + rest == tables(), "write it with PGWORKER_WRITE_LOGS=1"
