@@ -66,14 +66,14 @@ class QueueCounts:
 def count_queues(connection: Connection[Any], *, cap: int = COUNT_CAP) -> list[QueueCounts]:
     """The first 100 queues that hold jobs or have rules, by name. Counting stops at `cap`, earlier for many queues."""
     with snapshot(connection):
-        return with_unserved(
-            read_queues(connection, cap=cap, total=2 * cap), read_unserved(connection, None, limit=1000)
-        )
+        counted = read_queues(connection, cap=cap, total=2 * cap)
+        return with_unserved(counted, read_unserved(connection, None, limit=1000))
 
 
 def read_queues(connection: Connection[Any], *, cap: int, total: int) -> list[QueueCounts]:
-    """As `count_queues`, within a snapshot, but for what nobody serves: counting stops at `cap` for a queue, and earlier
-    if all together might have more than `total`.
+    """As `count_queues`, within a snapshot, but for what nobody serves.
+
+    Counting stops at `cap` for a queue, earlier if all queues together might have more than `total`.
     """
     rows = connection.execute(
         query("count_queues"), {"cap": cap, "total": total, "queues": MAX_QUEUES}, prepare=False
