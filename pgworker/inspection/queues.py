@@ -66,16 +66,22 @@ class QueueCounts:
 def count_queues(connection: Connection[Any], *, cap: int = COUNT_CAP) -> list[QueueCounts]:
     """The first 100 queues that hold jobs or have rules, by name. Counting stops at `cap`, earlier for many queues."""
     with snapshot(connection):
-        return read_queues(connection, cap=cap, total=2 * cap)
+        counted = read_queues(connection, cap=cap, total=2 * cap)
+        return with_unserved(counted, read_unserved(connection, None, limit=1000))
 
 
 def read_queues(connection: Connection[Any], *, cap: int, total: int) -> list[QueueCounts]:
-    """As `count_queues`, within a snapshot: counting stops at `cap` for a queue, and at about `total` for all."""
+    """As `count_queues`, within a snapshot, but for what nobody serves.
+
+    Counting stops at `cap` for a queue, earlier if all queues together might have more than `total`.
+    """
     rows = connection.execute(
         query("count_queues"), {"cap": cap, "total": total, "queues": MAX_QUEUES}, prepare=False
     ).fetchall()
-    unserved = _find_unserved(connection, None, limit=1000)
-    counted = [_counts(*row) for row in rows]
+    return [_counts(*row) for row in rows]
+
+
+def with_unserved(counted: Sequence[QueueCounts], unserved: Sequence[Unserved]) -> list[QueueCounts]:
     return [replace(one, unserved=tuple(jobs for jobs in unserved if jobs.queue == one.queue)) for one in counted]
 
 
@@ -88,7 +94,7 @@ def find_unserved(
     """
     with snapshot(connection):
         look_no_longer_than(connection, patience)
-        return _find_unserved(connection, queues, limit)
+        return read_unserved(connection, queues, limit)
 
 
 def count_matching(connection: Connection[Any], chosen: JobFilter) -> tuple[int, int]:
@@ -106,7 +112,8 @@ def find_queues(connection: Connection[Any]) -> list[str]:
     return [row[0] for row in rows]
 
 
-def _find_unserved(connection: Connection[Any], queues: Sequence[str] | None, limit: int) -> list[Unserved]:
+def read_unserved(connection: Connection[Any], queues: Sequence[str] | None, limit: int) -> list[Unserved]:
+    """As `find_unserved`, within a snapshot; None: in all queues that have jobs."""
     go_by_index(connection)
     parameters = {
         "queues": None if queues is None else list(queues),

@@ -1,16 +1,20 @@
-"""What a database holds, for gauges: everything in one look, at a cost that is bounded."""
+"""What a database holds, for gauges: at a cost that is bounded, and in steps of which none holds a lock for long."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from psycopg import Connection
 
 from pgworker.inspection.dead_letters import count_dead_letters
-from pgworker.inspection.queues import COUNT_CAP, MAX_QUEUES, QueueCounts, read_queues
+from pgworker.inspection.queues import COUNT_CAP, MAX_QUEUES, QueueCounts, read_queues, read_unserved, with_unserved
 from pgworker.inspection.snapshot import look_no_longer_than, snapshot
 from pgworker.sql.load import query
+
+_UNSERVED = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +31,25 @@ def sample_database(connection: Connection[Any], *, patience: float, cap: int = 
 
     psycopg.errors.QueryCanceled if one of the statements takes longer than `patience` seconds.
     """
-    with snapshot(connection):
-        look_no_longer_than(connection, patience)
+    with _look(connection, patience):
         dead_letters = count_dead_letters(connection, cap=cap).number
         default_jobs = count_default_jobs(connection)
-        return Sample(read_queues(connection, cap=cap, total=cap * MAX_QUEUES), dead_letters, default_jobs)
+    with _look(connection, patience):
+        counted = read_queues(connection, cap=cap, total=cap * MAX_QUEUES)
+    with _look(connection, patience):
+        unserved = read_unserved(connection, None, _UNSERVED)
+    return Sample(with_unserved(counted, unserved), dead_letters, default_jobs)
 
 
 def count_default_jobs(connection: Connection[Any]) -> int:
     """Jobs in the default partition, because their day had none: any is an alarm. At most 10,001 are counted."""
     count: int = connection.execute(query("count_default_jobs")).fetchall()[0][0]
     return count
+
+
+@contextmanager
+def _look(connection: Connection[Any], patience: float) -> Iterator[None]:
+    """A transaction of its own for each: whoever makes or drops a partition waits for the locks of a reader."""
+    with snapshot(connection):
+        look_no_longer_than(connection, patience)
+        yield

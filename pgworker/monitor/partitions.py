@@ -6,7 +6,7 @@ In a thread with a connection of its own, because dropping copies what still wai
 from __future__ import annotations
 
 import time
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import psycopg
@@ -33,6 +33,8 @@ class Partitions:
     def __init__(self, dsn: str, retention: float) -> None:
         self._dsn = dsn
         self._retention = retention
+        self.tried = Event()
+        """Set once the days ahead were to be made: a reader that comes sooner would be in the way."""
 
     def keep_in_thread(self) -> None:
         """It ends with the process: whatever it does is one transaction or another."""
@@ -49,6 +51,7 @@ class Partitions:
                 self._dsn, application_name="pgworker monitor, partitions", prepare_threshold=None
             ) as connection:
                 is_made = self._make(connection)
+                self.tried.set()
                 self._look_at_default(connection)
                 is_pruned = self._prune(connection)
                 forget_workers(connection)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from threading import Thread
+from threading import Event, Thread
 
 import psycopg
 
@@ -44,11 +44,12 @@ class Samples:
         self._said: dict[tuple[str, str], float] = {}
         self._throttle = Throttle(interval=_SAID_EVERY)
 
-    def keep_in_thread(self) -> None:
-        """It ends with the process: it only reads."""
-        Thread(target=self._keep, name="samples", daemon=True).start()
+    def keep_in_thread(self, after: Event) -> None:
+        """The first look comes `after` that, or soon. The thread ends with the process: it only reads."""
+        Thread(target=self._keep, args=[after], name="samples", daemon=True).start()
 
-    def _keep(self) -> None:
+    def _keep(self, after: Event) -> None:
+        after.wait(_PATIENCE)
         while True:
             begun = time.monotonic()
             pause = self.look(begun)

@@ -43,7 +43,7 @@ select claimed.job_id, claimed.task, job.payload::text, claimed.execution, claim
        claimed.queue, claimed.priority, claimed.org_id, job.max_attempts, job.timeout_ms, job.headers::text, job.created_at,
        case when claimed.execution > 1
             then (select coalesce(p.checkpoint, 'null')::text from pgworker.job_progress p where p.job_id = claimed.job_id) end,
-       extract(epoch from now() - greatest(claimed.run_at, job.created_at))::float8
+       date_part('epoch', now() - greatest(claimed.run_at, job.created_at))
 from claimed
 left join lateral (select * from pgworker.jobs where jobs.id = claimed.job_id offset 0) as job on true
 order by claimed.place, claimed.run_at, claimed.job_id
