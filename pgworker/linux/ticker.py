@@ -6,12 +6,14 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-_EVERY = 0.1  # seconds
+_EVERY = 0.25
+"""Seconds. psycopg looks for signals whenever nothing has interrupted its wait for 0.1 s: ticks as often as that would
+keep everybody's handlers, Ctrl-C's too, from running until the statement has ended."""
 
 
 @contextmanager
 def ticking(tick: Callable[[], None]) -> Iterator[None]:
-    """Call `tick` ten times a second, wherever the main thread is between two bytecodes. Children don't inherit it."""
+    """Call `tick` four times a second, wherever the main thread is between two bytecodes. Children don't inherit it."""
     before = signal.signal(signal.SIGALRM, lambda *_: tick())
     signal.setitimer(signal.ITIMER_REAL, _EVERY, _EVERY)
     try:

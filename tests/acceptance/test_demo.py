@@ -83,7 +83,7 @@ def test_the_demo_succeeds_in_80_columns_and_its_database_tells_the_same(directo
         "N jobs are enqueued, one for each file, and N that go wrong",
         "a plain loop has read N files, in N s",
         "a pool has done N of N jobs, in N s",
-        "it drained: exit code N",
+        "it has drained: exit code N",
     ]
     for event in ("kill -9 ", "demo.hang timed out after 1 s: ", "demo.obey has stopped", "killed by SIGSEGV"):
         assert event in told
