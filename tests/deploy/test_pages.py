@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,12 @@ def test_every_event_that_the_runbook_names_is_one_of_the_log() -> None:
     }
     assert named
     assert named <= EVENTS.keys()
+
+
+def test_every_command_of_the_runbook_is_one_that_pgworker_has() -> None:
+    asked = set(re.findall(r"`pgworker ([a-z][a-z-]*(?: [a-z][a-z-]*)?)(?=[ `\n])", DEPLOY.read_text("utf-8")))
+    for words in sorted(asked):
+        assert "Usage: pgworker" in run(f"{sys.executable} -m pgworker {words} --help"), words
 
 
 def test_promtool_is_run_as_the_page_says() -> None:
