@@ -15,7 +15,7 @@ from pgworker.inspection.queues import Count, QueueCounts
 from pgworker.inspection.workers import WorkerRow
 from pgworker.model.display import printable, size
 from pgworker.model.durations import duration
-from pgworker.top.look import FAILURES_WITHIN, Snapshot
+from pgworker.top.look import FAILURES_WITHIN, MAX_FAILURES, Snapshot
 from pgworker.top.table import Cell, Column, cut, lay_out
 from pgworker.top.view import View
 
@@ -26,6 +26,7 @@ _SHORT_ID = 8  # characters of one that is not: the last ones, as the first are 
 _NOTICE_LINES = 3
 _EVENTS = 10  # failures and dead letters that a page without an end shows
 _BAD, _ODD, _GOOD, _QUIET = "red", "yellow", "green", "dim"
+_NOTHING = Count(0)
 _STATES = {"busy": _GOOD, "starting": _ODD, "draining": _ODD, "paused": _ODD}
 
 _WORKERS = (
@@ -77,15 +78,27 @@ class _Section:
     share: int = 1
     """Rows that it gets where others get one."""
 
+    beyond: Count = _NOTHING
+    """How many more there are than these rows."""
+
     def lines(self, width: int, rows: int | None) -> list[Text]:
         """With at most so many lines below the heading; what is left out is counted in the last one."""
         if not self.rows:
             return [_text(self.instead, _QUIET, width)] if self.instead else []
-        if rows is None or len(self.rows) <= rows:
-            return lay_out(self.columns, self.rows, width)
+        if rows is None or self.wants <= rows:
+            more = [self._more(len(self.rows), width)] if self.wants > len(self.rows) else []
+            return [*lay_out(self.columns, self.rows, width), *more]
         shown = max(0, rows - 1)
-        more = _text(f"… {len(self.rows) - shown} more", _QUIET, width)
-        return [*lay_out(self.columns, self.in_short[:shown], width), more][: rows + 1]
+        return [*lay_out(self.columns, self.in_short[:shown], width), self._more(shown, width)][: rows + 1]
+
+    @property
+    def wants(self) -> int:
+        """Lines below the heading."""
+        return len(self.rows) + bool(self.beyond.number or self.beyond.is_more)
+
+    def _more(self, shown: int, width: int) -> Text:
+        left = Count(len(self.rows) - shown + self.beyond.number, self.beyond.is_more)
+        return _text(f"… {_count(left)} more", _QUIET, width)
 
 
 def frame(view: View, width: int, height: int | None, *, notice: str = "", is_paused: bool = False) -> Group:
@@ -230,7 +243,8 @@ def _failures(seen: Snapshot, failures: Sequence[Failure], wide: bool) -> _Secti
         ]
         for failure in failures
     ]
-    return _Section(_FAILURES, rows, rows)
+    read = len(seen.failures)
+    return _Section(_FAILURES, rows, rows, beyond=Count(read - len(rows), read >= MAX_FAILURES))
 
 
 def _given_up(seen: Snapshot, given_up: Sequence[Failure], wide: bool) -> _Section:
@@ -243,7 +257,8 @@ def _given_up(seen: Snapshot, given_up: Sequence[Failure], wide: bool) -> _Secti
         ]
         for failure in given_up
     ]
-    return _Section(_GIVEN_UP, rows, rows)
+    beyond = Count(max(0, seen.dead.number - len(rows)), seen.dead.is_more)
+    return _Section(_GIVEN_UP, rows, rows, beyond=beyond)
 
 
 def _fitted(sections: Sequence[_Section], width: int, room: int) -> list[list[Text]]:
@@ -254,11 +269,11 @@ def _fitted(sections: Sequence[_Section], width: int, room: int) -> list[list[Te
     room -= sum(1 for _ in shown) + len(shown) - 1
     rows = [0] * len(shown)
     while room > 0:
-        hungry = [place for place, section in enumerate(shown) if rows[place] < len(section.rows)]
+        hungry = [place for place, section in enumerate(shown) if rows[place] < section.wants]
         if not hungry:
             break
         for place in hungry:
-            more = min(shown[place].share, len(shown[place].rows) - rows[place], room)
+            more = min(shown[place].share, shown[place].wants - rows[place], room)
             rows[place] += more
             room -= more
     return [section.lines(width, some) for section, some in zip(shown, rows, strict=True)]

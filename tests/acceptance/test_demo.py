@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -169,7 +169,7 @@ def test_ctrl_c_on_a_terminal_at_any_time_gives_it_back_and_leaves_nothing(
     directory: Path, open_terminal: Callable[..., Terminal], moment: str
 ) -> None:
     terminal = open_terminal([*DEMO, "-w", "2"], TMPDIR=str(directory))
-    wait_until(lambda: moment.encode() in terminal.written, terminal.text, DEADLINE)
+    wait_until(lambda: moment.encode() in terminal.written, terminal.text, 100)
     assert not terminal.is_cursor_shown
     terminal.press("\x03")
     code = terminal.process.wait(DEADLINE)
@@ -235,7 +235,8 @@ def test_the_next_commands_do_what_they_say_as_they_stand_there(
     with pool:
         try:
             assert pool.stderr is not None
-            assert any("the pool is ready" in line for line in pool.stderr)
+            log = list(iter_until(pool.stderr, "the pool is ready"))
+            assert "the pool is ready" in log[-1], log
             ran = subprocess.run(
                 ["bash", "-c", second],
                 cwd=directory,
@@ -263,10 +264,18 @@ def assert_given_back(terminal: Terminal) -> None:
     assert b"Traceback" not in terminal.written
 
 
+def iter_until(lines: Iterable[str], words: str) -> Iterator[str]:
+    """The lines up to the one that has these words in it."""
+    for line in lines:
+        yield line
+        if words in line:
+            return
+
+
 def next_commands(said: str) -> list[str]:
     """What the last paragraph proposes, each as one would paste it."""
     lines = said.rpartition("\n\n")[2].splitlines()[1:]
-    return [part.partition("\n")[2] for part in re.split(r"^  # ", "\n".join(lines), flags=re.MULTILINE)[1:]]
+    return [part.partition("\n")[2].strip() for part in re.split(r"^  # ", "\n".join(lines), flags=re.MULTILINE)[1:]]
 
 
 def processes_of(terminal: Terminal) -> list[psutil.Process]:

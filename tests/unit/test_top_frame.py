@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from datetime import datetime, timedelta, timezone
 from uuid import UUID
 
@@ -129,6 +130,18 @@ def test_nothing_at_all_says_so() -> None:
     lines = [line.strip() for line in shown(Snapshot(NOW, 8, [], [], Count(0), [], Count(0), [], {}), 80, 24)]
     assert lines[1] == "ended -/s  failed 0 in 60s  running 0 in 0 of 0 workers on 0 hosts"
     assert "no jobs wait or run" in lines
+
+
+def test_dead_letters_and_failures_that_nobody_has_read_are_counted_too() -> None:
+    letters = [failure(number) for number in range(50)]
+    seen = Snapshot(NOW, 8, [], [], Count(3), [failure(1)] * 50, Count(375), letters, {})
+    for height in (None, 24):
+        lines = [line.strip() for line in shown(seen, 80, height)]
+        counted = [re.fullmatch(r"… (\d+)(\+?) more", line) for line in lines]
+        failures, dead = [match for match in counted if match]
+        rows = sum("LookupError" in line for line in lines)
+        assert int(failures[1]) + int(dead[1]) + rows == 50 + 375
+        assert (failures[2], dead[2]) == ("+", "")
 
 
 def test_a_page_without_an_end_shows_every_worker_and_the_latest_failures() -> None:
