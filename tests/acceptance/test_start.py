@@ -27,7 +27,7 @@ from psycopg.conninfo import make_conninfo
 from pgworker.db import embedded
 from pgworker.db.migrate import migrate
 from tests.acceptance import tasks
-from tests.process.pool import Pool, eventually
+from tests.process.pool import Pool, eventually, free_port
 
 Connect = Callable[[], psycopg.Connection[Any]]
 Query = Callable[..., list[tuple[Any, ...]]]
@@ -63,11 +63,6 @@ def refusal(code: int, *words: str, app: str = APP, cwd: Path = ROOT, **variable
     assert line.startswith("pgworker: ")
     assert SECRET not in line
     return line
-
-
-def free_port() -> int:
-    with closing(socket.create_server(("127.0.0.1", 0))) as listening:
-        return int(listening.getsockname()[1])
 
 
 def fetch(port: int, path: str, accept: str = "") -> tuple[int, str]:

@@ -22,6 +22,7 @@ from tests.process.pool import ROOT, eventually
 PASSWORD = "a-secret-that-nobody-may-see"
 SHOP = Path(__file__).with_name("shop.py")
 
+_DEPENDENCIES = "/opt/dependencies"
 _DATA = "/var/lib/postgresql/test"
 _LOGINS = """\
 local all all peer
@@ -71,6 +72,17 @@ class Machine:
         """Have a virtual environment inside find what this one has installed, in place of a package index."""
         packages = f"{environment}/lib/{python_name()}/site-packages"
         self.systemd.write(f"{packages}/test.pth", "".join(f"{path}\n" for path in imported()))
+
+    def let_import_dependencies(self, environment: str) -> None:
+        """Likewise, but for pgworker itself, which pip would take for installed."""
+        place = self.systemd.path(_DEPENDENCIES)
+        if not place.exists():
+            place.mkdir()
+            for inside, outside in imported().items():
+                for entry in () if outside == ROOT else outside.iterdir():
+                    if not entry.name.startswith(("pgworker", "__editable__")):
+                        (place / entry.name).symlink_to(inside / entry.name)
+        self.systemd.write(f"{environment}/lib/{python_name()}/site-packages/test.pth", f"{_DEPENDENCIES}\n")
 
     def install_app(self, version: str) -> None:
         text = SHOP.read_text().replace('VERSION = "first"', f'VERSION = "{version}"')

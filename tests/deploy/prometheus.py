@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from urllib.request import urlopen
 import pytest
 import yaml
 
-from tests.process.pool import eventually
+from tests.process.pool import eventually, free_port
 
 PROMETHEUS_FILES = Path(__file__).parents[2] / "deploy/prometheus"
 
@@ -76,9 +75,7 @@ def tool(name: str) -> str:
 def start(directory: Path, targets: Sequence[str]) -> Iterator[Prometheus]:
     """Prometheus scraping `targets` as the job `pgworker` of the example; its data and log are in `directory`."""
     program = tool("prometheus")
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{listening.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     configuration = directory / "prometheus.yml"
     configuration.write_text(yaml.safe_dump(_configuration(targets)))
     options = [f"--config.file={configuration}", f"--storage.tsdb.path={directory}/data", "--log.level=warn"]

@@ -13,11 +13,10 @@ import psycopg
 import pytest
 
 from pgworker.control.queues import pause_queues
-from tests.acceptance.test_start import free_port
 from tests.deploy import dashboard, load, prometheus
 from tests.deploy.dashboard import Query
 from tests.deploy.prometheus import Prometheus, Sample
-from tests.process.pool import ROOT, Pool, eventually, start
+from tests.process.pool import ROOT, Pool, eventually, free_port, start
 
 Connect = Callable[[], psycopg.Connection[Any]]
 

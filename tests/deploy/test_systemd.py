@@ -18,7 +18,7 @@ import pytest
 
 from tests.deploy.conftest import UnitMaker
 from tests.deploy.machine import PASSWORD, Machine, Unit
-from tests.process.pool import eventually
+from tests.process.pool import eventually, free_port
 
 
 def start(unit: Unit) -> Unit:
@@ -83,9 +83,10 @@ def test_a_reload_replaces_the_workers_by_ones_with_the_app_as_it_is_now(unit: U
 
 
 def test_pools_of_the_template_are_configured_started_and_stopped_by_themselves(unit: UnitMaker) -> None:
-    pools = [unit(metrics_listen=f"127.0.0.1:{port}") for port in (19_464, 19_465)]
+    ports = free_port(), free_port()
+    pools = [unit(metrics_listen=f"127.0.0.1:{port}") for port in ports]
     first, second = map(start, pools)
-    for port in (19_464, 19_465):
+    for port in ports:
         with urlopen(f"http://127.0.0.1:{port}/metrics") as page:
             assert b"pgworker_build_info" in page.read()
     assert [pool.result(pool.enqueue("version")) for pool in (first, second)] == ["first", "first"]

@@ -1,7 +1,8 @@
 """The section "systemd" of deploy/README.md, tried out: every command of it is run, in its order, on a private systemd.
 
-Two things differ from what stands there. A wheel of this checkout is $WHEEL, and what it depends on comes from this
-environment instead of a package index. And `shop.py` is one that tells what the test wants to know.
+Three things differ from what stands there. A wheel of this checkout is $WHEEL, and what it depends on comes from this
+environment instead of a package index. `shop.py` is one that tells what the test wants to know. And nobody listens on
+ports that other pools of this machine may have.
 """
 
 from __future__ import annotations
@@ -76,12 +77,15 @@ def test_every_command_of_the_page_does_what_it_says(bare_machine: Machine, whee
         environ = {"WHEEL": f"/srv/{wheel.name}", "PGHOST": "/run/postgresql", "PIP_NO_INDEX": "1"}
         said = systemd.run("bash", "-euc", f"cd {HERE}\n{command}", environ=environ).stdout
         if (environment := re.fullmatch(r"python3 -m venv (\S+)", command)) is not None:
-            bare_machine.let_import(environment[1])
+            bare_machine.let_import_dependencies(environment[1])
         return said
 
     def write_shop(greeting: str) -> None:
         systemd.write(f"{HERE}/shop.py", SHOP.replace("{GREETING}", greeting))
 
+    for unit in ("pgworker", "pgworker@"):
+        no_port = "[Service]\nEnvironment=PGWORKER_METRICS_LISTEN=off\n"
+        systemd.write(f"/etc/systemd/system/{unit}.service.d/test.conf", no_port)
     write_shop("hello")
     run(INSTALL)
     run(DATABASE)

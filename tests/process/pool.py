@@ -6,11 +6,12 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -43,6 +44,12 @@ def eventually(look: Callable[[], Seen], what: str | Callable[[], str], within: 
         assert time.monotonic() < ends, f"not within {within:g} s: {what if isinstance(what, str) else what()}"
         time.sleep(0.01)
     return seen
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody has a moment ago."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as listening:
+        return int(listening.getsockname()[1])
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,9 +21,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 
 from pgworker.observe.metrics import CATALOGUE
-from tests.acceptance.test_start import fetch, free_port
+from tests.acceptance.test_start import fetch
 from tests.process import jobs, test_pool
-from tests.process.pool import Pool, eventually
+from tests.process.pool import Pool, eventually, free_port
 from tests.process.test_pool import Scene, StartPool
 
 scene = test_pool.scene

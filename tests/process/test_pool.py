@@ -287,7 +287,7 @@ def test_a_job_longer_than_the_drain_is_stopped_and_goes_back_uncharged(scene: S
     assert pool.wait() == 75
     assert scene.leases() == 0
     assert scene.outcomes(job) == [(1, "released", 0)]
-    assert "the pool was stopped" in scene.executions(job)[0].cause
+    assert "the worker had to end" in scene.executions(job)[0].cause
     assert scene.status(job) == "pending"
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import urllib.request
 
-from tests.acceptance.test_start import free_port
 from tests.process import jobs, test_pool
-from tests.process.pool import eventually
+from tests.process.pool import eventually, free_port
 from tests.process.test_pool import Scene, StartPool, kill
 from tests.process.test_pool_misuse import beat_at
 from tests.sql.actors import Connect
