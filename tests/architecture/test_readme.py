@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgworker import errors
 from pgworker.master.main import ENDS, OBEYED_LATER
+from tests.deploy.test_alerts import anchors
 from tests.process.pool import Pool, eventually
 from tests.sql.actors import statuses
 from tests.sql.history import enqueue_ago, finish_ago, partitions
@@ -69,6 +70,11 @@ TASKS = [
 (QUEUES,) = commands("Queues")
 (CANCEL,) = commands("Cancel")
 (FROM_PYTHON,) = blocks("Cancel", "python")
+LOOK_AT_ONE, DECIDE, (RUN_ONE,) = commands("Why isn't my job running?")
+(SETTINGS,) = blocks("Configuration", "toml")
+(SHOW_SETTINGS, RELOADING), (COMPLETION,) = commands("Configuration")
+(SEE,) = commands("See what it does")
+((LOGGED, FOLLOW),) = commands("Logs")
 (LIMITED,) = commands("Isolation and limits")
 (PRUNE,) = commands("Retention")
 (HANDLES,) = blocks("Handles and results", "python")
@@ -79,6 +85,7 @@ TRIED = (
     *(APP, *EMBEDDED, *LOOK, *OWN, ENQUEUE, SQL),
     *(MAKE_ROLES, COUNT_ORDERS, LOGINS, ORDERS, IN_AN_ORG),
     *(*TASKS, REFUND, WITH_SLOTS, *QUEUES, *CANCEL, FROM_PYTHON),
+    *(*LOOK_AT_ONE, *DECIDE, RUN_ONE, SETTINGS, SHOW_SETTINGS, RELOADING, COMPLETION, *SEE, LOGGED, FOLLOW),
     *(*LIMITED, *PRUNE, HANDLES, QUEUE, SQLALCHEMY, DJANGO, CONFTEST, TESTS),
 )
 
@@ -97,8 +104,8 @@ class Shell:
             "PGWORKER_PG_BINDIR": os.environ.get("PGWORKER_TEST_PG_BINDIR", ""),
         }
 
-    def run(self, line: str) -> str:
-        """What a command prints; an export is remembered for the following ones."""
+    def run(self, line: str, *, says: str = "") -> str:
+        """What a command prints; an export is remembered for the following ones. `says`: what of it is for people."""
         if line.startswith("export "):
             self._exports.append(line)
         ran = subprocess.run(
@@ -111,13 +118,17 @@ class Shell:
             timeout=60,
             check=False,
         )
-        assert (ran.returncode, ran.stderr) == (0, ""), line
+        assert ran.returncode == 0, f"{line}\n{ran.stderr}"
+        assert says in ran.stderr if says else ran.stderr == "", line
         return ran.stdout
 
-    def start(self, line: str) -> Pool:
-        """Start a pool in the foreground of a terminal of its own, and return when it is ready."""
-        log_file = self.directory / "terminal.log"
-        with log_file.open("wb") as log:
+    def start(self, line: str, log_name: str = "terminal.log") -> Pool:
+        """Start a pool in the foreground of a terminal of its own, and return when it is ready.
+
+        `log_name`: the file that the line itself sends its log to.
+        """
+        log_file = self.directory / log_name
+        with (self.directory / "terminal.log").open("wb") as log:
             process = subprocess.Popen(
                 ["bash", "-c", self._script(f"exec {line}")],
                 cwd=self.directory,
@@ -130,6 +141,7 @@ class Shell:
         pool = Pool(process, log_file)
         self._pools.callback(lambda: print(pool.log()))  # noqa: T201  pytest shows it when the test fails
         self._pools.callback(pool.kill)
+        eventually(log_file.exists, f"{log_name} by {line}")
         pool.wait_for_log("the pool is ready")
         return pool
 
@@ -373,6 +385,90 @@ def test_handles_and_both_recipes_do_what_they_say(shell: Shell, blank_dsn: str)
     assert pool.wait() == 0
 
 
+def test_a_job_is_explained_retried_requeued_and_run_in_the_terminal_with_the_rights_that_are_named(
+    shell: Shell, roles_dsn: str, login: Callable[..., str]
+) -> None:
+    admin, worker = (
+        f"export PGWORKER_DSN={shlex.quote(login(role))}" for role in ("pgworker_admin", "pgworker_worker")
+    )
+
+    def enqueue(options: str) -> str:
+        job_id = shell.run(f"pgworker enqueue shop.greet {options}").strip()
+        shell.run(f"export JOB_ID={job_id}")
+        return job_id
+
+    def give_up() -> None:
+        """Whatever is due, by a worker; `nom` is no argument of it."""
+        program = "from pgworker.testing import drain; from shop import app; drain(app)"
+        shell.run(f"PGWORKER_DSN={shlex.quote(roles_dsn)} python -c {shlex.quote(program)} 2> drained.log")
+
+    shell.run(admin)
+    job_id = enqueue("--in 3600")
+    explained, shown = (shell.run(line) for line in LOOK_AT_ONE[:2])
+    assert "due in" in explained
+    assert "Try: " in explained
+    assert job_id in shown
+    assert shell.run(LOOK_AT_ONE[2], says="no worker is alive") == ""
+    retry, retry_all, dead, dead_one, requeue, discard = DECIDE
+    assert shell.run(retry).startswith("due now: ")
+    assert shell.run(retry_all) == "due now 0, requeued 0\n"
+    shell.run(f"pgworker jobs cancel {job_id}")
+    job_id = enqueue("""'{"nom": "Ada"}' --max-attempts 1""")
+    give_up()
+    assert job_id in shell.run(dead)
+    assert "nom" in shell.run(dead_one)
+    assert shell.run(requeue) == "requeued 1\n"
+    give_up()
+    assert shell.run(discard) == "discarded 1\n"
+    enqueue("""'{"name": "Ada"}' --in 3600""")
+    shell.run(worker)
+    assert "hello Ada" in shell.run(RUN_ONE, says="running shop.greet")
+
+
+def test_a_configuration_file_says_all_and_an_edit_is_seen(shell: Shell) -> None:
+    (shell.directory / "pgworker.toml").write_text(SETTINGS)
+    shown = shell.run(SHOW_SETTINGS)
+    for key, value in (("app", "shop:app"), ("queues", "mail, default"), ("drain_timeout", "60s")):
+        assert re.search(rf"^{key} +{value} +pgworker\.toml: {key}$", shown, re.MULTILINE), shown
+    assert re.search(r"^lease_ttl .* default$", shown, re.MULTILINE)
+    mailed = shell.run("PGWORKER_QUEUES=mail,default pgworker config show --origin")
+    assert re.search(r"^queues +mail, default +PGWORKER_QUEUES$", mailed, re.MULTILINE)
+    pool = shell.start(f"{RELOADING} --metrics-listen off")
+    pool.wait_for_log("are watched")
+
+    def greeting() -> str:
+        job_id = shell.run("""pgworker enqueue shop.greet '{"name": "Ada"}'""").strip()
+        eventually(lambda: "succeeded" in shell.run(f"pgworker jobs explain {job_id}"), "the greeting")
+        return shell.run(f"pgworker jobs show {job_id}")
+
+    assert "hello Ada" in greeting()
+    (shell.directory / "shop.py").write_text(APP.replace("hello", "good evening"))
+    pool.wait_for_log("workers run the app as it is now")
+    assert "good evening Ada" in greeting()
+    assert press_ctrl_c(pool) == 0
+
+
+def test_bash_completes_commands_by_what_is_evaluated(shell: Shell) -> None:
+    assert re.search(r"complete .* pgworker$", shell.run(f"{COMPLETION}; complete -p pgworker"))
+
+
+def test_all_that_lives_and_waits_is_seen_and_a_job_is_followed_in_the_log(shell: Shell, dsn: str) -> None:
+    shell.run(f"export PGWORKER_DSN={shlex.quote(dsn)}")
+    pool = shell.start(f"{LOGGED} --metrics-listen off", "pool.log")
+    job_id = shell.run("""pgworker enqueue shop.greet '{"name": "Ada"}'""").strip()
+    pool.wait_for_log(f"event=job_succeeded.* job={job_id}")
+    shell.run(f"export JOB_ID={job_id}")
+    followed = re.findall(r" event=(\w+) ", shell.run(FOLLOW))
+    assert followed == ["job_claimed", "job_started", "job_succeeded"]
+    shell.run("pgworker enqueue shop.greet -q mail")
+    host = re.escape(socket.gethostname())
+    for line in SEE:
+        assert re.search(rf"^(mail|{host}) ", shell.run(line), re.MULTILINE), line
+        assert shell.run(f"{line} --json").startswith("{")
+    pool.send(signal.SIGTERM)
+    assert pool.wait() == 0
+
+
 def test_the_queue_gives_a_program_its_jobs(shell: Shell, dsn: str) -> None:
     shell.run(f"export PGWORKER_DSN={shlex.quote(dsn)}")
     ids = [shell.run(f'pgworker enqueue shop.greet \'{{"name": "{name}"}}\'').strip() for name in ("Ada", "Bob")]
@@ -478,6 +574,14 @@ def test_the_exit_codes_are_all_there_are() -> None:
     (listed,) = re.findall(r"^Exit codes: (.*?)\.\n\n", README, re.MULTILINE | re.DOTALL)
     codes = {value for name, value in vars(errors).items() if name.startswith("EXIT_")}
     assert {int(item.split()[0]) for item in listed.split("·")} == {0} | codes
+
+
+def test_the_guide_lists_its_sections() -> None:
+    guide = README.partition("\n## Guide\n")[2].partition("\n## ")[0]
+    head, *sections = guide.split("\n### ")
+    listed = re.findall(r"\[([^]]+)\]\(#([^)]+)\)", head)
+    assert [title for title, _ in listed] == [section.partition("\n")[0] for section in sections]
+    assert {anchor for _, anchor in listed} <= anchors(ROOT / "README.md")
 
 
 def test_every_file_that_it_links_to_is_there() -> None:
