@@ -27,6 +27,10 @@ BUILT = "kubectl apply -k "
 DRY = "kubectl create "
 
 
+TRIED = [command for command in COMMANDS if not command.startswith((*NEEDS_DOCKER, *NEEDS_A_CLUSTER))]
+"""What the tests here run: of `kubectl create` and `kubectl apply -k` all but the last step, which needs a cluster."""
+
+
 def commands(*starts: str) -> list[str]:
     return [command for command in COMMANDS if command.startswith(starts)]
 

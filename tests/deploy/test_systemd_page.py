@@ -1,4 +1,4 @@
-"""The section "systemd" of deploy/README.md, tried out: every command of it is run, in its order, on a private systemd.
+"""The sections "systemd" and "Logs" of deploy/README.md, tried out: every command is run on a private systemd.
 
 Three things differ from what stands there. A wheel of this checkout is $WHEEL, and what it depends on comes from this
 environment instead of a package index. `shop.py` is one that tells what the test wants to know. And nobody listens on
@@ -23,7 +23,7 @@ from tests.deploy.machine import Machine
 from tests.process.pool import ROOT, eventually
 
 PAGE = (ROOT / "deploy/README.md").read_text("utf-8")
-SECTION = PAGE.partition("\n## systemd\n")[2].partition("\n## ")[0]
+SECTION, LOGS = (PAGE.partition(f"\n## {title}\n")[2].partition("\n## ")[0] for title in ("systemd", "Logs"))
 HERE = "/srv/checkout"
 
 SHOP = """\
@@ -41,10 +41,17 @@ def commands(block: str) -> list[str]:
     return [text.rstrip("\n") for text in re.split(r"^# ", block, flags=re.MULTILINE)[1:]]
 
 
+def blocks(section: str) -> list[list[str]]:
+    return [commands(block) for block in re.findall(r"^```console\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)]
+
+
 # Unpacked, so that one block more or fewer is an error of this module.
-INSTALL, DATABASE, RUN, RELOAD, EDIT, TEMPLATE, UPGRADE, ROLLBACK = [
-    commands(block) for block in re.findall(r"^```console\n(.*?)^```$", SECTION, re.MULTILINE | re.DOTALL)
-]
+INSTALL, DATABASE, RUN, RELOAD, EDIT, TEMPLATE, UPGRADE, ROLLBACK = blocks(SECTION)
+((FOLLOW, WARNINGS),) = blocks(LOGS)
+TRIED = (
+    *(*INSTALL, *DATABASE, *RUN, *RELOAD, *EDIT, *TEMPLATE, *UPGRADE, *ROLLBACK),
+    *(FOLLOW, WARNINGS),
+)
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +80,8 @@ def test_every_command_of_the_page_does_what_it_says(bare_machine: Machine, whee
     def run(block: list[str]) -> str:
         return "".join(run_one(command) for command in block)
 
-    def run_one(command: str) -> str:
-        environ = {"WHEEL": f"/srv/{wheel.name}", "PGHOST": "/run/postgresql", "PIP_NO_INDEX": "1"}
+    def run_one(command: str, **variables: str) -> str:
+        environ = {"WHEEL": f"/srv/{wheel.name}", "PGHOST": "/run/postgresql", "PIP_NO_INDEX": "1", **variables}
         said = systemd.run("bash", "-euc", f"cd {HERE}\n{command}", environ=environ).stdout
         if (environment := re.fullmatch(r"python3 -m venv (\S+)", command)) is not None:
             bare_machine.let_import_dependencies(environment[1])
@@ -102,6 +109,12 @@ def test_every_command_of_the_page_does_what_it_says(bare_machine: Machine, whee
     run(EDIT)
     assert systemd.show("pgworker", "MemoryMax") == str(2 << 30)
     assert greet("default").startswith("good evening")
+    job_id = enqueue(app, "default", "nom")
+    eventually(lambda: job_id in systemd.journal("pgworker"), "its failure")
+    assert "event=job_failed" in run_one(FOLLOW, JOB_ID=job_id)
+    warnings = run_one(WARNINGS)
+    assert job_id in warnings
+    assert "the pool is ready" not in warnings
     both = run(TEMPLATE)
     assert "pgworker@mail.service" in both
     systemd.systemctl("stop", "pgworker")
@@ -120,10 +133,15 @@ def greeter(app: App) -> Callable[[str], str]:
     """Enqueues a job on a queue and waits for its result."""
 
     def greet(queue: str) -> str:
-        with psycopg.connect(app.dsn) as connection:
-            statement = "select pgworker.enqueue('shop.greet', '{\"name\": \"Ada\"}', queue => %s)"
-            row = connection.execute(statement, [queue]).fetchone()
-        assert row is not None
-        return str(app.job(UUID(str(row[0]))).wait(timeout=30))
+        return str(app.job(UUID(enqueue(app, queue, "name"))).wait(timeout=30))
 
     return greet
+
+
+def enqueue(app: App, queue: str, argument: str) -> str:
+    """A greeting; its id. The task knows no other argument than `name`."""
+    with psycopg.connect(app.dsn) as connection:
+        statement = "select pgworker.enqueue('shop.greet', jsonb_build_object(%s::text, 'Ada'), queue => %s)"
+        row = connection.execute(statement, [argument, queue]).fetchone()
+    assert row is not None
+    return str(row[0])
