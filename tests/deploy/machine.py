@@ -80,8 +80,9 @@ class Machine:
             place.mkdir()
             for inside, outside in imported().items():
                 for entry in () if outside == ROOT else outside.iterdir():
-                    if not entry.name.startswith(("pgworker", "__editable__")):
-                        (place / entry.name).symlink_to(inside / entry.name)
+                    link = place / entry.name
+                    if not entry.name.startswith(("pgworker", "__editable__")) and not link.is_symlink():
+                        link.symlink_to(inside / entry.name)  # of two the first one is found, as by an import
         self.systemd.write(f"{environment}/lib/{python_name()}/site-packages/test.pth", f"{_DEPENDENCIES}\n")
 
     def install_app(self, version: str) -> None:
