@@ -16,7 +16,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pgworker import errors
 from pgworker.master.main import ENDS, OBEYED_LATER
 from tests.deploy.test_alerts import anchors
-from tests.process.pool import Pool, eventually
+from tests.process.pool import Pool, eventually, free_port
 from tests.sql.actors import statuses
 from tests.sql.history import enqueue_ago, finish_ago, partitions
 
@@ -160,11 +160,6 @@ def press_ctrl_c(pool: Pool) -> int:
     """As a terminal does: SIGINT to everything in the foreground. Returns the exit code."""
     os.killpg(pool.master, signal.SIGINT)
     return pool.wait()
-
-
-def free_port() -> int:
-    with closing(socket.create_server(("127.0.0.1", 0))) as listening:
-        return int(listening.getsockname()[1])
 
 
 def test_the_smallest_app_runs_a_job_on_a_private_postgresql_and_ctrl_c_drains_it(shell: Shell) -> None:
