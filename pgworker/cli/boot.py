@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import time
 from collections.abc import Callable
 
 import setproctitle
@@ -19,6 +20,7 @@ from pgworker.linux.fork import fork_child
 from pgworker.linux.memory import data_bytes
 from pgworker.linux.pidfd import Exit
 
+_LOOK = 0.01  # seconds between two looks whether the check has ended, and at signals
 _HEADROOM = 32 << 20  # bytes that a worker needs beyond its app: its second thread, its connections, its first job
 
 
@@ -46,7 +48,7 @@ def check(
 def in_child(run: Callable[[], int]) -> int:
     """Its exit code. ConfigurationError for one that no check ends with: importing the app has ended the process."""
     pid = fork_child(run, keep_fds=(), death_signal=signal.SIGKILL, blocked=())
-    _, status = os.waitpid(pid, 0)
+    status = _wait(pid)
     code = os.waitstatus_to_exitcode(status)
     if code in (0, EXIT_UNAVAILABLE, EXIT_BUG, EXIT_CONFIGURATION):
         return code
@@ -55,6 +57,15 @@ def in_child(run: Callable[[], int]) -> int:
         f"the process that tried to import the app ended with it ({exit_.describe()}):"
         " an app must not exit or crash while it is imported"
     )
+
+
+def _wait(pid: int) -> int:
+    """The status of a child that has ended. Not in one call: a signal a moment before it would go unheard."""
+    while True:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            return status
+        time.sleep(_LOOK)
 
 
 def preload(app_path: str) -> frozenset[int]:

@@ -20,7 +20,7 @@ from click.shell_completion import CompletionItem
 
 from pgworker.cli.options import config_option
 from pgworker.cli.output import printable
-from pgworker.errors import EXIT_BUG, EXIT_USAGE, PgworkerError
+from pgworker.errors import EXIT_BUG, EXIT_USAGE, DatabaseUnavailable, PgworkerError
 
 EXIT_INTERRUPTED = 130
 EXIT_NOT_WRITTEN = 1
@@ -115,13 +115,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _usage(error)
     except click.Abort:
         return EXIT_INTERRUPTED
-    except PgworkerError as error:
-        return _explained(error)
-    except OSError as error:
-        return _unwritten(error)
     except Exception as error:  # noqa: BLE001  the last resort: a bug, said as such
-        return _bug(error)
+        return tell_failure(error)
     return result if isinstance(result, int) else 0
+
+
+def tell_failure(error: Exception) -> int:
+    """Say on stderr what has ended a command; returns its exit code."""
+    if isinstance(error, DatabaseUnavailable) and _follows_interrupt(error):
+        print(file=sys.stderr)  # as click does: behind the ^C of the terminal
+        return EXIT_INTERRUPTED
+    if isinstance(error, PgworkerError):
+        return _explained(error)
+    return _unwritten(error) if isinstance(error, OSError) else _bug(error)
+
+
+def _follows_interrupt(error: BaseException | None) -> bool:
+    """Whether it came of Ctrl-C: a driver that is interrupted may fail on its way out."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def _prepare_output() -> None:

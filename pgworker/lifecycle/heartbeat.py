@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -19,11 +20,11 @@ MAX_RUNS = 100
 
 @dataclass(frozen=True, slots=True)
 class PoolIdentity:
-    """What the heartbeats of all workers of one pool have in common."""
+    """What the heartbeats of all workers of one pool have in common. `pid_space`: where their pids mean something."""
 
     pool_id: UUID
     host: str
-    boot_id: str
+    pid_space: str
     queues: tuple[str, ...]
 
 
@@ -71,6 +72,16 @@ class WorkerProcess:
     activity: Activity = _NOTHING
 
 
+@dataclass(frozen=True, slots=True)
+class SilentWorker:
+    """A worker of another pool whose pid is of our space, and its last beat by the server's clock."""
+
+    worker_id: UUID
+    pid: int
+    slot: int
+    beat_at: datetime
+
+
 def beat_workers(connection: Connection[Any], pool: PoolIdentity, workers: Sequence[WorkerProcess]) -> None:
     """Say that these workers live, and what they do, in one statement."""
     connection.execute(
@@ -78,7 +89,7 @@ def beat_workers(connection: Connection[Any], pool: PoolIdentity, workers: Seque
         {
             "pool_id": pool.pool_id,
             "host": pool.host,
-            "boot_id": pool.boot_id,
+            "pid_space": pool.pid_space,
             "queues": list(pool.queues),
             "worker_ids": [worker.worker_id for worker in workers],
             "pids": [worker.pid for worker in workers],
@@ -101,7 +112,7 @@ def end_worker(connection: Connection[Any], pool: PoolIdentity, worker: WorkerPr
         {
             "pool_id": pool.pool_id,
             "host": pool.host,
-            "boot_id": pool.boot_id,
+            "pid_space": pool.pid_space,
             "queues": list(pool.queues),
             "worker_id": worker.worker_id,
             "pid": worker.pid,
@@ -110,6 +121,21 @@ def end_worker(connection: Connection[Any], pool: PoolIdentity, worker: WorkerPr
             "how": how,
         },
     )
+
+
+def find_silent_workers(connection: Connection[Any], pool: PoolIdentity, silence: float) -> list[SilentWorker]:
+    """Workers of other pools on this host, with pids of our space, that have not been heard of for so many seconds."""
+    parameters = {"pool_id": pool.pool_id, "host": pool.host, "pid_space": pool.pid_space, "silence": silence}
+    return [SilentWorker(*row) for row in connection.execute(query("find_silent_workers"), parameters).fetchall()]
+
+
+def end_silent_worker(connection: Connection[Any], worker: SilentWorker, how: str) -> bool:
+    """Record that a silent worker has ended; its leases are free to reclaim from now on.
+
+    False, and nothing recorded, if somebody was quicker, or it has been heard of since it was found.
+    """
+    parameters = {"worker_id": worker.worker_id, "beat_at": worker.beat_at, "how": how}
+    return connection.execute(query("end_silent_worker"), parameters).fetchone() is not None
 
 
 def announce_tasks(connection: Connection[Any], digest: int, tasks: Sequence[str]) -> None:

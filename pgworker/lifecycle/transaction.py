@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import psycopg
 from psycopg import Connection, Cursor
 
 
@@ -20,8 +21,7 @@ def read_committed(connection: Connection[Any]) -> Iterator[Cursor[Any]]:
             yield cursor
             cursor.execute("commit")
         except BaseException:
-            if not connection.broken:
-                connection.rollback()
+            _roll_back(connection)
             raise
 
 
@@ -33,12 +33,25 @@ def in_one_trip(connection: Connection[Any], statement: str, parameters: Mapping
     with connection.cursor() as cursor:
         try:
             with connection.pipeline():
-                connection.execute("begin isolation level read committed")
-                connection.execute("set local statement_timeout = 0")
-                cursor.execute(statement, parameters)
-                connection.execute("commit")
+                try:
+                    connection.execute("begin isolation level read committed")
+                    connection.execute("set local statement_timeout = 0")
+                    cursor.execute(statement, parameters)
+                    connection.execute("commit")
+                except KeyboardInterrupt:  # between two calls of the driver, which cancels what it waits for itself
+                    connection.cancel_safe()
+                    raise
             return cursor.fetchall()
         except BaseException:
-            if not connection.broken:
-                connection.rollback()
+            _roll_back(connection)
             raise
+
+
+def _roll_back(connection: Connection[Any]) -> None:
+    """After an error, which no other one must hide: Ctrl-C may leave the driver in the middle of an answer."""
+    if connection.broken:
+        return
+    try:
+        connection.rollback()
+    except psycopg.Error:
+        connection.close()  # nobody knows its state: as good as lost, and the server rolls back

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 from dataclasses import dataclass
 
@@ -30,6 +31,26 @@ class Exit:
 def open_pidfd(pid: int) -> int:
     """A descriptor for this very process, readable once it has ended. ProcessLookupError if it is gone."""
     return os.pidfd_open(pid)
+
+
+def is_gone(pid: int) -> bool:
+    """Whether it is certain that nobody in our PID namespace runs under this pid: none, or one that has ended to its
+    last thread and waits to be reaped. Whoever it belongs to, whether /proc shows it or not; a stopped one is there.
+
+    False also when that can't be found out, and for a pid that a stranger has by now.
+    """
+    try:
+        pidfd = open_pidfd(pid)
+    except ProcessLookupError:
+        return True
+    except OSError:  # pidfd_open(2): the pid of a thread, no descriptor left, no such call in this sandbox
+        return False
+    try:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        return bool(poll.poll(0))
+    finally:
+        os.close(pidfd)
 
 
 def send(pidfd: int, number: int) -> bool:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
 
 from pgworker.linux.cgroups import hierarchies
 
-_STATE, _START_TICKS = 0, 19  # proc(5): fields 3 and 22 of stat, counted from behind the name
+_STATE = 0  # proc(5): field 3 of stat, counted from behind the name
 
 
 def state(pid: int) -> str | None:
@@ -16,15 +17,18 @@ def state(pid: int) -> str | None:
     return fields[_STATE] if fields and fields[_STATE] not in "Xx" else None
 
 
-def start_ticks(pid: int) -> int | None:
-    """When the process started, in clock ticks since boot; None: no such process. With the pid, its identity."""
-    fields = _stat(pid)
-    return int(fields[_START_TICKS]) if fields else None
+def pid_space() -> str:
+    """Where our pids mean something: this boot of the kernel, and our PID namespace in it.
 
-
-def boot_id() -> str:
-    """The UUID of this boot of the kernel: pids and ticks of another one mean nothing."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    The number of a namespace comes back once all its processes are gone, so that a pid of this space that nobody has
+    stands for a process that has ended, in whichever of them. Where /proc says nothing: a name that nobody else has.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = Path("/proc/self/ns/pid").stat().st_ino  # namespaces(7)
+    except OSError:
+        return str(uuid4())
+    return f"{boot}:{namespace}"
 
 
 def oom_kills() -> int | None:

@@ -10,31 +10,32 @@ import logging
 import selectors
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pgworker.config.settings import PoolSettings
 from pgworker.errors import EXIT_BUG, EXIT_DRAIN_TIMED_OUT
 from pgworker.linux import process
-from pgworker.linux.board import Run
 from pgworker.linux.control import Death, Shared
 from pgworker.linux.pidfd import Exit, kill_group, next_exit, reap
 from pgworker.linux.signals import SignalQueue
 from pgworker.master.causes import explain_exit, judge_slots
 from pgworker.master.children import Forker, MonitorChild, RunMonitor, RunWorker, WorkerChild
 from pgworker.master.count import Count
-from pgworker.master.deadlines import Ladder, climb, find_overdue, is_stopped_past_lease
 from pgworker.master.deaths import Deaths
 from pgworker.master.drain import LAST_CALL, Drain
 from pgworker.master.dumps import Dumps
 from pgworker.master.fields import fields
+from pgworker.master.ladders import Ladders
+from pgworker.master.pause import pause_or_resume
+from pgworker.master.readiness import Readiness
 from pgworker.master.restarts import Restarts
 from pgworker.master.rolling import CheckApp, Rolling
 from pgworker.master.service import Service, ServiceKeeper
 from pgworker.master.size import Size
 from pgworker.master.systemd import Systemd, describe_drain, describe_pool
 from pgworker.model.graces import Graces
-from pgworker.model.state import CancelReason, Outcome
+from pgworker.model.state import Outcome
 
 ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 """Signals that end a pool."""
@@ -79,16 +80,15 @@ class Master:
         self._service = ServiceKeeper("the private PostgreSQL", parts.service, parts.restart_service)
         self._watcher = ServiceKeeper("the watcher of --reload", None, parts.start_watcher)
         self._forker = Forker(shared, parts.run_worker, parts.run_monitor)
-        self._graces = Graces(settings.cancel_grace, settings.term_grace, settings.lease_ttl)
         self._workers = [
             WorkerChild(row, write, is_wanted=row.index < settings.workers)
             for row, (_, write) in zip(shared.board.rows, shared.wakes, strict=True)
         ]
         self._monitor = MonitorChild()
         self._deaths = Deaths(self._monitor)
-        self._ladders: dict[tuple[int, int], Ladder] = {}
-        """By pid and slot."""
-        self._killed: dict[int, CancelReason] = {}
+        graces = Graces(settings.cancel_grace, settings.term_grace, settings.lease_ttl)
+        self._ladders = Ladders(self._workers, shared.stacks, graces, settings.lease_ttl)
+        self._readiness = Readiness(self._workers, shared.board, settings.queues)
         self._systemd = Systemd()
         self._drain = Drain(self._workers, settings.drain_timeout, self._systemd.stopping)
         self._restarts = Restarts(settings.restart_backoff)
@@ -98,7 +98,6 @@ class Master:
         self._dumps = Dumps(self._workers, shared.stacks, self._monitor, shared.monitor_stack)
         self._count = Count()
         self._gone_at: float | None = None
-        self._was_ready = False
         self._exit_code: int | None = None
         self._oom_kills = process.oom_kills()
 
@@ -113,12 +112,13 @@ class Master:
                 self._obey_signals()
                 self._reap()
                 self._hear_monitor()
-                self._enforce_deadlines()
-                self._drain.enforce(self._killed)
-                self._dumps.collect({pid for pid, _ in self._ladders})
+                self._ladders.go_on()
+                self._drain.enforce(self._ladders.killed)
+                self._dumps.collect(self._ladders.pids())
                 if not self._drain.is_on:
                     self._rolling.go_on()
-                    self._announce_ready()
+                    if self._readiness.announce(time.monotonic(), int(self._size)):
+                        self._systemd.ready()
                 self._tell_systemd()
             return self._finish()
         finally:
@@ -189,54 +189,6 @@ class Master:
             )
             kill_group(self._monitor.pid, signal.SIGKILL)
 
-    def _enforce_deadlines(self) -> None:
-        now_ns = time.monotonic_ns()
-        for child in self._workers:
-            if not child.pid:
-                continue
-            runs = child.row.runs()
-            self._forget_those_that_stopped(child, runs)
-            for run in runs:
-                key = child.pid, run.slot
-                ladder = self._ladders.get(key) or self._find_reason(child, run, now_ns)
-                if ladder is not None:
-                    stack = self._shared.stacks[child.row.index]
-                    self._ladders[key] = climb(ladder, child.pid, stack, self._graces, now_ns)
-            if not runs and is_stopped_past_lease(child.row, child.pid, now_ns, self._settings.lease_ttl):
-                self._killed[child.pid] = CancelReason.LEASE_LOST
-                kill_group(child.pid, signal.SIGKILL)
-
-    def _forget_those_that_stopped(self, child: WorkerChild, runs: Sequence[Run]) -> None:
-        """They stopped in time; a worker that has had SIGTERM drains."""
-        sequences = {run.slot: run.sequence for run in runs}
-        own = [(key, ladder) for key, ladder in self._ladders.items() if key[0] == child.pid]
-        stopped = [key for key, ladder in own if sequences.get(key[1]) != ladder.run.sequence and not ladder.killed_ns]
-        for key in stopped:
-            del self._ladders[key]
-        if stopped and len(stopped) == len(own):
-            self._shared.stacks[child.row.index].clear()  # no evidence of how a later job ends
-
-    def _find_reason(self, child: WorkerChild, run: Run, now_ns: int) -> Ladder | None:
-        reason = child.row.cancel_reason(run.slot, run.sequence)
-        if reason is CancelReason.NONE:
-            reason = find_overdue(child.row, run, now_ns, self._settings.lease_ttl)
-            if reason is CancelReason.NONE:
-                return None
-            child.row.ask_cancel(run, reason)
-        return Ladder(run, reason, now_ns)
-
-    def _announce_ready(self) -> None:
-        if not self._was_ready and any(child.pid and child.row.is_ready for child in self._workers):
-            self._was_ready = True
-            queues = ", ".join(self._settings.queues)
-            log.info(
-                "the pool is ready: %d workers on %s",
-                int(self._size),
-                queues,
-                extra=fields("pool_ready", workers=int(self._size), queues=queues),
-            )
-            self._systemd.ready()
-
     # -- signals
 
     def _obey_signals(self) -> None:
@@ -246,7 +198,7 @@ class Master:
                 self._end(number)
                 self._monitor.start_at = 0.0  # should it be missing: who ends now is to be recorded
             elif number is signal.SIGUSR1:
-                self._dumps.ask({pid for pid, _ in self._ladders})
+                self._dumps.ask(self._ladders.pids())
             elif number in OBEYED_LATER and self._drain.is_on:
                 said = number.name.removeprefix("SIG")
                 log.info("%s is ignored: the pool drains", said, extra=fields("signal_ignored"))
@@ -269,21 +221,7 @@ class Master:
         elif number is signal.SIGTTOU:
             self._size.shrink()
         else:
-            self._pause_or_resume()
-
-    def _pause_or_resume(self) -> None:
-        board = self._shared.board
-        board.is_paused = not board.is_paused
-        if board.is_paused:
-            log.info(
-                "USR2: claiming is paused; what runs goes on, what waits goes back; USR2 again resumes it",
-                extra=fields("claiming_paused"),
-            )
-        else:
-            log.info("USR2: claiming again", extra=fields("claiming_resumed"))
-        for child in self._workers:
-            if child.pid:
-                child.wake()
+            pause_or_resume(self._shared.board, self._workers)
 
     def _tell_systemd(self) -> None:
         now = time.monotonic()
@@ -297,7 +235,7 @@ class Master:
             return describe_drain(sum(child.pid != 0 for child in self._workers), running, self._drain.until - now)
         ready = sum(child.is_wanted and child.is_up for child in self._workers)
         remarks = {
-            "the database can't be reached": self._was_ready and not self._shared.board.is_connected,
+            "the database can't be reached": self._readiness.is_announced and not self._shared.board.is_connected,
             "claiming is paused": self._shared.board.is_paused,
             "rolling restart": self._rolling.is_on,
         }
@@ -306,20 +244,14 @@ class Master:
     # -- deaths
 
     def _bury_worker(self, child: WorkerChild, exit_: Exit) -> None:
-        ladders = {slot: self._ladders.pop((pid, slot)) for pid, slot in list(self._ladders) if pid == exit_.pid}
-        killed_for = self._killed.pop(exit_.pid, CancelReason.NONE)
-        culprits = {slot: ladder.reason for slot, ladder in ladders.items() if ladder.dumped_ns}
-        if culprits and exit_.signal is not None:  # a forced dump may kill by SIGSEGV
-            killed_for = next(iter(culprits.values()))
+        charge = self._ladders.take(exit_.pid, by_signal=exit_.signal is not None)
         how, verdict = explain_exit(
-            exit_, child.row.index, killed_for, self._saw_oom(exit_), child.asked, child.given_up
+            exit_, child.row.index, charge.killed_for, self._saw_oom(exit_), child.asked, child.given_up
         )
         runs = child.row.runs()
         clean = exit_.code == 0 and not runs
         stack = self._shared.stacks[child.row.index].read()
-        if exit_.signal is None:
-            culprits = {}
-        verdicts = judge_slots(child.row.slots, runs, culprits, verdict, stack)
+        verdicts = judge_slots(child.row.slots, runs, charge.culprits, verdict, stack)
         outcome = Outcome.SUCCEEDED if clean else verdict
         death = Death(child.row.index, exit_.pid, str(child.row.worker_id), how, outcome.value, verdicts, stack)
         was_ready, done = child.row.is_ready, child.row.jobs_done
@@ -331,7 +263,7 @@ class Master:
 
     def _follow_up(self, child: WorkerChild, exit_: Exit, how: str, *, was_ready: bool, done: int, clean: bool) -> None:
         """Who comes after a worker that has ended, if anybody."""
-        if not was_ready and not self._was_ready and not (self._drain.is_on and clean):
+        if not was_ready and not self._readiness.had_worker and not (self._drain.is_on and clean):
             self._give_up_on_a_broken_app(exit_)
         if self._drain.is_on:
             return

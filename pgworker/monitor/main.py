@@ -36,6 +36,7 @@ from pgworker.model.retry import Backoff
 from pgworker.model.state import Outcome
 from pgworker.monitor.activity import Activities
 from pgworker.monitor.http import Pages
+from pgworker.monitor.neighbours import end_the_gone
 from pgworker.monitor.partitions import Partitions
 from pgworker.monitor.reclaims import Reclaims
 from pgworker.monitor.renewals import Renewals, draw_lines
@@ -52,6 +53,7 @@ _STUCK = 15.0  # seconds without a tick after which /healthz says so
 _HELD_UP_NS = 1_000_000_000  # a clerk hands back after a quarter of it; what is still there then, its clerk can't
 _LAST_CLAIMS = 1.5  # seconds during which a claim of a worker that was just killed may still commit
 _SWITCH_INTERVAL = 0.001  # seconds: how soon a round gets the GIL from a scrape, which may take it for 50 ms
+_SILENT_BEATS = 2  # beats that a worker of another pool has missed when we look whether its process is gone
 _ORPHAN_PATIENCE = 4.0  # seconds to see the workers of a dead master end and to reclaim what they held
 
 log = logs.logger("monitor")
@@ -84,13 +86,14 @@ class Monitor:
         self._lanes = Lanes.of(settings.queues)
         self._activities = Activities(shared.board)
         self._metrics = PoolMetrics(version, self._state)
-        self._pool = PoolIdentity(pool_id, socket.gethostname(), process.boot_id(), settings.queues)
+        self._pool = PoolIdentity(pool_id, socket.gethostname(), process.pid_space(), settings.queues)
         self._renewals = Renewals(self._board, settings, self._metrics)
         self._reclaims = Reclaims(self._board, self._pool, settings.lease_ttl, Backoff(), self._metrics)
         self._wakeups = Wakeups(dsn, settings.queues, self._board, [write for _, write in shared.wakes])
         self._connection: Connection[Any] | None = None
         self._next_connect = 0.0
         self._was_away = False
+        self._back_at = 0.0
         self._next_beat = 0.0
         self._beaten: set[tuple[UUID, int]] = set()
         self._last_look = 0.0
@@ -208,6 +211,9 @@ class Monitor:
 
     def _look_for_leases(self, connection: Connection[Any]) -> None:
         self._last_look = time.monotonic()
+        silence = _SILENT_BEATS * self._settings.heartbeat_interval
+        if self._last_look - self._back_at > silence:  # after an outage every pool gets the time to speak for its own
+            end_the_gone(connection, self._pool, silence)
         self._make_findable(self._reclaims.reclaim(connection, self._may_take_expired))
 
     def _may_take_expired(self) -> bool:
@@ -242,6 +248,7 @@ class Monitor:
         self._board.is_connected = True
         if self._was_away:
             self._was_away = False
+            self._back_at = now
             log.info("the database is back", extra=logs.fields("database_back"))
         return connection
 

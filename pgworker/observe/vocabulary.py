@@ -45,6 +45,7 @@ POOL_EVENTS: Final[Mapping[str, str]] = {
     "worker_started": "a worker is about to claim",
     "worker_refused": "a worker can't work: its app, its schema",
     "worker_ended": "a worker process is gone, and why",
+    "worker_gone": "a worker of another pool on this host was killed with its whole pool; its jobs are taken back",
     "worker_limit_reached": "a worker has reached --max-jobs, --max-memory or --max-age and is to be replaced",
     "worker_crashed": "a bug in pgworker or no memory left: the worker ends itself",
     "cpus_refused": "a worker can't stay on its CPUs",

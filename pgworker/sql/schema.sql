@@ -948,6 +948,8 @@ comment on column pgworker.job_queue.execution is 'the number that the next exec
 
 comment on column pgworker.job_queue.failures is 'failures charged so far';
 
+comment on column pgworker.worker_heartbeats.boot_id is 'where pid means something: the boot of the kernel and, after a colon, the PID namespace';
+
 comment on column pgworker.worker_heartbeats.cpu_seconds is 'CPU time it has used, as of the same look';
 
 comment on column pgworker.worker_heartbeats.jobs_done is 'executions that this process has ended, however they ended';

@@ -52,7 +52,7 @@ class Keeper:
         self._dsn = dsn
         self._row = row
         self._sayings = sayings
-        self._pool = PoolIdentity(uuid4(), socket.gethostname(), process.boot_id(), ())
+        self._pool = PoolIdentity(uuid4(), socket.gethostname(), process.pid_space(), ())
         self._connection: Connection[Any] | None = None
         self._claimed: ClaimedJob | None = None
         self._next_beat = 0.0

@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -24,7 +25,9 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from pgworker.cli.root import tell_failure
 from pgworker.db import embedded
+from pgworker.errors import DatabaseUnavailable, SchemaError
 from pgworker.inspection.jobs import list_jobs
 from pgworker.lifecycle.heartbeat import WorkerProcess, announce_tasks, beat_workers
 from pgworker.lifecycle.progress import save_progress
@@ -589,6 +592,42 @@ def test_ctrl_c_in_the_middle_of_a_purge_says_how_far_it_came(dsn: str, connect:
         printed, complained = process.communicate(timeout=60)
     assert (process.returncode, printed, complained) == (130, b"purged 10000, then interrupted\n", b"\n")
     assert ask(connection, "select count(*) from pgworker.job_queue") == [50]
+
+
+def test_ctrl_c_ends_with_130_while_a_connection_is_made() -> None:
+    """The server accepts, and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(DEADLINE)
+        host, port = server.getsockname()
+        process = subprocess.Popen(
+            command("status"),
+            cwd=ROOT,
+            env=environment(PGWORKER_DSN=f"host={host} port={port} user=u dbname=d connect_timeout=60"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        with server.accept()[0]:
+            process.send_signal(signal.SIGINT)
+            assert process.communicate(timeout=DEADLINE) == (b"", b"\n")
+    assert process.returncode == 130
+
+
+def interrupted(error: Exception) -> Exception:
+    """The error as it comes out of a driver that was interrupted."""
+    with suppress(type(error)):
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise error
+    return error
+
+
+def test_an_outage_that_ctrl_c_has_caused_is_no_news_and_anything_else_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert tell_failure(interrupted(DatabaseUnavailable("another command is already in progress"))) == 130
+    assert capsys.readouterr().err == "\n"
+    assert tell_failure(DatabaseUnavailable("of its own")) == 69
+    assert tell_failure(interrupted(SchemaError("its result can't be recorded"))) == 78
+    assert "can't be recorded" in capsys.readouterr().err
 
 
 # dead-letters

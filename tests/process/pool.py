@@ -130,12 +130,15 @@ class Pool:
 def start(dsn: str, log_file: Path, *, app: str = APP, cwd: Path = ROOT, **settings: object) -> Iterator[Pool]:
     """Start a pool, by `pgworker start` if its flags suffice for these settings; kill what is left at the end.
 
-    With a setting `stderr`, a descriptor, the file has only what is printed to standard output.
+    With a setting `stderr`, a descriptor, the file has only what is printed to standard output. `prefix` is a command
+    that runs the pool, such as unshare.
     """
     stderr = settings.pop("stderr", None)
+    prefix = settings.pop("prefix", ())
+    assert isinstance(prefix, tuple)
     with log_file.open("wb") as log:
         process = subprocess.Popen(
-            _command(dsn, app, {"workers": 2, **settings}),
+            [*prefix, *_command(dsn, app, {"workers": 2, **settings})],
             cwd=cwd,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdin=subprocess.DEVNULL,

@@ -14,6 +14,7 @@ import pytest
 
 from pgworker.linux import process
 
+IN_A_PID_NAMESPACE = ("unshare", "--pid", "--fork", "--mount-proc", "--")
 ROOT = Path(__file__).parents[2]
 PROGRAM = Path(__file__).parent / "programs" / "oom.py"
 HOSTILE_NAME = """
@@ -49,23 +50,19 @@ def test_the_state_of_a_process_is_told_from_its_sleep_to_its_end(child: subproc
     assert process.state(child.pid) == "Z"
     child.wait()
     assert process.state(child.pid) is None
-    assert process.start_ticks(child.pid) is None
 
 
-def test_start_ticks_say_when_since_boot_a_process_began() -> None:
-    before = time.clock_gettime(time.CLOCK_BOOTTIME)
-    with subprocess.Popen(["sleep", "1000"]) as started:
-        after = time.clock_gettime(time.CLOCK_BOOTTIME)
-        ticks = process.start_ticks(started.pid)
-        started.kill()
-    assert ticks is not None
-    tick = 1 / os.sysconf("SC_CLK_TCK")
-    assert before - tick <= ticks * tick <= after
-
-
-def test_the_boot_has_one_id() -> None:
-    assert len(process.boot_id()) == 36
-    assert process.boot_id() == process.boot_id()
+def test_pids_of_another_namespace_are_of_another_space_and_those_of_our_children_are_not() -> None:
+    show = [sys.executable, "-c", "from pgworker.linux import process; print(process.pid_space())"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ours = process.pid_space()
+    assert subprocess.run(show, env=environment, capture_output=True, text=True, check=True).stdout.strip() == ours
+    apart = subprocess.run([*IN_A_PID_NAMESPACE, *show], env=environment, capture_output=True, text=True, check=False)
+    if apart.returncode:
+        pytest.skip(f"no PID namespace can be made here: {apart.stderr.strip()}")
+    theirs = apart.stdout.strip()
+    assert theirs != ours
+    assert theirs.partition(":")[0] == ours.partition(":")[0], "the same boot"
 
 
 def test_a_kill_for_want_of_memory_is_told_from_a_normal_end() -> None:

@@ -53,7 +53,7 @@ class Fresh:
         self.pool: Pool = self._started.__enter__()
         self.pool.wait_for_log("the pool is ready")
         workers = int(self.pool.wait_for_log("the pool is ready").rpartition(": ")[2].split()[0])
-        eventually(lambda: len(self.pool.workers) == workers, "every worker")
+        self.wait_for_lines("event=worker_started", workers)  # HUP replaces at once who is not ready yet
         return self
 
     def __exit__(self, *raised: Any) -> None:

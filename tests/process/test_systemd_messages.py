@@ -8,13 +8,27 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
 
 from pgworker.master.systemd import describe_drain, describe_pool
 from tests.process.pool import eventually, start
 
 Receive = Callable[[str], str]
+
+HOLD_UP_MONITORS = """
+    alter function pgworker.schema_version rename to real_schema_version;
+    create function pgworker.schema_version() returns integer language plpgsql as $$
+    begin
+        if current_setting('application_name') = 'pgworker monitor' then
+            perform pg_advisory_lock_shared(77);
+        end if;
+        return pgworker.real_schema_version();
+    end $$
+"""
+"""A monitor that connects waits for whoever holds the lock; it asks for the version first."""
 
 
 @pytest.fixture
@@ -46,6 +60,33 @@ def test_a_pool_tells_that_it_is_ready_that_it_lives_and_for_how_long_it_may_dra
         pool.send(signal.SIGTERM)
         said = wait_for_message(r"STOPPING=1\nEXTEND_TIMEOUT_USEC=\d+")
         assert int(said.rpartition("=")[2]) > 7e6
+        assert pool.wait() == 0
+
+
+@pytest.mark.parametrize("comes", [True, False], ids=["and comes", "and does not come, but not for ever"])
+def test_ready_waits_for_the_connection_of_the_monitor(
+    comes: bool,
+    dsn: str,
+    tmp_path: Path,
+    wait_for_message: Receive,
+    connect: Callable[[], psycopg.Connection[Any]],
+) -> None:
+    holding = connect()
+    holding.execute(HOLD_UP_MONITORS)
+    holding.execute("select pg_advisory_lock(77)")
+    with start(dsn, tmp_path / "pool.log", workers=1) as pool:
+        first = wait_for_message("READY=1|STATUS=1 of 1 worker ready.*")
+        assert first == "STATUS=1 of 1 worker ready, 0 jobs running", "not READY=1, which would come before it"
+        assert "the pool is ready" not in pool.log()
+        if comes:
+            holding.execute("select pg_advisory_unlock(77)")
+        wait_for_message("READY=1")
+        pool.wait_for_log("the pool is ready")
+        if not comes:
+            wait_for_message("STATUS=1 of 1 worker ready, 0 jobs running, the database can't be reached")
+            holding.execute("select pg_advisory_unlock(77)")
+            wait_for_message("STATUS=1 of 1 worker ready, 0 jobs running")
+        pool.send(signal.SIGTERM)
         assert pool.wait() == 0
 
 

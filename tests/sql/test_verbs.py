@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
 from uuid import UUID, uuid4
@@ -24,7 +25,9 @@ from pgworker.lifecycle.heartbeat import (
     RunningJob,
     WorkerProcess,
     beat_workers,
+    end_silent_worker,
     end_worker,
+    find_silent_workers,
     forget_workers,
 )
 from pgworker.lifecycle.partitions import make_partitions
@@ -755,6 +758,35 @@ def test_heartbeats_keep_who_lives_and_how_the_others_ended(db: Connection[Any])
     assert ask(db, "select ended_at from pgworker.worker_heartbeats where worker_id = %s", one) == [ended_at]
     [age] = ask(db, "select beat_at - started_at from pgworker.worker_heartbeats where pid = 10")
     assert abs(age - timedelta(seconds=5)) < timedelta(seconds=1)
+
+
+def test_silent_workers_of_other_pools_are_found_by_host_and_pid_space_and_ended_unless_they_beat_again(
+    db: Connection[Any],
+) -> None:
+    ours, theirs = (PoolIdentity(uuid4(), "host", "boot:1", ("default",)) for _ in range(2))
+    silent, ended, beating, elsewhere, other_space = workers = [WorkerProcess(uuid4(), pid, 0, 0) for pid in range(5)]
+    for worker in workers[:3]:
+        beat_workers(db, theirs, [worker])
+    beat_workers(db, replace(theirs, host="elsewhere"), [elsewhere])
+    beat_workers(db, replace(theirs, pid_space="boot:2"), [other_space])
+    beat_workers(db, ours, [WorkerProcess(uuid4(), 9, 0, 0)])
+    end_worker(db, theirs, ended, "said so")
+    db.execute("update pgworker.worker_heartbeats set beat_at = beat_at - interval '10 s'")
+    beat_workers(db, theirs, [beating])
+    (found,) = find_silent_workers(db, ours, silence=9)
+    assert (found.worker_id, found.pid, found.slot) == (silent.worker_id, silent.pid, 0)
+    assert find_silent_workers(db, ours, silence=60) == []
+    beat_workers(db, theirs, [silent])
+    assert not end_silent_worker(db, found, "gone"), "it has beaten since it was found"
+    db.execute("update pgworker.worker_heartbeats set beat_at = beat_at - interval '10 s' where pid = %s", [silent.pid])
+    (found,) = find_silent_workers(db, ours, silence=9)
+    assert end_silent_worker(db, found, "gone")
+    assert not end_silent_worker(db, found, "gone once more"), "somebody was quicker"
+    assert find_silent_workers(db, ours, silence=9) == []
+    assert ask(db, "select ended_how from pgworker.worker_heartbeats where ended_at is not null order by pid") == [
+        "gone",
+        "said so",
+    ]
 
 
 def test_a_heartbeat_tells_what_a_worker_does_as_long_as_its_lease_has_not_ended(

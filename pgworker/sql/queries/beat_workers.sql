@@ -2,7 +2,7 @@
 insert into pgworker.worker_heartbeats as known
     (worker_id, pool_id, host, boot_id, pid, slot, queues, started_at, beat_at, tasks_digest,
      state, runs, jobs_done, uss_bytes, cpu_seconds)
-select worker_id, %(pool_id)s::uuid, %(host)s::text, %(boot_id)s::text, pid, slot, %(queues)s::text[],
+select worker_id, %(pool_id)s::uuid, %(host)s::text, %(pid_space)s::text, pid, slot, %(queues)s::text[],
        clock_timestamp() - age_us * interval '1 microsecond', clock_timestamp(), tasks_digest,
        state, runs, jobs_done, uss_bytes, cpu_seconds
 from unnest(%(worker_ids)s::uuid[], %(pids)s::integer[], %(slots)s::smallint[], %(ages_us)s::bigint[],

@@ -1,0 +1,86 @@
+"""Who is being killed and for what: the ladder of each run that must stop, from its first step to its worker's end."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pgworker.linux.board import Run
+from pgworker.linux.pidfd import kill_group
+from pgworker.linux.stacks import StackFile
+from pgworker.master.children import WorkerChild
+from pgworker.master.deadlines import Ladder, climb, find_overdue, is_stopped_past_lease
+from pgworker.model.graces import Graces
+from pgworker.model.state import CancelReason
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """What a worker was killed for: as a whole, and each run that it was killed for, by slot."""
+
+    killed_for: CancelReason
+    culprits: dict[int, CancelReason]
+
+
+class Ladders:
+    """The ladders of all workers, by pid and slot."""
+
+    def __init__(self, workers: Sequence[WorkerChild], files: Sequence[StackFile], graces: Graces, ttl: float) -> None:
+        self._workers = workers
+        self._files = files
+        self._graces = graces
+        self._lease_ttl = ttl
+        self._ladders: dict[tuple[int, int], Ladder] = {}
+        self.killed: dict[int, CancelReason] = {}
+        """Why, by the pids that were killed without a ladder."""
+
+    def pids(self) -> set[int]:
+        """The processes that have one."""
+        return {pid for pid, _ in self._ladders}
+
+    def go_on(self) -> None:
+        """Find the runs that must stop by now, and take the next step with each, if it is due."""
+        now_ns = time.monotonic_ns()
+        for child in self._workers:
+            if not child.pid:
+                continue
+            runs = child.row.runs()
+            self._forget_those_that_stopped(child, runs)
+            for run in runs:
+                key = child.pid, run.slot
+                ladder = self._ladders.get(key) or self._find_reason(child, run, now_ns)
+                if ladder is not None:
+                    self._ladders[key] = climb(ladder, child.pid, self._files[child.row.index], self._graces, now_ns)
+            if not runs and is_stopped_past_lease(child.row, child.pid, now_ns, self._lease_ttl):
+                self.killed[child.pid] = CancelReason.LEASE_LOST
+                kill_group(child.pid, signal.SIGKILL)
+
+    def take(self, pid: int, *, by_signal: bool) -> Charge:
+        """What this process, which has ended, was killed for; it is forgotten."""
+        ladders = {slot: self._ladders.pop((found, slot)) for found, slot in list(self._ladders) if found == pid}
+        killed_for = self.killed.pop(pid, CancelReason.NONE)
+        culprits = {slot: ladder.reason for slot, ladder in ladders.items() if ladder.dumped_ns}
+        if not by_signal:
+            return Charge(killed_for, {})
+        return Charge(next(iter(culprits.values()), killed_for), culprits)  # a forced dump may kill by SIGSEGV
+
+    def _forget_those_that_stopped(self, child: WorkerChild, runs: Sequence[Run]) -> None:
+        """They stopped in time; a worker that has had SIGTERM drains."""
+        sequences = {run.slot: run.sequence for run in runs}
+        own = [(key, ladder) for key, ladder in self._ladders.items() if key[0] == child.pid]
+        stopped = [key for key, ladder in own if sequences.get(key[1]) != ladder.run.sequence and not ladder.killed_ns]
+        for key in stopped:
+            del self._ladders[key]
+        if stopped and len(stopped) == len(own):
+            self._files[child.row.index].clear()  # no evidence of how a later job ends
+
+    def _find_reason(self, child: WorkerChild, run: Run, now_ns: int) -> Ladder | None:
+        reason = child.row.cancel_reason(run.slot, run.sequence)
+        if reason is CancelReason.NONE:
+            reason = find_overdue(child.row, run, now_ns, self._lease_ttl)
+            if reason is CancelReason.NONE:
+                return None
+            child.row.ask_cancel(run, reason)
+        return Ladder(run, reason, now_ns)
