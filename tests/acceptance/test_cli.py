@@ -326,14 +326,20 @@ def test_jobs_list_shows_the_newest_first_and_filters_by_queue_task_org_and_stat
     assert (nothing.returncode, nothing.stdout, nothing.stderr) == (0, "", "no such jobs\n")
 
 
-def test_a_table_fits_80_columns_and_a_pipe_that_is_not_utf_8(dsn: str, connect: Connect) -> None:
+def test_a_table_fits_into_columns_and_a_pipe_that_is_not_utf_8(dsn: str, connect: Connect) -> None:
     (job_id,) = enqueue(connect(), task="shop.invoices." + "x" * 200 + ".send", queue="q" * 128)
-    ascii_only = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    ascii_only = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "COLUMNS": "80"}
     titles, line = output(run("jobs", "list", dsn=dsn, **ascii_only)).splitlines()
     assert titles.split() == ["ID", "STATUS", "QUEUE", "TASK", "AGE"]
     assert len(line.replace("\\u2026", "…")) <= 80
     assert line.startswith(str(job_id))
     assert re.search(r" shop\S*\\u2026\S*send ", line)
+
+
+def test_nothing_is_cut_in_a_pipe(dsn: str, connect: Connect) -> None:
+    task, queue = "shop.invoices." + "x" * 200 + ".send", "q" * 128
+    (job_id,) = enqueue(connect(), task=task, queue=queue)
+    assert rows(output(run("jobs", "list", dsn=dsn)))[0][:4] == [str(job_id), "pending", queue, task]
 
 
 def test_jobs_show_says_where_a_job_runs_and_how_earlier_executions_ended(dsn: str, connect: Connect) -> None:
@@ -627,6 +633,26 @@ def test_all_dead_letters_of_a_task_are_requeued_or_discarded_in_batches(dsn: st
     assert ask(connection, "select pgworker.job_status(%s::uuid)", other) == ["cancelled"]
     assert output(run("dead-letters", "requeue", "--all", "-q", "default", dsn=dsn)) == "requeued 1200\n"
     assert ask(connection, "select count(*) from pgworker.job_queue") == [1200]
+
+
+def test_why_a_job_was_given_up_is_read_on_a_terminal_of_80_columns_and_by_grep(dsn: str, connect: Connect) -> None:
+    connection = connect()
+    task, why = "shop.monthly_report", "worker 0 (pid 12) was killed with its job: its time was up"
+    enqueue(connection, task=task)
+    worker = Worker(connection)
+    held = worker.claim(tasks=[task])
+    error = json.dumps({"type": "pgworker.timed_out", "message": why})
+    worker.settle(held.settlement(outcome=Outcome.TIMED_OUT, then=Next.BURY, error=error))
+    connection.execute("update pgworker.dead_letter_jobs set cause = %s", [why])  # as a reclaim does
+    (line,) = output(run("dead-letters", "list", dsn=dsn)).splitlines()[1:]
+    assert line.split()[:3] == [str(held.ids[0]), task, "1/25"]
+    assert line.endswith(why)
+    narrow = re.sub(r"\x1b\[[0-9;]*m", "", on_a_terminal("dead-letters", "list", dsn=dsn)).splitlines()
+    assert [line.split()[:1] for line in narrow[:2]] == [["ID"], [str(held.ids[0])]]
+    assert task in narrow[1]
+    assert narrow[2:] == [f"    {why}"]
+    wide = re.sub(r"\x1b\[[0-9;]*m", "", on_a_terminal("dead-letters", "list", dsn=dsn, columns=160)).splitlines()
+    assert wide[1].rstrip().endswith(why)
 
 
 def test_which_dead_letters_are_meant_must_be_said() -> None:
