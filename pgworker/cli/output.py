@@ -13,7 +13,7 @@ from typing import Any
 from pgworker.model.display import printable, size
 from pgworker.model.durations import duration
 
-__all__ = ["Column", "duration", "hint", "print_json", "print_table", "printable", "size"]
+__all__ = ["Column", "duration", "hint", "is_watched", "print_json", "print_table", "printable", "size"]
 
 _GAP = 2
 _INDENT = 4
@@ -34,9 +34,14 @@ class Column:
     """rich's styles for some of its cells."""
 
 
+def is_watched() -> bool:
+    """Whether a person sees what is printed, at a terminal."""
+    return sys.stdout.isatty() and sys.stderr.isatty()
+
+
 def hint(sentence: str) -> None:
     """Advice for a person, on stderr: nobody else is to be bothered with it."""
-    if sys.stdout.isatty() and sys.stderr.isatty():
+    if is_watched():
         print(sentence, file=sys.stderr)
 
 

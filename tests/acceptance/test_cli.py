@@ -119,7 +119,7 @@ def test_help_names_every_command_and_imports_neither_psycopg_nor_rich() -> None
 
 
 def test_every_command_has_its_own_help_and_an_unknown_one_is_refused() -> None:
-    assert "--in SECONDS" in output(run("enqueue", "--help"))
+    assert "--in TIME" in output(run("enqueue", "--help"))
     is_refused("there is no command 'enqeue'; did you mean enqueue?", 64, "enqeue")
     is_refused("Try `pgworker jobs show --help`.", 64, "jobs", "show", "--nonsense")
 
@@ -246,6 +246,28 @@ def test_enqueue_reads_a_long_payload_from_standard_input_and_counts_by_the_data
     assert length == 500_000
 
 
+def test_times_of_a_job_are_written_as_everywhere(dsn: str, connect: Connect) -> None:
+    output(run("enqueue", "t", "--in", "2h", "--timeout", "5m", dsn=dsn))
+    wait, timeout = ask(connect(), "select run_at - created_at, timeout_ms from pgworker.jobs")[0]
+    assert timedelta(minutes=119) < wait <= timedelta(hours=2)
+    assert timeout == 300_000
+
+
+def test_a_person_is_told_at_once_that_nobody_serves_a_job_and_a_program_gets_its_id_alone(
+    dsn: str, connect: Connect
+) -> None:
+    connection = connect()
+    worker = Worker(connection)
+    announce_tasks(connection, 5, ["shop.greet"])
+    beat_workers(connection, POOL, [WorkerProcess(worker.worker_id, 1, 0, 0, 5)])
+    (job_id, told, advice) = on_a_terminal("enqueue", "shop.gret", dsn=dsn).splitlines()
+    assert told.endswith(" serves the task shop.gret; did you mean shop.greet?")
+    assert advice == f"Try: pgworker jobs cancel {job_id}  # if it was a mistake"
+    assert "did you mean default?" in on_a_terminal("enqueue", "shop.greet", "-q", "defualt", "--in", "1h", dsn=dsn)
+    assert len(on_a_terminal("enqueue", "shop.greet", dsn=dsn).splitlines()) == 1
+    assert len(output(run("enqueue", "shop.gret", dsn=dsn)).splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("sentence", "words"),
     [
@@ -258,8 +280,10 @@ def test_enqueue_reads_a_long_payload_from_standard_input_and_counts_by_the_data
         ("can't name a queue", ["t", "-q", "a b"]),
         ("priority must be a whole number from 0 to 9", ["t", "--priority", "10"]),
         ("timeout must be at least a millisecond", ["t", "--timeout", "0"]),
-        ("neither a number of seconds nor none", ["t", "--timeout", "soon"]),
-        ("--in must be between 0 seconds and 100 years", ["t", "--in", "nan"]),
+        ("'soon' is no time: give seconds, or a number with s, m, h or d", ["t", "--timeout", "soon"]),
+        ("'nan' is no time", ["t", "--in", "nan"]),
+        ("--in must be between 0 seconds and 100 years", ["t", "--in", "40000d"]),
+        ('such as \'{"name": "Ada"}\'', ["t", "name=Ada"]),
         ("lacks its offset to UTC", ["t", "--run-at", "2030-01-31T08:00:00"]),
         ("exclude each other", ["t", "--in", "1", "--run-at", "2030-01-31T08:00:00Z"]),
     ],
