@@ -533,6 +533,14 @@ def test_queues_are_paused_resumed_and_listed(dsn: str, connect: Connect) -> Non
     assert (second["queue"], second["paused"], second["unserved_tasks"]) == ("mail", False, {"t": 1})
 
 
+def test_without_any_worker_no_name_is_called_wrong(dsn: str, connect: Connect) -> None:
+    enqueue(connect(), 2)
+    table, told = output(run("queues", "list", dsn=dsn)).split("\n\n")
+    assert rows(table)[0][6:] == ["2"]
+    assert told == "no worker is alive: `pgworker start` runs some\n"
+    assert output(run("status", dsn=dsn)).split("\n\n")[1] == "no workers: `pgworker start` runs some"
+
+
 def test_a_queue_that_nobody_knows_is_paused_and_the_likely_mistake_told(dsn: str, connect: Connect) -> None:
     enqueue(connect(), queue="mail")
     for name, told in (("mial", "; did you mean mail?"), ("backups", "")):
