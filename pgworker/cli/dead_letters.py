@@ -29,7 +29,7 @@ _COLUMNS = (
     Column("TASK", shrinks=True),
     Column("FAILED", right=True),
     Column("DIED", right=True),
-    Column("WHY", shrinks=True),
+    Column("WHY", goes_below=True),
 )
 
 
@@ -162,6 +162,8 @@ def _row(letter: DeadLetterRow, now: datetime) -> list[str]:
 
 def _why(letter: DeadLetterRow) -> str:
     error = json.loads(letter.error) if letter.error else None
+    if letter.cause is not None and isinstance(error, dict) and error.get("message") == letter.cause:
+        return letter.cause  # the type of such an error is pgworker's own: pgworker.crashed, and so on
     if isinstance(error, dict) and error.get("type"):
         return f"{error['type']}: {error.get('message', '')}"
     return letter.cause or letter.outcome

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 import click
 
 from pgworker.cli.database import open_database
-from pgworker.cli.options import dsn_option, queue_name, task_name
+from pgworker.cli.options import dsn_option, queue_name, task_name, time_span
+from pgworker.cli.output import hint, is_watched
 from pgworker.errors import InvalidPayload
-from pgworker.model.durations import seconds
+from pgworker.model.durations import duration, seconds
 from pgworker.model.job import DEFAULT_PRIORITY, DEFAULT_QUEUE, JobRequest
 from pgworker.model.retry import DEFAULT_MAX_ATTEMPTS, DEFAULT_TIMEOUT
 
@@ -25,11 +28,8 @@ _MAX_INPUT = 16 << 20
 
 
 def time_limit(text: str) -> float | None:
-    """A number of seconds, or none."""
-    try:
-        return None if text == "none" else float(text)
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is neither a number of seconds nor none") from None
+    """As `time_span`, or none."""
+    return None if text == "none" else time_span(text)
 
 
 def moment(text: str) -> datetime:
@@ -59,7 +59,7 @@ def moment(text: str) -> datetime:
     help="9 runs first.",
 )
 @click.option("run_at", "--run-at", type=moment, metavar="TIME", help="Not before this time: 2030-01-31T08:00:00Z.")
-@click.option("run_in", "--in", type=float, metavar="SECONDS", help="Not before so many seconds from now.")
+@click.option("run_in", "--in", type=time_span, metavar="TIME", help="Not before so long from now: 90, 30s, 2h, 7d.")
 @click.option(
     "--max-attempts",
     type=int,
@@ -70,9 +70,9 @@ def moment(text: str) -> datetime:
 @click.option(
     "--timeout",
     type=time_limit,
-    default=f"{DEFAULT_TIMEOUT:g}",
+    default=duration(DEFAULT_TIMEOUT),
     show_default=True,
-    metavar="SECONDS|none",
+    metavar="TIME|none",
     help="How long one execution may take.",
 )
 @click.option("--org", metavar="ID", help="The organisation that the job belongs to.")
@@ -115,7 +115,28 @@ def enqueue(
         from pgworker.lifecycle.enqueue import enqueue_jobs
 
         due = request if wait is None else replace(request, run_at=_from_now(connection, wait))
-        print(enqueue_jobs(connection, [due])[0])
+        (job_id,) = enqueue_jobs(connection, [due])
+        print(job_id, flush=True)
+        if is_watched():
+            _warn(connection, job_id)
+
+
+def _warn(connection: Connection, job_id: UUID) -> None:
+    """A name that nobody knows is stored like others, as a deploy may bring it: a person is told of it at once.
+
+    Who may only enqueue can't see it.
+    """
+    from psycopg.errors import InsufficientPrivilege
+
+    from pgworker.inspection.explain import obstacle
+    from pgworker.inspection.facts import read_facts
+
+    with suppress(InsufficientPrivilege):
+        facts = read_facts(connection, job_id)
+        if facts.detail.job.status in ("pending", "scheduled") and (found := obstacle(facts)) is not None:
+            hint(found.sentence)
+            if found.command is not None:
+                hint(f"Try: {found.command}")
 
 
 def encoded_arguments(text: str | bytes) -> str:
@@ -128,7 +149,9 @@ def encoded_arguments(text: str | bytes) -> str:
     except RecursionError:
         raise InvalidPayload("the payload is nested too deep; flatten it") from None
     except ValueError as error:
-        raise InvalidPayload(f"the payload is not JSON: {error}") from None
+        raise InvalidPayload(
+            f'the payload is not JSON: {error}; write an object of named arguments, such as \'{{"name": "Ada"}}\''
+        ) from None
     if not isinstance(arguments, dict):
         raise InvalidPayload(
             f"the payload must be a JSON object of named arguments, not {_JSON_NAMES[type(arguments)]}"

@@ -16,6 +16,7 @@ from pgworker.model.selection import JobFilter
 
 if TYPE_CHECKING:
     from pgworker.inspection.queues import Count, QueueCounts
+    from pgworker.inspection.workers import HostWorkers
 
 _COUNTS = ("waiting", "scheduled", "running", "failed")
 
@@ -47,13 +48,17 @@ def list_(as_json: bool, dsn: str | None) -> None:
     """
     with open_database(dsn, "queues list") as connection:
         from pgworker.inspection.queues import count_queues
+        from pgworker.inspection.workers import count_workers
 
         counted = count_queues(connection)
+        hosts = count_workers(connection)
     if as_json:
         for counts in counted:
             print_json(queue_as_json(counts))
     elif counted:
-        print_queues(counted)
+        print_queues(counted, hosts)
+        if not any(host.alive for host in hosts):
+            print("\nno worker is alive: `pgworker start` runs some")
     else:
         click.echo("no jobs wait or run, and no queue is paused", err=True)
 
@@ -115,11 +120,11 @@ def purge(name: str, task: str | None, org: str | None, dry_run: bool, yes: bool
             click.echo(_unknown(name, known), err=True)
 
 
-def print_queues(counted: Sequence[QueueCounts]) -> None:
-    """The table, and a line for each task that nobody serves."""
+def print_queues(counted: Sequence[QueueCounts], hosts: Sequence[HostWorkers]) -> None:
+    """The table, and a line for each task that nobody serves, unless nobody is there at all to serve any."""
     print_table(_COLUMNS, [_row(counts) for counts in counted])
     lines = [line for counts in counted for line in _unserved(counts)]
-    if lines:
+    if lines and any(host.alive for host in hosts):
         print("\n" + "\n".join(lines))
 
 

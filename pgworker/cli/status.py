@@ -53,7 +53,7 @@ def status(as_json: bool, dsn: str | None) -> None:
 
 def _print_page(queues: list[QueueCounts], hosts: list[HostWorkers], dead: Count, schema: SchemaVersion) -> None:
     if queues:
-        print_queues(queues)
+        print_queues(queues, hosts)
     else:
         print("no jobs wait or run")
     print()

@@ -149,16 +149,16 @@ def _worker(record: ClaimRecord | ExecutionRecord) -> str:
 
 
 def _waiting(facts: Facts) -> Explanation:
-    job, obstacle = facts.detail.job, _obstacle(facts)
+    job, found = facts.detail.job, obstacle(facts)
     ahead = (job.run_at - job.seen_at).total_seconds()
     if ahead > 0:
-        then = "" if obstacle is None else f" It will not then: {_lowered(obstacle.sentence)}"
+        then = "" if found is None else f" It will not then: {_lowered(found.sentence)}"
         reason = Reason.RETRY if job.failures else Reason.SCHEDULED
         when = f"{'runs again' if job.failures else 'is due'} in {duration(ahead)}, at {_time(job.run_at)}"
         sentence = f"{_failures(facts)}It {when}.{then}"
-        command = f"pgworker jobs retry {job.id}" if obstacle is None else obstacle.command
+        command = f"pgworker jobs retry {job.id}" if found is None else found.command
         return Explanation(reason, sentence, command)
-    found = obstacle or _backlog(facts)
+    found = found or _backlog(facts)
     return Explanation(found.reason, f"{_failures(facts)}{found.sentence}", found.command)
 
 
@@ -170,8 +170,8 @@ def _failures(facts: Facts) -> str:
     return f"It has failed {job.failures} of {job.max_attempts} times{f', last with {said}' if said else ''}. "
 
 
-def _obstacle(facts: Facts) -> Explanation | None:
-    """What keeps it from running whenever it is due; None: nothing."""
+def obstacle(facts: Facts) -> Explanation | None:
+    """What keeps a job that waits from running whenever it is due; None: nothing but what comes before it."""
     job, servers = facts.detail.job, facts.servers
     if facts.paused_for is not None:
         return Explanation(
@@ -219,7 +219,9 @@ def _unserved(facts: Facts, living: list[Servers]) -> Explanation:
     else:
         said = _instead(job.task, {task for one in there for task in one.tasks or ()})
     return Explanation(
-        Reason.TASK_UNSERVED, f"No living worker of the queue {job.queue} serves the task {job.task}{said}"
+        Reason.TASK_UNSERVED,
+        f"No living worker of the queue {job.queue} serves the task {job.task}{said}",
+        f"pgworker jobs cancel {job.id}  # if it was a mistake",
     )
 
 
@@ -254,7 +256,7 @@ def _backlog(facts: Facts) -> Explanation:
 
 def _states(able: list[Servers]) -> str:
     counts = [(state, sum(one.states.get(state, 0) for one in able)) for state in WorkerState]
-    told = {WorkerState.PAUSED: "paused (USR2 to their master goes on)"}
+    told = {WorkerState.PAUSED: "paused (USR2 to the master resumes)"}
     return ", ".join(f"{count} {_are(count)} {told.get(state, state.value)}" for state, count in counts if count)
 
 

@@ -26,6 +26,7 @@ from pgworker.worker.clerk import Clerk
 from pgworker.worker.execution import SlotTransactions
 from pgworker.worker.recycle import Limits, Recycling
 from pgworker.worker.runner import Runner
+from pgworker.worker.terminal import leave_terminal
 from pgworker.worker.transaction import JobTransactions
 from pgworker.worker.transaction_async import AsyncJobTransactions
 
@@ -56,6 +57,7 @@ def run_worker(dsn: str, app_path: str, settings: PoolSettings, place: WorkerPla
     logs.name_jobs(job_here)
     row = place.board.rows[place.index]
     stacks.install(place.stacks)
+    leave_terminal()
     _drain_on_term(place)
     _isolate(settings, place.cpus)
     try:

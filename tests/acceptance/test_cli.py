@@ -122,7 +122,7 @@ def test_help_names_every_command_and_imports_neither_psycopg_nor_rich() -> None
 
 
 def test_every_command_has_its_own_help_and_an_unknown_one_is_refused() -> None:
-    assert "--in SECONDS" in output(run("enqueue", "--help"))
+    assert "--in TIME" in output(run("enqueue", "--help"))
     is_refused("there is no command 'enqeue'; did you mean enqueue?", 64, "enqeue")
     is_refused("Try `pgworker jobs show --help`.", 64, "jobs", "show", "--nonsense")
 
@@ -249,6 +249,28 @@ def test_enqueue_reads_a_long_payload_from_standard_input_and_counts_by_the_data
     assert length == 500_000
 
 
+def test_times_of_a_job_are_written_as_everywhere(dsn: str, connect: Connect) -> None:
+    output(run("enqueue", "t", "--in", "2h", "--timeout", "5m", dsn=dsn))
+    wait, timeout = ask(connect(), "select run_at - created_at, timeout_ms from pgworker.jobs")[0]
+    assert timedelta(minutes=119) < wait <= timedelta(hours=2)
+    assert timeout == 300_000
+
+
+def test_a_person_is_told_at_once_that_nobody_serves_a_job_and_a_program_gets_its_id_alone(
+    dsn: str, connect: Connect
+) -> None:
+    connection = connect()
+    worker = Worker(connection)
+    announce_tasks(connection, 5, ["shop.greet"])
+    beat_workers(connection, POOL, [WorkerProcess(worker.worker_id, 1, 0, 0, 5)])
+    (job_id, told, advice) = on_a_terminal("enqueue", "shop.gret", dsn=dsn).splitlines()
+    assert told.endswith(" serves the task shop.gret; did you mean shop.greet?")
+    assert advice == f"Try: pgworker jobs cancel {job_id}  # if it was a mistake"
+    assert "did you mean default?" in on_a_terminal("enqueue", "shop.greet", "-q", "defualt", "--in", "1h", dsn=dsn)
+    assert len(on_a_terminal("enqueue", "shop.greet", dsn=dsn).splitlines()) == 1
+    assert len(output(run("enqueue", "shop.gret", dsn=dsn)).splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("sentence", "words"),
     [
@@ -261,8 +283,10 @@ def test_enqueue_reads_a_long_payload_from_standard_input_and_counts_by_the_data
         ("can't name a queue", ["t", "-q", "a b"]),
         ("priority must be a whole number from 0 to 9", ["t", "--priority", "10"]),
         ("timeout must be at least a millisecond", ["t", "--timeout", "0"]),
-        ("neither a number of seconds nor none", ["t", "--timeout", "soon"]),
-        ("--in must be between 0 seconds and 100 years", ["t", "--in", "nan"]),
+        ("'soon' is no time: give seconds, or a number with s, m, h or d", ["t", "--timeout", "soon"]),
+        ("'nan' is no time", ["t", "--in", "nan"]),
+        ("--in must be between 0 seconds and 100 years", ["t", "--in", "40000d"]),
+        ('such as \'{"name": "Ada"}\'', ["t", "name=Ada"]),
         ("lacks its offset to UTC", ["t", "--run-at", "2030-01-31T08:00:00"]),
         ("exclude each other", ["t", "--in", "1", "--run-at", "2030-01-31T08:00:00Z"]),
     ],
@@ -329,14 +353,20 @@ def test_jobs_list_shows_the_newest_first_and_filters_by_queue_task_org_and_stat
     assert (nothing.returncode, nothing.stdout, nothing.stderr) == (0, "", "no such jobs\n")
 
 
-def test_a_table_fits_80_columns_and_a_pipe_that_is_not_utf_8(dsn: str, connect: Connect) -> None:
+def test_a_table_fits_into_columns_and_a_pipe_that_is_not_utf_8(dsn: str, connect: Connect) -> None:
     (job_id,) = enqueue(connect(), task="shop.invoices." + "x" * 200 + ".send", queue="q" * 128)
-    ascii_only = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    ascii_only = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "COLUMNS": "80"}
     titles, line = output(run("jobs", "list", dsn=dsn, **ascii_only)).splitlines()
     assert titles.split() == ["ID", "STATUS", "QUEUE", "TASK", "AGE"]
     assert len(line.replace("\\u2026", "…")) <= 80
     assert line.startswith(str(job_id))
     assert re.search(r" shop\S*\\u2026\S*send ", line)
+
+
+def test_nothing_is_cut_in_a_pipe(dsn: str, connect: Connect) -> None:
+    task, queue = "shop.invoices." + "x" * 200 + ".send", "q" * 128
+    (job_id,) = enqueue(connect(), task=task, queue=queue)
+    assert rows(output(run("jobs", "list", dsn=dsn)))[0][:4] == [str(job_id), "pending", queue, task]
 
 
 def test_jobs_show_says_where_a_job_runs_and_how_earlier_executions_ended(dsn: str, connect: Connect) -> None:
@@ -506,6 +536,14 @@ def test_queues_are_paused_resumed_and_listed(dsn: str, connect: Connect) -> Non
     assert (second["queue"], second["paused"], second["unserved_tasks"]) == ("mail", False, {"t": 1})
 
 
+def test_without_any_worker_no_name_is_called_wrong(dsn: str, connect: Connect) -> None:
+    enqueue(connect(), 2)
+    table, told = output(run("queues", "list", dsn=dsn)).split("\n\n")
+    assert rows(table)[0][6:] == ["2"]
+    assert told == "no worker is alive: `pgworker start` runs some\n"
+    assert output(run("status", dsn=dsn)).split("\n\n")[1] == "no workers: `pgworker start` runs some"
+
+
 def test_a_queue_that_nobody_knows_is_paused_and_the_likely_mistake_told(dsn: str, connect: Connect) -> None:
     enqueue(connect(), queue="mail")
     for name, told in (("mial", "; did you mean mail?"), ("backups", "")):
@@ -666,6 +704,26 @@ def test_all_dead_letters_of_a_task_are_requeued_or_discarded_in_batches(dsn: st
     assert ask(connection, "select pgworker.job_status(%s::uuid)", other) == ["cancelled"]
     assert output(run("dead-letters", "requeue", "--all", "-q", "default", dsn=dsn)) == "requeued 1200\n"
     assert ask(connection, "select count(*) from pgworker.job_queue") == [1200]
+
+
+def test_why_a_job_was_given_up_is_read_on_a_terminal_of_80_columns_and_by_grep(dsn: str, connect: Connect) -> None:
+    connection = connect()
+    task, why = "shop.monthly_report", "worker 0 (pid 12) was killed with its job: its time was up"
+    enqueue(connection, task=task)
+    worker = Worker(connection)
+    held = worker.claim(tasks=[task])
+    error = json.dumps({"type": "pgworker.timed_out", "message": why})
+    worker.settle(held.settlement(outcome=Outcome.TIMED_OUT, then=Next.BURY, error=error))
+    connection.execute("update pgworker.dead_letter_jobs set cause = %s", [why])  # as a reclaim does
+    (line,) = output(run("dead-letters", "list", dsn=dsn)).splitlines()[1:]
+    assert line.split()[:3] == [str(held.ids[0]), task, "1/25"]
+    assert line.endswith(why)
+    narrow = re.sub(r"\x1b\[[0-9;]*m", "", on_a_terminal("dead-letters", "list", dsn=dsn)).splitlines()
+    assert [line.split()[:1] for line in narrow[:2]] == [["ID"], [str(held.ids[0])]]
+    assert task in narrow[1]
+    assert narrow[2:] == [f"    {why}"]
+    wide = re.sub(r"\x1b\[[0-9;]*m", "", on_a_terminal("dead-letters", "list", dsn=dsn, columns=160)).splitlines()
+    assert wide[1].rstrip().endswith(why)
 
 
 def test_which_dead_letters_are_meant_must_be_said() -> None:

@@ -492,7 +492,7 @@ def test_workers_are_listed_with_what_they_run_within_80_columns(dsn: str, conne
     connection.execute(
         "update pgworker.worker_heartbeats set beat_at = beat_at - interval '40 s' where worker_id = %s", [silent]
     )
-    table = output(run("workers", dsn=dsn)).splitlines()
+    table = output(run("workers", dsn=dsn, COLUMNS="80")).splitlines()
     assert max(map(len, table)) <= 80
     assert table[0].split() == ["HOST", "SLOT", "PID", "STATE", "RUNS", "FOR", "MEM", "CPU", "UP", "BEAT"]
     quiet, busy = (line.split() for line in table[1:])

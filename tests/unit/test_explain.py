@@ -234,13 +234,13 @@ CASES: dict[str, tuple[Facts, Reason, str, str | None]] = {
         Facts(detail(task="shop.great"), servers=ALIVE),
         Reason.TASK_UNSERVED,
         "No living worker of the queue mail serves the task shop.great; did you mean shop.greet?",
-        None,
+        f"pgworker jobs cancel {JOB}  # if it was a mistake",
     ),
     "others serve the task, on other queues": (
         Facts(detail(), servers=(servers(tasks=("t",), busy=1), servers("default", "slow", idle=1))),
         Reason.TASK_UNSERVED,
         "No living worker of the queue mail serves the task shop.greet; those of default, slow do.",
-        None,
+        f"pgworker jobs cancel {JOB}  # if it was a mistake",
     ),
     "those who serve it are silent": (
         Facts(detail(), servers=(servers(silent=3, silence=40.0), servers("default", idle=1))),
@@ -255,8 +255,8 @@ CASES: dict[str, tuple[Facts, Reason, str, str | None]] = {
         Facts(detail(), servers=(servers(paused=2, draining=1), servers(tasks=None, starting=1))),
         Reason.WORKERS_NOT_CLAIMING,
         (
-            "No worker that serves it claims anything: 1 is starting, 1 is draining, 2 are paused (USR2 to their master"
-            " goes on)."
+            "No worker that serves it claims anything: 1 is starting, 1 is draining, 2 are paused (USR2 to the master"
+            " resumes)."
         ),
         "pgworker workers",
     ),
