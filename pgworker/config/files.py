@@ -42,7 +42,7 @@ def read_project(path: Path, *, must_exist: bool = False, is_strict: bool) -> di
 
 def _load(path: Path, *, must_exist: bool) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text("utf-8-sig"))
+        tables: dict[str, Any] = tomllib.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError as error:
         if must_exist:
             raise ConfigurationError(f"there is no file {path}: correct --config or {PREFIX}CONFIG") from error
@@ -53,6 +53,7 @@ def _load(path: Path, *, must_exist: bool) -> dict[str, Any]:
         raise ConfigurationError(f"{path} is not UTF-8, as TOML must be: save it anew (byte {error.start})") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(f"{path} is not TOML: {error}") from error
+    return tables
 
 
 def _take(table: dict[str, Any], path: Path, place: str, *, is_strict: bool) -> dict[str, Any]:
