@@ -16,7 +16,7 @@ def bench() -> None:
     """Measure pgworker on this machine."""
 
 
-@bench.command()
+@bench.command(short_help="How many no-op jobs a second a pool can do.")
 @click.option("--jobs", type=click.IntRange(min=1), default=50_000, show_default=True)
 @click.option("-w", "--workers", type=click.IntRange(min=1), default=2, show_default=True)
 @dsn_option

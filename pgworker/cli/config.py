@@ -20,7 +20,7 @@ def config() -> None:
     """Show every setting and where it comes from."""
 
 
-@config.command()
+@config.command(short_help="Every setting of `pgworker start` in this directory.")
 @click.option("--origin", is_flag=True, help="Also where each value comes from.")
 @json_option
 @config_option

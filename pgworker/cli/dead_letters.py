@@ -72,7 +72,7 @@ def list_(queue: str | None, task: str | None, org: str | None, limit: int, as_j
         hint(f"there may be more: --limit {10 * limit}")
 
 
-@dead_letters.command()
+@dead_letters.command(short_help="All of one: its job, why it was given up, the stack.")
 @click.argument("job_id", type=whole_uuid, metavar="ID")
 @json_option
 @dsn_option

@@ -11,7 +11,7 @@ from pgworker.cli.options import dsn_option, json_option, whole_uuid
 from pgworker.cli.output import print_json, printable
 
 
-@click.command()
+@click.command(short_help="Why a job doesn't run, or where it runs, or how it ended.")
 @click.argument("job_id", type=whole_uuid, metavar="ID")
 @json_option
 @dsn_option

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
 
 _LONGEST = 2000
 """Characters of a payload, result or message; `--json` has all of it."""
+
+_CALLS_HANDLER = re.compile(
+    r'/pgworker/app/(?:task|scope)\.py", line \d+ in (?:<lambda>|invoke|invoke_async|run_in_job)$'
+)
+"""In a dump of stacks, the most recent call first; a traceback has a comma before `in`, and ends with what matters."""
 
 
 def job_page(detail: JobDetail, in_short: str) -> Iterator[str]:
@@ -39,7 +45,7 @@ def dead_letter_page(letter: DeadLetterDetail) -> Iterator[str]:
     error = _texts(letter.error)
     if stack := error.get("traceback") or error.get("stack"):
         yield from ("", f"stack of execution {letter.execution}:")
-        yield from (f"    {printable(line, lines=True)}" for line in stack.rstrip().split("\n"))
+        yield from _stack_lines(stack)
     yield from ("", f"run it again:          pgworker dead-letters requeue {letter.job_id}")
     yield f"give it up for good:   pgworker dead-letters discard {letter.job_id}"
     yield f"its whole history:     pgworker jobs show {letter.job_id}"
@@ -149,9 +155,24 @@ def _stack(executions: list[ExecutionRecord]) -> Iterator[str]:
         if stack := error.get("traceback") or error.get("stack"):
             yield ""
             yield f"stack of execution {ended.execution}:"
-            for line in stack.rstrip().split("\n"):
-                yield f"    {printable(line, lines=True)}"
+            yield from _stack_lines(stack)
             return
+
+
+def _stack_lines(stack: str) -> Iterator[str]:
+    """Without what a dump of threads has below the handler: all that led to it from the command line."""
+    shown: list[str] = []
+    left_out = 0
+    for line in stack.rstrip().split("\n"):
+        if line.startswith("  File ") and (left_out or _CALLS_HANDLER.search(line)):
+            if left_out:
+                shown.pop()
+            left_out += 1
+            shown.append(f"  … {left_out} frames of pgworker (--json has them)")
+        else:
+            left_out = 0
+            shown.append(line)
+    yield from (f"    {printable(line, lines=True)}" for line in shown)
 
 
 def _error(ended: ExecutionRecord) -> dict[str, str]:

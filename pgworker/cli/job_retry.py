@@ -29,7 +29,7 @@ _SAID: Final = {
 _WAITS_OR_DEAD: Final = (Status.FAILED, Status.SCHEDULED, Status.DEAD_LETTER)
 
 
-@click.command()
+@click.command(short_help="Run jobs now that wait for their time or their retry.")
 @click.argument("job_ids", type=whole_uuid, nargs=-1, metavar="[ID]...")
 @click.option("everything", "--all", is_flag=True, help="All of them, or those that the other options leave.")
 @filter_options

@@ -27,7 +27,7 @@ EXIT_INTERRUPTED = 130
 _REFUSED = "This job can't be run here. "
 
 
-@click.command()
+@click.command(short_help="Run one job here and now, with this terminal.")
 @click.argument("job_id", type=whole_uuid, metavar="ID")
 @click.option(
     "--app", "app_path", metavar="MODULE:APP", help="Where the App is, such as shop.jobs:app.  [PGWORKER_APP]"

@@ -116,7 +116,7 @@ def show(job_id: UUID, as_json: bool, dsn: str | None) -> None:
         print("\n".join(job_page(facts.detail, found.sentence)))
 
 
-@jobs.command()
+@jobs.command(short_help="Cancel jobs: by their ids, or all of a queue, a task.")
 @click.argument("job_ids", type=whole_uuid, nargs=-1, metavar="[ID]...")
 @filter_options
 @org_option

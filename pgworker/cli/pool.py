@@ -111,7 +111,7 @@ def _log_refusal(error: PgworkerError) -> None:
 def _tell_start(settings: PoolSettings, dsn: str, pool_id: UUID) -> None:
     queues = ", ".join(settings.queues)
     log.info(
-        "pgworker %s starts: %d workers × %d slots on %s",
+        "pgworker %s starts: workers %d, slots of each %d, queues %s",
         version("pgworker"),
         settings.workers,
         settings.slots,

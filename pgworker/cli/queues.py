@@ -93,7 +93,7 @@ def resume(names: tuple[str, ...], dsn: str | None) -> None:
         print(f"resumed {name}" if name in resumed else f"{name} was not paused")
 
 
-@queues.command()
+@queues.command(short_help="Cancel all jobs that wait in a queue.")
 @click.argument("name", type=queue_name, metavar="NAME")
 @click.option("--task", type=task_name, metavar="NAME", help="Only jobs of this task.")
 @org_option

@@ -8,6 +8,7 @@ from datetime import datetime
 from difflib import get_close_matches
 from enum import Enum
 from typing import Any
+from uuid import UUID
 
 from pgworker.inspection.facts import Facts, Servers
 from pgworker.inspection.jobs import ClaimRecord, ExecutionRecord
@@ -204,14 +205,14 @@ def obstacle(facts: Facts) -> Explanation | None:
 def _unserved(facts: Facts, living: list[Servers]) -> Explanation:
     job = facts.detail.job
     if not living:
-        return Explanation(Reason.NO_WORKERS, "No worker is alive on any host.", "pgworker start")
+        return Explanation(Reason.NO_WORKERS, "No worker is alive on any host.", "pgworker start --app MODULE:APP")
     there = [one for one in living if one.serves(job.queue)]
     if not there:
+        instead = _instead(job.queue, {queue for one in living for queue in one.queues})
         return Explanation(
             Reason.QUEUE_UNSERVED,
-            f"No living worker serves the queue {job.queue}"
-            f"{_instead(job.queue, {queue for one in living for queue in one.queues})}",
-            f"pgworker start -q {job.queue}",
+            f"No living worker serves the queue {job.queue}{instead}",
+            _cancel(job.id) if "did you mean" in instead else f"pgworker start --app MODULE:APP -q {job.queue}",
         )
     elsewhere = sorted({queue for one in living if one.tasks and job.task in one.tasks for queue in one.queues})
     if elsewhere:
@@ -221,8 +222,12 @@ def _unserved(facts: Facts, living: list[Servers]) -> Explanation:
     return Explanation(
         Reason.TASK_UNSERVED,
         f"No living worker of the queue {job.queue} serves the task {job.task}{said}",
-        f"pgworker jobs cancel {job.id}  # if it was a mistake",
+        _cancel(job.id),
     )
+
+
+def _cancel(job_id: UUID) -> str:
+    return f"pgworker jobs cancel {job_id}  # if it was a mistake"
 
 
 def _instead(name: str, known: set[str]) -> str:
@@ -241,7 +246,7 @@ def _backlog(facts: Facts) -> Explanation:
             Reason.BACKLOG,
             f"It has been due for {waits} and waits behind {_jobs(facts.ahead)} of a higher priority or an earlier "
             f"time. Of its workers, {_states(able)}.",
-            "pgworker queues list",
+            "pgworker queues list" if idle else "pgworker workers",
         )
     if not idle:
         return Explanation(

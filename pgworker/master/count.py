@@ -27,7 +27,7 @@ class Count:
         """The pool has ended; not `in_time`: what still ran had to be stopped."""
         duration = round(time.monotonic() - self._since, 3)
         succeeded, failed = self._jobs - self._failed, self._failed
-        done = f"{succeeded} executions succeeded, {failed} did not, in {duration:.0f} s"
+        done = f"of {self._jobs} executions {succeeded} succeeded, in {duration:.0f} s"
         told = {"jobs": self._jobs, "succeeded": succeeded, "failed": failed, "duration": duration}
         if in_time:
             log.info("drained: %s", done, extra=fields("drained", **told))

@@ -1,8 +1,8 @@
 """Replacing workers that work, one at a time: all of them after HUP, or one that has reached a limit.
 
 A worker imports the app after the fork, so a new process has the new app. The next worker is asked to drain only when
-every place has a worker that is ready: capacity never falls below one less than all. A long job delays its own worker
-and the ones that come after it, nobody else.
+every place has a worker that is ready: capacity never falls below one less than all. Those that run nothing go first:
+a long job delays its own worker and others with long jobs, nobody else.
 """
 
 from __future__ import annotations
@@ -120,8 +120,8 @@ class Rolling:
             return
         if self._since is None:
             _recycle_one(places)
-        elif (old := next((child for child in places if child.forked_at < self._since), None)) is not None:
-            old.drain(_WHY)
+        elif old := [child for child in places if child.forked_at < self._since]:
+            min(old, key=lambda child: len(child.row.runs())).drain(_WHY)
         else:
             told = fields("restart_done", workers=len(places))
             log.info("HUP: %d workers run the app as it is now", len(places), extra=told)

@@ -393,6 +393,42 @@ def test_jobs_show_says_where_a_job_runs_and_how_earlier_executions_ended(dsn: s
     assert [ended["error"]["message"] for ended in shown["executions"]] == ["no such user"]
 
 
+DUMP = """\
+Thread 0x01 (most recent call first):
+  File "/opt/site-packages/pgworker/worker/clerk.py", line 273 in _sleep
+  File "/opt/lib/threading.py", line 982 in run
+
+Current thread 0x02 (most recent call first):
+  File "/srv/pgworker/app/shop.py", line 12 in forever
+  File "/opt/site-packages/pgworker/app/task.py", line 259 in <lambda>
+  File "/opt/site-packages/pgworker/worker/main.py", line 101 in run_worker
+  File "/opt/site-packages/click/core.py", line 911 in invoke
+
+Extension modules: psutil"""
+
+
+@pytest.mark.parametrize("words", [("jobs", "show"), ("dead-letters", "show")])
+def test_the_stack_of_a_worker_ends_at_its_handler(dsn: str, connect: Connect, words: tuple[str, ...]) -> None:
+    connection = connect()
+    worker = Worker(connection)
+    (job_id,) = enqueue(connection)
+    error = json.dumps({"type": "pgworker.timed_out", "message": "its time was up", "traceback": DUMP})
+    worker.settle(worker.claim().settlement(outcome=Outcome.TIMED_OUT, then=Next.BURY, error=error))
+    page = output(run(*words, str(job_id), dsn=dsn))
+    assert [line.strip() for line in page.partition("stack of execution 1:\n")[2].splitlines()[:9]] == [
+        "Thread 0x01 (most recent call first):",
+        'File "/opt/site-packages/pgworker/worker/clerk.py", line 273 in _sleep',
+        'File "/opt/lib/threading.py", line 982 in run',
+        "",
+        "Current thread 0x02 (most recent call first):",
+        'File "/srv/pgworker/app/shop.py", line 12 in forever',
+        "… 3 frames of pgworker (--json has them)",
+        "",
+        "Extension modules: psutil",
+    ]
+    assert "click/core.py" in output(run(*words, str(job_id), "--json", dsn=dsn))
+
+
 def test_jobs_show_says_how_far_a_job_is(dsn: str, connect: Connect) -> None:
     connection = connect()
     worker = Worker(connection)

@@ -58,6 +58,10 @@ def test_no_help_imports_a_pool_or_a_driver_and_each_fits_80_columns() -> None:
     )
     pages, modules = json.loads(asked.stdout)
     assert {"", "start", "jobs list", "config show", "bench drain", "completion"} <= pages.keys()
+    cut = [
+        line for page in pages.values() for line in page.splitlines() if line.endswith("...") and "Usage:" not in line
+    ]
+    assert cut == []  # the summary of a command that is longer than its line
     assert imported(modules) == set()
     assert [line for page in pages.values() for line in page.splitlines() if len(line) > 80] == []
 

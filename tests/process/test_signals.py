@@ -134,6 +134,24 @@ def test_hup_gives_every_worker_the_new_app_one_at_a_time_and_a_long_job_delays_
     assert not re.search("WARN|ERROR", pool.log())
 
 
+def test_workers_that_run_nothing_have_the_new_app_before_a_long_job_ends(
+    scene: Scene, fresh: Callable[..., Fresh]
+) -> None:
+    rolled = fresh(workers=2)
+    held = {name: scene.enqueue(jobs.hold, name) for name in ("a", "b")}
+    pids = {scene.wait_for("start", name).pid: name for name in held}
+    of_place_0 = next(pid for pid in pids if b"worker 0" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    idle = next(name for pid, name in pids.items() if pid != of_place_0)
+    scene.open_gate(idle)
+    scene.wait_for_status("succeeded", held[idle])
+    rolled.rewrite("version 22")
+    rolled.reload()
+    eventually(lambda: rolled.version() == "version-22", "the new app beside the long job")
+    assert of_place_0 in rolled.pool.workers
+    scene.open_gate(pids[of_place_0])
+    rolled.pool.wait_for_log(f"2 {ROLLED}")
+
+
 @pytest.mark.parametrize(
     ("broken", "said"),
     [

@@ -217,18 +217,23 @@ CASES: dict[str, tuple[Facts, Reason, str, str | None]] = {
         "It has failed 1 of 25 times, last with ValueError: no such luck. Its queue, mail, has been paused for 3m.",
         "pgworker queues resume mail",
     ),
-    "nobody is alive": (Facts(detail()), Reason.NO_WORKERS, "No worker is alive on any host.", "pgworker start"),
+    "nobody is alive": (
+        Facts(detail()),
+        Reason.NO_WORKERS,
+        "No worker is alive on any host.",
+        "pgworker start --app MODULE:APP",
+    ),
     "nobody serves the queue, whose name is like another": (
         Facts(detail(queue="mial"), servers=(servers("default", "mail", busy=1),)),
         Reason.QUEUE_UNSERVED,
         "No living worker serves the queue mial; did you mean mail?",
-        "pgworker start -q mial",
+        f"pgworker jobs cancel {JOB}  # if it was a mistake",
     ),
     "nobody serves the queue": (
         Facts(detail(queue="reports"), servers=(servers("default", busy=1),)),
         Reason.QUEUE_UNSERVED,
         "No living worker serves the queue reports: is it deployed, is its name right?",
-        "pgworker start -q reports",
+        "pgworker start --app MODULE:APP -q reports",
     ),
     "nobody serves the task, whose name is like another": (
         Facts(detail(task="shop.great"), servers=ALIVE),
@@ -267,7 +272,7 @@ CASES: dict[str, tuple[Facts, Reason, str, str | None]] = {
             "It has been due for 30s and waits behind 1,234 jobs of a higher priority or an earlier time. Of its workers, 8"
             " are busy."
         ),
-        "pgworker queues list",
+        "pgworker workers",
     ),
     "very many come first": (
         Facts(detail(), servers=ALIVE, ahead=Count(10_000, is_more=True)),
