@@ -52,6 +52,10 @@ class SignalQueue:
         # The pipe also hears of signals that others in this process have handlers for.
         return [signal.Signals(number) for number in arrived if number in self._previous]
 
+    def was_ignored(self, number: signal.Signals) -> bool:
+        """Whether whoever started this process had it ignore this one, as nohup does with HUP."""
+        return self._previous.get(number) == signal.SIG_IGN
+
     def close(self) -> None:
         """Put the handlers and the wake-up descriptor back as they were; what is still queued is forgotten."""
         for number, previous in self._previous.items():

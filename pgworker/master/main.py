@@ -19,6 +19,7 @@ from pgworker.linux import process
 from pgworker.linux.control import Death, Shared
 from pgworker.linux.pidfd import Exit, kill_group, next_exit, reap
 from pgworker.linux.signals import SignalQueue
+from pgworker.linux.terminal import ControllingTerminal
 from pgworker.master.causes import explain_exit, judge_slots
 from pgworker.master.children import Forker, MonitorChild, RunMonitor, RunWorker, WorkerChild
 from pgworker.master.count import Count
@@ -97,6 +98,7 @@ class Master:
         self._size = Size(self._workers)
         self._dumps = Dumps(self._workers, shared.stacks, self._monitor, shared.monitor_stack)
         self._count = Count()
+        self._terminal = ControllingTerminal()
         self._gone_at: float | None = None
         self._exit_code: int | None = None
         self._oom_kills = process.oom_kills()
@@ -193,7 +195,10 @@ class Master:
 
     def _obey_signals(self) -> None:
         for number in self._signals.drain():
-            if number in ENDS:
+            if number is signal.SIGHUP and self._terminal.is_gone() and not self._signals.was_ignored(number):
+                self._rolling.abandon()
+                self._drain.begin("the terminal is gone")
+            elif number in ENDS:
                 self._rolling.abandon()
                 self._end(number)
                 self._monitor.start_at = 0.0  # should it be missing: who ends now is to be recorded

@@ -1,9 +1,16 @@
-"""A pool at a terminal: its workers leave that alone, whatever their handlers would do with it."""
+"""A pool at a terminal: its workers leave that alone, and the pool does not outlive it by mistake."""
 
 from __future__ import annotations
 
+import fcntl
+import os
+import pty
+import signal
+import subprocess
 import sys
+import termios
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +18,7 @@ import psycopg
 import pytest
 
 from tests.process import terminal
-from tests.process.pool import eventually
+from tests.process.pool import DEADLINE, ROOT, eventually
 from tests.process.terminal import Terminal
 from tests.sql.actors import ask, enqueue
 
@@ -87,3 +94,45 @@ def test_a_handler_that_reads_from_its_terminal_reads_nothing_and_goes_on(
     start_at(open_terminal, dsn, tmp_path)
     outcome, _, result = ended(connect, job)
     assert (outcome, result) == ("succeeded", "")
+
+
+@contextmanager
+def hung_up(dsn: str, directory: Path, *before: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """A pool that was ready on a terminal which is closed by now, and its log."""
+    (directory / "corner.py").write_text(APP)
+    log = directory / "pool.log"
+    ours, theirs = pty.openpty()
+    words = ["start", "--app", "corner:app", "-w", "1", "--metrics-listen", "off", "--dsn", dsn]
+    with log.open("wb") as written:
+        process = subprocess.Popen(
+            [*before, sys.executable, "-m", "pgworker", *words],
+            cwd=directory,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdin=theirs,
+            stdout=written,
+            stderr=written,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+    os.close(theirs)
+    try:
+        eventually(lambda: "the pool is ready" in log.read_text(), log.read_text)
+        os.close(ours)
+        yield process, log
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_pool_whose_terminal_is_closed_drains(dsn: str, tmp_path: Path) -> None:
+    with hung_up(dsn, tmp_path) as (process, log):
+        assert process.wait(DEADLINE) == 0
+        assert "the terminal is gone: draining" in log.read_text()
+
+
+def test_with_nohup_a_pool_outlives_its_terminal_and_hup_still_means_a_new_app(dsn: str, tmp_path: Path) -> None:
+    with hung_up(dsn, tmp_path, "nohup") as (process, log):
+        process.send_signal(signal.SIGHUP)
+        eventually(lambda: "1 workers run the app as it is now" in log.read_text(), log.read_text)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(DEADLINE) == 0
