@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
+
 from tests.deploy.dockerfile_steps import ROOT, Stage, Step, as_json, context_files, stages
 from tests.process.pool import eventually
 
@@ -190,6 +192,9 @@ def run(
             pid = _child(process)
             yield Container(process, pid, Path(f"/proc/{pid}/ns/pid").readlink(), image, log_file)
         finally:
+            # What --kill-child asks of the kernel has no force after a change of user: PID 1 goes by its own name.
+            for child in psutil.Process(process.pid).children() if process.poll() is None else ():
+                child.kill()
             process.kill()
             process.wait()
             print(log_file.read_text(errors="replace"))  # noqa: T201  pytest shows it when the test fails
