@@ -62,7 +62,10 @@ class Keeper:
 
     def begin(self) -> None:
         """Say that we live. PgworkerError if that can't be said."""
-        self._talk()
+        try:
+            self._talk()
+        except (psycopg.Error, OSError) as error:
+            raise explain(error, self._dsn) from error
         self._thread.start()
 
     def keep(self, claimed: ClaimedJob) -> None:
@@ -73,13 +76,15 @@ class Keeper:
     def let_go(self) -> None:
         """Renew nothing any more: the lease is about to end."""
         self._over.set()
-        self._thread.join(_BEAT)
+        if self._thread.is_alive():
+            self._thread.join(_BEAT)
 
     def end(self, how: str) -> None:
-        """Say how we ended. What we still hold is free to be reclaimed from now on."""
+        """Say how we ended, if we have begun. What we still hold is free to be reclaimed from now on."""
         self.let_go()
-        with suppress(psycopg.Error, OSError, PgworkerError):  # then our heartbeats stop, which says it too
-            end_worker(self._connected(), self._pool, self._process(), how)
+        if self._thread.ident is not None:
+            with suppress(psycopg.Error, OSError, PgworkerError):  # then our heartbeats stop, which says it too
+                end_worker(self._connected(), self._pool, self._process(), how)
         self._disconnect()
 
     def _work(self) -> None:

@@ -469,6 +469,18 @@ def test_a_pool_login_may_run_jobs(shop: Path, login: Callable[..., str], roles_
         assert told["reason"] == "no_workers"
 
 
+def test_who_may_not_run_jobs_is_told_what_is_lacking_and_the_job_waits_on(
+    shop: Path, login: Callable[..., str], roles_dsn: str
+) -> None:
+    with psycopg.connect(roles_dsn, autocommit=True) as connection:
+        (job_id,) = enqueue(connection, task="corner.greet", payload='{"name": "Ada"}')
+        told = refusal(run_job(shop, login("pgworker_admin"), job_id), 78)
+        assert "permission denied" in told
+        assert "pgworker_worker" in told
+        assert "Traceback" not in told
+        assert waiting(connection) == [(job_id, 1, 0)]
+
+
 # workers
 
 
