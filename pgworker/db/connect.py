@@ -187,7 +187,9 @@ _READ_ONLY = _Cause(
 _RESOURCES = _Cause(DatabaseUnavailable, "Give the server the disk space, memory or limits that it asks for.")
 _CONTENDED = _Cause(DatabaseUnavailable, "Somebody else's transaction was in the way. Try again.")
 _CANCELLED = _Cause(
-    DatabaseUnavailable, "Somebody cancelled the statement, or statement_timeout is too short. Try again."
+    DatabaseUnavailable,
+    "Somebody cancelled the statement, or statement_timeout is too short: commands that only look give each statement"
+    " 60 s, or what PGOPTIONS='-c statement_timeout=10min' says. Try again.",
 )
 _LOST = _Cause(DatabaseUnavailable, "Try again when the server can be reached.")
 _BUG = _Cause(PgworkerError, "This is a bug of pgworker: please report it.")
