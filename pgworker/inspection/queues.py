@@ -8,7 +8,7 @@ from typing import Any
 
 from psycopg import Connection
 
-from pgworker.inspection.snapshot import go_by_index, look_no_longer_than, snapshot
+from pgworker.inspection.snapshot import go_by_index, snapshot
 from pgworker.inspection.workers import SILENT_AFTER
 from pgworker.model.selection import JobFilter
 from pgworker.sql.load import query
@@ -19,6 +19,7 @@ MAX_QUEUES = 100
 UNSERVED_CAP = 1000
 """How far into each lane, one priority of one queue, we look for jobs that nobody serves."""
 
+_MOST_UNSERVED = 1000
 _LATEST = 10_000
 _MAX_NAMES = 10_000
 
@@ -66,35 +67,37 @@ class QueueCounts:
 def count_queues(connection: Connection[Any], *, cap: int = COUNT_CAP) -> list[QueueCounts]:
     """The first 100 queues that hold jobs or have rules, by name. Counting stops at `cap`, earlier for many queues."""
     with snapshot(connection):
-        counted = read_queues(connection, cap=cap, total=2 * cap)
-        return with_unserved(counted, read_unserved(connection, None, limit=1000))
+        return with_unserved(count_jobs(connection, cap=cap, total=2 * cap), find_unserved(connection))
 
 
-def read_queues(connection: Connection[Any], *, cap: int, total: int) -> list[QueueCounts]:
-    """As `count_queues`, within a snapshot, but for what nobody serves.
+def count_jobs(connection: Connection[Any], *, cap: int, total: int) -> list[QueueCounts]:
+    """As `count_queues`, but for what nobody serves.
 
     Counting stops at `cap` for a queue, earlier if all queues together might have more than `total`.
     """
-    rows = connection.execute(
-        query("count_queues"), {"cap": cap, "total": total, "queues": MAX_QUEUES}, prepare=False
-    ).fetchall()
+    parameters = {"cap": cap, "total": total, "queues": MAX_QUEUES}
+    with snapshot(connection):
+        rows = connection.execute(query("count_queues"), parameters, prepare=False).fetchall()
     return [_counts(*row) for row in rows]
 
 
-def with_unserved(counted: Sequence[QueueCounts], unserved: Sequence[Unserved]) -> list[QueueCounts]:
-    return [replace(one, unserved=tuple(jobs for jobs in unserved if jobs.queue == one.queue)) for one in counted]
-
-
-def find_unserved(
-    connection: Connection[Any], queues: Sequence[str], *, limit: int = 100, patience: float
-) -> list[Unserved]:
-    """What waits in these queues though no living worker will take it, the tasks with most jobs first.
-
-    psycopg.errors.QueryCanceled if that takes longer than `patience` seconds.
-    """
+def find_unserved(connection: Connection[Any]) -> list[Unserved]:
+    """What waits though no living worker will take it, in the first 100 queues, the tasks with most jobs first."""
+    parameters = {
+        "max_queues": MAX_QUEUES,
+        "cap": UNSERVED_CAP,
+        "silent_after": SILENT_AFTER,
+        "limit": _MOST_UNSERVED,
+    }
     with snapshot(connection):
-        look_no_longer_than(connection, patience)
-        return read_unserved(connection, queues, limit)
+        go_by_index(connection)
+        rows = connection.execute(query("find_unserved_jobs"), parameters, prepare=False).fetchall()
+    return [Unserved(queue, task, Count(jobs, is_more), is_served) for queue, task, jobs, is_more, is_served in rows]
+
+
+def with_unserved(counted: Sequence[QueueCounts], unserved: Sequence[Unserved]) -> list[QueueCounts]:
+    """Each with the tasks of its own that nobody serves."""
+    return [replace(one, unserved=tuple(jobs for jobs in unserved if jobs.queue == one.queue)) for one in counted]
 
 
 def count_matching(connection: Connection[Any], chosen: JobFilter) -> tuple[int, int]:
@@ -110,20 +113,6 @@ def find_queues(connection: Connection[Any]) -> list[str]:
     with snapshot(connection):
         rows = connection.execute(query("find_queues"), {"limit": _MAX_NAMES, "latest": _LATEST}).fetchall()
     return [row[0] for row in rows]
-
-
-def read_unserved(connection: Connection[Any], queues: Sequence[str] | None, limit: int) -> list[Unserved]:
-    """As `find_unserved`, within a snapshot; None: in all queues that have jobs."""
-    go_by_index(connection)
-    parameters = {
-        "queues": None if queues is None else list(queues),
-        "max_queues": MAX_QUEUES,
-        "cap": UNSERVED_CAP,
-        "silent_after": SILENT_AFTER,
-        "limit": limit,
-    }
-    rows = connection.execute(query("find_unserved_jobs"), parameters, prepare=False).fetchall()
-    return [Unserved(queue, task, Count(jobs, is_more), is_served) for queue, task, jobs, is_more, is_served in rows]
 
 
 def _counts(

@@ -10,11 +10,9 @@ from typing import Any
 from psycopg import Connection
 
 from pgworker.inspection.dead_letters import count_dead_letters
-from pgworker.inspection.queues import COUNT_CAP, MAX_QUEUES, QueueCounts, read_queues, read_unserved, with_unserved
+from pgworker.inspection.queues import COUNT_CAP, MAX_QUEUES, QueueCounts, count_jobs, find_unserved, with_unserved
 from pgworker.inspection.snapshot import look_no_longer_than, snapshot
 from pgworker.sql.load import query
-
-_UNSERVED = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +33,9 @@ def sample_database(connection: Connection[Any], *, patience: float, cap: int = 
         dead_letters = count_dead_letters(connection, cap=cap).number
         default_jobs = count_default_jobs(connection)
     with _look(connection, patience):
-        counted = read_queues(connection, cap=cap, total=cap * MAX_QUEUES)
+        counted = count_jobs(connection, cap=cap, total=cap * MAX_QUEUES)
     with _look(connection, patience):
-        unserved = read_unserved(connection, None, _UNSERVED)
+        unserved = find_unserved(connection)
     return Sample(with_unserved(counted, unserved), dead_letters, default_jobs)
 
 

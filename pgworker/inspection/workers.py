@@ -74,9 +74,9 @@ def list_workers(connection: Connection[Any], *, limit: int = 1000) -> list[Work
     return [_worker(row) for row in rows]
 
 
-def count_workers(connection: Connection[Any], *, silent_after: float = SILENT_AFTER) -> list[HostWorkers]:
+def count_workers(connection: Connection[Any]) -> list[HostWorkers]:
     """The first 100 hosts by name; those without a beat for a day are left out."""
-    rows = connection.execute(query("count_workers"), {"silent_after": silent_after, "limit": MAX_HOSTS}).fetchall()
+    rows = connection.execute(query("count_workers"), {"silent_after": SILENT_AFTER, "limit": MAX_HOSTS}).fetchall()
     return [HostWorkers(*row) for row in rows]
 
 

@@ -165,8 +165,8 @@ def serve(db: Connection[Any], *tasks: str, queues: tuple[str, ...] = ("default"
     return worker
 
 
-def unserved(db: Connection[Any], *queues: str) -> list[tuple[str, str, int, bool]]:
-    found = find_unserved(db, queues or ("default",), patience=20)
+def unserved(db: Connection[Any]) -> list[tuple[str, str, int, bool]]:
+    found = find_unserved(db)
     assert not any(one.jobs.is_more for one in found)
     return [(one.queue, one.task, one.jobs.number, one.is_queue_served) for one in found]
 
@@ -187,9 +187,9 @@ def test_a_worker_serves_a_task_in_its_own_queues_only(db: Connection[Any]) -> N
     serve(db, "t", queues=("mail",))
     enqueue(db, 2)
     enqueue(db, 1, queue="mail")
-    assert unserved(db, "default", "mail") == [("default", "t", 2, False)]
+    assert unserved(db) == [("default", "t", 2, False)]
     serve(db, "t", queues=("mail", "default"), digest=5)
-    assert unserved(db, "default", "mail") == []
+    assert unserved(db) == []
 
 
 def test_a_worker_whose_tasks_are_not_known_yet_may_have_any_and_one_that_is_gone_has_none(db: Connection[Any]) -> None:
@@ -234,7 +234,7 @@ def test_the_look_goes_to_the_head_of_each_lane_and_says_that_there_may_be_more(
     enqueue(db, UNSERVED_CAP + 5)
     enqueue(db, 1, task="behind")
     enqueue(db, 2, task="typo", priority=1)
-    assert find_unserved(db, ["default"], patience=20) == [Unserved("default", "typo", Count(5, is_more=True), True)]
+    assert find_unserved(db) == [Unserved("default", "typo", Count(5, is_more=True), True)]
 
 
 def test_what_nobody_serves_is_in_the_counts_of_each_queue(db: Connection[Any]) -> None:
@@ -245,18 +245,6 @@ def test_what_nobody_serves_is_in_the_counts_of_each_queue(db: Connection[Any]) 
     default, mail = count_queues(db)
     assert default.unserved == (Unserved("default", "typo", Count(2), True),)
     assert (mail.queue, mail.unserved_jobs, mail.unserved[0].is_queue_served) == ("mail", Count(4), False)
-
-
-def test_a_look_that_takes_too_long_is_ended_and_leaves_the_connection_as_it_was(
-    db: Connection[Any], connect: Connect
-) -> None:
-    blocker = connect()
-    with blocker.transaction():
-        blocker.execute("lock table pgworker.job_queue in access exclusive mode")
-        with pytest.raises(psycopg.errors.QueryCanceled):
-            find_unserved(db, ["default"], patience=0.05)
-    assert ask(db, "show statement_timeout") == ["0"]
-    assert unserved(db) == []
 
 
 def test_a_monitor_counts_what_nobody_serves_and_tells_of_each_task_once_a_minute(

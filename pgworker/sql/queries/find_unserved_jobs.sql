@@ -1,16 +1,14 @@
 -- Due jobs that no living worker will take, by queue and task: nobody serves the queue, or nobody there has the task.
 -- Claims step over such jobs, so in time they stand at the head of their lane. There we look, no further than `cap` rows a
 -- lane (fewer if there are more than ten queues), however long it is. A worker whose tasks are not known yet is taken to
--- have them all. The tasks with most jobs come first. queues: which ones; null: all that have jobs.
+-- have them all. The tasks with most jobs come first.
 with recursive step as (
-    (select queue from pgworker.job_queue where %(queues)s::text[] is null order by queue limit 1)
+    (select queue from pgworker.job_queue order by queue limit 1)
     union all
     select (select q.queue from pgworker.job_queue q where q.queue > step.queue order by q.queue limit 1)
     from step where step.queue is not null
 ), name as materialized (
-    select unnest(%(queues)s::text[]) as queue
-    union all
-    (select queue from step where queue is not null limit %(max_queues)s::integer)
+    select queue from step where queue is not null limit %(max_queues)s::integer
 ), look as materialized (
     select clock_timestamp() as now, least(%(cap)s::integer, 10 * %(cap)s::integer / greatest(1, count(*))) as cap from name
 ), living as materialized (
