@@ -130,8 +130,13 @@ def is_outage(error: BaseException) -> bool:
     return isinstance(error, DatabaseUnavailable)
 
 
-def explain(error: psycopg.Error | OSError, dsn: str) -> PgworkerError:
-    """What `error` means to the user of `dsn`: the server's words and what to do, without the password."""
+def explain(error: psycopg.Error | OSError | PgworkerError, dsn: str) -> PgworkerError:
+    """What `error` means to the user of `dsn`: the server's words and what to do, without the password.
+
+    One of ours says so itself.
+    """
+    if isinstance(error, PgworkerError):
+        return error
     words = _words(error)
     cause = _cause(error, words)
     directory = embedded_directory(dsn)

@@ -260,7 +260,7 @@ class Monitor:
         self._was_away = True
         self._last_beat = None
         if self._board.take_outage_line(time.monotonic_ns()):
-            said = error if isinstance(error, PgworkerError) else explain(error, self._dsn)
+            said = explain(error, self._dsn)
             log.warning("%s Running jobs go on while their leases last.", said, extra=logs.fields("database_away"))
 
     # -- the end

@@ -59,7 +59,9 @@ class Partitions:
         except (psycopg.Error, OSError, PgworkerError) as error:
             if not is_outage(error):  # the monitor's other connection says that the database is away
                 log.error(
-                    "partitions can't be looked after: %s", self._said(error), extra=logs.fields("partition_failed")
+                    "partitions can't be looked after: %s",
+                    explain(error, self._dsn),
+                    extra=logs.fields("partition_failed"),
                 )
             return False
         return is_made and is_pruned
@@ -84,7 +86,7 @@ class Partitions:
                 raise
             log.error(
                 "a partition can't be made, its jobs go to the default one meanwhile: %s",
-                self._said(error),
+                explain(error, self._dsn),
                 extra=logs.fields("partition_failed"),
             )
         else:
@@ -110,7 +112,9 @@ class Partitions:
             if connection.closed or is_outage(error):
                 raise
             log.error(
-                "expired partitions can't be dropped: %s", self._said(error), extra=logs.fields("partition_failed")
+                "expired partitions can't be dropped: %s",
+                explain(error, self._dsn),
+                extra=logs.fields("partition_failed"),
             )
             return False
         busy = [partition for partition in pruned if partition.action is PruneAction.BUSY]
@@ -126,9 +130,6 @@ class Partitions:
         for partition in pruned:
             _say(partition)
         return True
-
-    def _said(self, error: psycopg.Error | OSError | PgworkerError) -> PgworkerError:
-        return error if isinstance(error, PgworkerError) else explain(error, self._dsn)
 
 
 def _say(partition: PrunedPartition) -> None:

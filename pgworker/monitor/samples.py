@@ -82,7 +82,7 @@ class Samples:
             self._say(f"counting what waits takes longer than {_PATIENCE:g} s")
         except (psycopg.Error, OSError, PgworkerError) as error:
             if not is_outage(error):  # the monitor's other connection says that the database is away
-                self._say(str(error if isinstance(error, PgworkerError) else explain(error, self._dsn)))
+                self._say(str(explain(error, self._dsn)))
         return None
 
     def _say(self, why: str) -> None:

@@ -105,7 +105,7 @@ class Wakeups:
     def _lose(self, error: psycopg.Error | OSError | PgworkerError) -> None:
         self.close()
         if (more := self._throttle.admit("listen")) is not None:
-            said = error if isinstance(error, PgworkerError) else explain(error, self._dsn)
+            said = explain(error, self._dsn)
             log.warning(
                 "%s Not listening for new jobs, workers poll every second instead.%s",
                 said,

@@ -322,7 +322,7 @@ class Clerk:
         if self._board.take_outage_line(time.monotonic_ns()):
             waiting = sum(len(lease.ready) for lease in self._queue.leases)
             level = log.warning if is_outage(error) else log.error
-            said = error if isinstance(error, PgworkerError) else explain(error, self._dsn)
+            said = explain(error, self._dsn)
             level("%s Trying again.", said, extra=fields("database_away", waiting=waiting))
         pause = min(_RECONNECT_CAP, 0.1 * 2.0 ** min(self._failed_connects, 10)) * random.uniform(0.5, 1.0)
         self._sleep(pause, _AWAKE)

@@ -100,7 +100,7 @@ class Keeper:
                     )
                     return
                 if not self._was_away:
-                    said = error if isinstance(error, PgworkerError) else explain(error, self._dsn)
+                    said = explain(error, self._dsn)
                     log.warning(
                         "%s The job goes on; its lease lasts %g s from its last renewal.",
                         said,
