@@ -141,25 +141,20 @@ def queue_as_json(counts: QueueCounts) -> dict[str, Any]:
     }
 
 
-def shown(count: Count) -> str:
-    """A number, and a + for one that counting stopped at."""
-    return f"{count.number}+" if count.is_more else str(count.number)
-
-
 def _row(counts: QueueCounts) -> list[str]:
-    numbers = [shown(getattr(counts, name)) for name in _COUNTS]
+    numbers = [str(getattr(counts, name)) for name in _COUNTS]
     oldest = "-" if counts.oldest is None else duration(counts.oldest)
-    return [counts.queue, *numbers, oldest, shown(counts.unserved_jobs), "paused" if counts.paused else ""]
+    return [counts.queue, *numbers, oldest, str(counts.unserved_jobs), "paused" if counts.paused else ""]
 
 
 def _unserved(counts: QueueCounts) -> Iterator[str]:
     if any(not one.is_queue_served for one in counts.unserved):
-        jobs = shown(counts.unserved_jobs)
+        jobs = counts.unserved_jobs
         yield f"queue {counts.queue}: {jobs} due, and no living worker serves this queue; is its name right?"
         return
     for one in counts.unserved:
         yield (
-            f"queue {counts.queue}: {shown(one.jobs)} due of task {one.task}, which no living worker serves; "
+            f"queue {counts.queue}: {one.jobs} due of task {one.task}, which no living worker serves; "
             "is it deployed, is its name right?"
         )
 

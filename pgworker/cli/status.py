@@ -10,7 +10,7 @@ import click
 from pgworker.cli.database import open_database
 from pgworker.cli.options import dsn_option, json_option
 from pgworker.cli.output import Column, duration, print_json, print_table
-from pgworker.cli.queues import print_queues, queue_as_json, shown
+from pgworker.cli.queues import print_queues, queue_as_json
 
 if TYPE_CHECKING:
     from pgworker.inspection.database import SchemaVersion
@@ -63,7 +63,7 @@ def _print_page(queues: list[QueueCounts], hosts: list[HostWorkers], dead: Count
     else:
         print("no workers: `pgworker start` runs some")
     print()
-    print(f"dead letters: {shown(dead)}")
+    print(f"dead letters: {dead}")
     print(f"schema: {schema.name}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +30,16 @@ class Count:
 
     number: int
     is_more: bool = False
+
+    def __str__(self) -> str:
+        """With a + where counting has stopped."""
+        return f"{self.number}+" if self.is_more else str(self.number)
+
+    @classmethod
+    def total(cls, counts: Iterable[Count]) -> Count:
+        """Of all of them together."""
+        seen = list(counts)
+        return cls(sum(count.number for count in seen), any(count.is_more for count in seen))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +71,7 @@ class QueueCounts:
     @property
     def unserved_jobs(self) -> Count:
         """How many of the waiting and failed ones nobody will take."""
-        return Count(sum(one.jobs.number for one in self.unserved), any(one.jobs.is_more for one in self.unserved))
+        return Count.total(one.jobs for one in self.unserved)
 
 
 def count_queues(connection: Connection[Any], *, cap: int = COUNT_CAP) -> list[QueueCounts]:

@@ -98,7 +98,7 @@ class _Section:
 
     def _more(self, shown: int, width: int) -> Text:
         left = Count(len(self.rows) - shown + self.beyond.number, self.beyond.is_more)
-        return _text(f"… {_count(left)} more", _QUIET, width)
+        return _text(f"… {left} more", _QUIET, width)
 
 
 def frame(view: View, width: int, height: int | None, *, notice: str = "", is_paused: bool = False) -> Group:
@@ -143,24 +143,24 @@ def _totals(view: View, width: int) -> Iterator[Text]:
     hosts = len({worker.host for worker in seen.workers})
     oldest = max((queue.oldest for queue in seen.queues if queue.oldest is not None), default=None)
     waiting, scheduled, failed = (
-        _sum([getattr(queue, name) for queue in seen.queues]) for name in ("waiting", "scheduled", "failed")
+        Count.total(getattr(queue, name) for queue in seen.queues) for name in ("waiting", "scheduled", "failed")
     )
-    unserved = _sum([queue.unserved_jobs for queue in seen.queues])
+    unserved = Count.total(queue.unserved_jobs for queue in seen.queues)
     ended = view.ended_per_second
     yield _words(
         width,
         (f"ended {'-' if ended is None else _rate(ended)}/s", ""),
-        (f"failed {_count(seen.failed)} in {duration(FAILURES_WITHIN)}", _BAD if seen.failed.number else ""),
+        (f"failed {seen.failed} in {duration(FAILURES_WITHIN)}", _BAD if seen.failed.number else ""),
         (f"running {runs} in {busy} of {len(seen.workers)} workers on {hosts} host{'s' if hosts != 1 else ''}", ""),
         *([(f"{silent} silent", _BAD)] if silent else []),
     )
     yield _words(
         width,
-        (f"waiting {_count(waiting)}{'' if oldest is None else f', oldest {duration(oldest)}'}", ""),
-        (f"to run again {_count(failed)}", ""),
-        *([(f"unserved {_count(unserved)}", _ODD)] if unserved.number else []),
-        (f"dead letters {_count(seen.dead)}", _BAD if seen.dead.number else ""),
-        (f"scheduled {_count(scheduled)}", ""),
+        (f"waiting {waiting}{'' if oldest is None else f', oldest {duration(oldest)}'}", ""),
+        (f"to run again {failed}", ""),
+        *([(f"unserved {unserved}", _ODD)] if unserved.number else []),
+        (f"dead letters {seen.dead}", _BAD if seen.dead.number else ""),
+        (f"scheduled {scheduled}", ""),
     )
 
 
@@ -216,13 +216,13 @@ def _queue_row(queue: QueueCounts, arrivals: float) -> list[Cell]:
     unserved = queue.unserved_jobs
     return [
         Cell(queue.queue),
-        Cell(_count(queue.waiting)),
+        Cell(str(queue.waiting)),
         Cell("-" if queue.oldest is None else duration(queue.oldest)),
-        Cell(_count(queue.scheduled)),
-        Cell(_count(queue.running)),
-        Cell(_count(queue.failed), _ODD if queue.failed.number else ""),
+        Cell(str(queue.scheduled)),
+        Cell(str(queue.running)),
+        Cell(str(queue.failed), _ODD if queue.failed.number else ""),
         Cell(_rate(arrivals)),
-        Cell(_count(unserved), _ODD if unserved.number else ""),
+        Cell(str(unserved), _ODD if unserved.number else ""),
         Cell("paused", _ODD) if queue.paused else Cell(""),
     ]
 
@@ -321,14 +321,6 @@ def _one_line(text: str) -> str:
 
 def _id(job_id: UUID, wide: bool) -> str:
     return str(job_id) if wide else str(job_id)[-_SHORT_ID:]
-
-
-def _count(count: Count) -> str:
-    return f"{count.number}+" if count.is_more else str(count.number)
-
-
-def _sum(counts: Sequence[Count]) -> Count:
-    return Count(sum(count.number for count in counts), any(count.is_more for count in counts))
 
 
 def _rate(per_second: float) -> str:
