@@ -238,7 +238,7 @@ def test_a_pool_whose_log_nobody_reads_works_on_and_says_later_what_is_lost(
     found = [json.loads(line) for line in told.lstrip(b"x").splitlines()]
     lost = [line for line in found if line["event"] == "log_lines_lost"]
     assert [line["process"] for line in lost] == ["master"]
-    assert lost[0]["lines"] >= 2
+    assert lost[0]["lines"] >= 1
 
 
 def test_a_pool_whose_log_has_no_reader_any_more_works_on(scene: Scene, dsn: str, tmp_path: Path) -> None:
