@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pgworker.cli.output import duration, printable
 from pgworker.inspection.explain import worker_name
 from pgworker.model.display import ago, utc
+from pgworker.model.state import WAITING
 
 if TYPE_CHECKING:
     from pgworker.inspection.dead_letters import DeadLetterDetail
@@ -101,7 +102,7 @@ def _facts(detail: JobDetail) -> Iterator[tuple[str, str]]:
 
 def _when(detail: JobDetail) -> str:
     job = detail.job
-    if job.status not in ("pending", "scheduled", "failed"):
+    if job.status not in WAITING:
         return ""
     ahead = (job.run_at - job.seen_at).total_seconds()
     if ahead <= 0:
