@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from pgworker.cli.output import duration, printable
+from pgworker.inspection.explain import worker_name
+from pgworker.model.display import ago, utc
+from pgworker.model.state import WAITING
 
 if TYPE_CHECKING:
     from pgworker.inspection.dead_letters import DeadLetterDetail
@@ -56,7 +59,7 @@ def _dead_facts(letter: DeadLetterDetail) -> Iterator[tuple[str, str]]:
     yield "job", str(letter.job_id)
     yield (
         "died",
-        f"{_time(letter.died_at)} ({_ago(letter.died_at, now)}), its execution {letter.execution} {letter.outcome}",
+        f"{utc(letter.died_at)} ({ago(letter.died_at, now)}), its execution {letter.execution} {letter.outcome}",
     )
     error = _texts(letter.error)
     if said := ": ".join(filter(None, (error.get("type"), error.get("message")))):
@@ -67,7 +70,7 @@ def _dead_facts(letter: DeadLetterDetail) -> Iterator[tuple[str, str]]:
     yield "queue", f"{letter.queue}, priority {letter.priority}"
     if letter.org_id is not None:
         yield "org", letter.org_id
-    yield "enqueued", f"{_time(letter.created_at)} ({_ago(letter.created_at, now)})"
+    yield "enqueued", f"{utc(letter.created_at)} ({ago(letter.created_at, now)})"
     yield "failures", f"{letter.failures} of {letter.max_attempts} attempts"
     yield "timeout", "none" if letter.timeout is None else duration(letter.timeout)
     yield "payload", letter.payload
@@ -89,7 +92,7 @@ def _facts(detail: JobDetail) -> Iterator[tuple[str, str]]:
     yield "queue", f"{job.queue}, priority {job.priority}"
     if job.org_id is not None:
         yield "org", job.org_id
-    yield "enqueued", f"{_time(job.created_at)} ({_ago(job.created_at, job.seen_at)})"
+    yield "enqueued", f"{utc(job.created_at)} ({ago(job.created_at, job.seen_at)})"
     yield "failures", f"{detail.failures} of {job.max_attempts} attempts"
     yield "timeout", "none" if job.timeout is None else duration(job.timeout)
     yield "payload", job.payload
@@ -99,16 +102,16 @@ def _facts(detail: JobDetail) -> Iterator[tuple[str, str]]:
 
 def _when(detail: JobDetail) -> str:
     job = detail.job
-    if job.status not in ("pending", "scheduled", "failed"):
+    if job.status not in WAITING:
         return ""
     ahead = (job.run_at - job.seen_at).total_seconds()
     if ahead <= 0:
         return f", due since {duration(-ahead)}"
-    return f", {'runs again' if job.status == 'failed' else 'due'} in {duration(ahead)}, at {_time(job.run_at)}"
+    return f", {'runs again' if job.status == 'failed' else 'due'} in {duration(ahead)}, at {utc(job.run_at)}"
 
 
 def _claim(claim: ClaimRecord, now: datetime) -> str:
-    parts = [f"{_ago(claim.claimed_at, now)} by {_worker(claim, claim.worker_id)}, as execution {claim.execution}"]
+    parts = [f"{ago(claim.claimed_at, now)} by {worker_name(claim)}, as execution {claim.execution}"]
     if claim.claimed > 1:
         parts.append(f"number {claim.position} of the {claim.claimed} it claimed together")
     if claim.cancel_requested:
@@ -116,29 +119,23 @@ def _claim(claim: ClaimRecord, now: datetime) -> str:
     if claim.ended_how is not None:
         parts.append(f"that worker has ended ({claim.ended_how}), and the job is about to be reclaimed")
     elif claim.expires_at < now:
-        parts.append(f"its lease expired {_ago(claim.expires_at, now)}, and the job is about to be reclaimed")
+        parts.append(f"its lease expired {ago(claim.expires_at, now)}, and the job is about to be reclaimed")
     return "; ".join(parts)
 
 
 def _progress(progress: Progress, now: datetime) -> Iterator[tuple[str, str]]:
     said = f"{progress.fraction:.0%}{': ' if progress.message else ''}{progress.message}"
-    yield "progress", f"{said} (execution {progress.execution}, {_ago(progress.updated_at, now)})"
+    yield "progress", f"{said} (execution {progress.execution}, {ago(progress.updated_at, now)})"
     if progress.checkpoint is not None:
         yield "checkpoint", json.dumps(progress.checkpoint, ensure_ascii=False)
-
-
-def _worker(record: ClaimRecord | ExecutionRecord, worker_id: object) -> str:
-    if record.host is None:
-        return f"worker {worker_id}, of which nothing else is known"
-    return f"worker {record.slot} on host {record.host} (pid {record.pid})"
 
 
 def _execution(ended: ExecutionRecord, now: datetime) -> Iterator[str]:
     ran = (
         "" if ended.started_at is None else f" after {duration((ended.finished_at - ended.started_at).total_seconds())}"
     )
-    where = "" if ended.worker_id is None else f", {_worker(ended, ended.worker_id)}"
-    line = f"execution {ended.execution}: {ended.outcome}{ran}, {_ago(ended.finished_at, now)}{where}"
+    where = "" if ended.worker_id is None else f", {worker_name(ended)}"
+    line = f"execution {ended.execution}: {ended.outcome}{ran}, {ago(ended.finished_at, now)}{where}"
     yield printable(line)
     error = _error(ended)
     if error:
@@ -189,11 +186,3 @@ def _texts(stored: str | None) -> dict[str, str]:
 
 def _clip(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}… ({len(text) - _LONGEST} characters more: --json)"
-
-
-def _ago(then: datetime, now: datetime) -> str:
-    return f"{duration((now - then).total_seconds())} ago"
-
-
-def _time(moment: datetime) -> str:
-    return f"{moment.astimezone(timezone.utc):%Y-%m-%d %H:%M:%S} UTC"

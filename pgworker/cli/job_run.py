@@ -13,7 +13,8 @@ from pgworker.cli.database import default_workers, no_app, open_database, requir
 from pgworker.cli.options import dsn_option, whole_uuid
 from pgworker.cli.output import duration, printable
 from pgworker.config.layers import configure
-from pgworker.errors import ConfigurationError
+from pgworker.errors import EXIT_INTERRUPTED, ConfigurationError
+from pgworker.model.state import WAITING
 
 if TYPE_CHECKING:
     from pgworker.app.app import App
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from pgworker.inspection.facts import Facts
 
 EXIT_FAILED = 1
-EXIT_INTERRUPTED = 130
 
 _REFUSED = "This job can't be run here. "
 
@@ -92,7 +92,7 @@ def _check(connection: Connection, app: App, job_id: UUID, *, force: bool) -> st
 
     facts = read_facts(connection, job_id)
     job, found = facts.detail.job, explain(facts)
-    if facts.detail.claim is not None or job.status not in ("pending", "scheduled", "failed"):
+    if facts.detail.claim is not None or job.status not in WAITING:
         again = f" Try: pgworker jobs retry {job_id}" if job.status == "dead_letter" else ""
         raise click.ClickException(f"{_REFUSED}{found.sentence}{again}")
     if job.task not in app.tasks:

@@ -12,7 +12,7 @@ from uuid import UUID
 
 import click
 
-from pgworker.config.kinds import parse_size, parse_time
+from pgworker.config.kinds import parse_time
 from pgworker.config.layers import CONFIG_VARIABLE
 from pgworker.errors import ConfigurationError, InvalidFilter, InvalidJob
 from pgworker.model.names import check_queue, check_task
@@ -46,11 +46,6 @@ def task_name(text: str) -> str:
 def time_span(text: str) -> float:
     """Seconds, of a number of them or of one with a unit: 30, 0.5, 30s, 5m, 1h, 2d."""
     return as_option(parse_time, text)
-
-
-def byte_size(text: str) -> int:
-    """Bytes, of a number of them or of one with a unit, each 1024 of the one before: 512M, 1.5G."""
-    return as_option(parse_size, text)
 
 
 def as_option(parse: Callable[[str], _Value], text: str) -> _Value:

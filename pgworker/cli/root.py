@@ -20,9 +20,8 @@ from click.shell_completion import CompletionItem
 
 from pgworker.cli.options import config_option
 from pgworker.cli.output import printable
-from pgworker.errors import EXIT_BUG, EXIT_USAGE, DatabaseUnavailable, PgworkerError
+from pgworker.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_USAGE, DatabaseUnavailable, PgworkerError
 
-EXIT_INTERRUPTED = 130
 EXIT_NOT_WRITTEN = 1
 
 _COMMANDS = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from datetime import datetime
 from difflib import get_close_matches
 from enum import Enum
 from typing import Any
@@ -14,6 +13,7 @@ from pgworker.inspection.facts import Facts, Servers
 from pgworker.inspection.jobs import ClaimRecord, ExecutionRecord
 from pgworker.inspection.queues import Count
 from pgworker.inspection.workers import SILENT_AFTER
+from pgworker.model.display import ago, utc
 from pgworker.model.durations import duration
 from pgworker.model.state import WorkerState
 
@@ -87,13 +87,13 @@ def _claimed(facts: Facts, claim: ClaimRecord) -> Explanation:
     if claim.ended_how is not None:
         return Explanation(
             Reason.WORKER_ENDED,
-            f"Its worker, {_worker(claim)}, has ended ({claim.ended_how}). {_reclaim(facts)}",
+            f"Its worker, {worker_name(claim)}, has ended ({claim.ended_how}). {_reclaim(facts)}",
         )
     if claim.expires_at < now:
         return Explanation(
             Reason.LEASE_EXPIRED,
-            f"It was claimed {_ago(claim.claimed_at, now)} by {_worker(claim)}, whose lease ended "
-            f"{_ago(claim.expires_at, now)}. {_reclaim(facts)}",
+            f"It was claimed {ago(claim.claimed_at, now)} by {worker_name(claim)}, whose lease ended "
+            f"{ago(claim.expires_at, now)}. {_reclaim(facts)}",
         )
     silence = 0.0 if claim.beat_at is None else (now - claim.beat_at).total_seconds()
     if silence > SILENT_AFTER:
@@ -104,14 +104,15 @@ def _claimed(facts: Facts, claim: ClaimRecord) -> Explanation:
             then = ", and no pool is alive to take the job back after that: start one with `pgworker start`"
         return Explanation(
             Reason.WORKER_SILENT,
-            f"Its worker, {_worker(claim)}, has been silent for {duration(silence)}. Its lease ends in {left}{then}.",
+            f"Its worker, {worker_name(claim)}, has been silent for {duration(silence)}. "
+            f"Its lease ends in {left}{then}.",
         )
     asked = " Somebody has asked it to stop." if claim.cancel_requested else ""
     if claim.started_at is not None:
-        return Explanation(Reason.RUNNING, f"It runs on {_worker(claim)}, for {_ran(facts, claim)}.{asked}")
+        return Explanation(Reason.RUNNING, f"It runs on {worker_name(claim)}, for {_ran(facts, claim)}.{asked}")
     return Explanation(
         Reason.IN_LINE,
-        f"It was claimed {_ago(claim.claimed_at, now)} by {_worker(claim)}, {_place(facts)}.{asked}",
+        f"It was claimed {ago(claim.claimed_at, now)} by {worker_name(claim)}, {_place(facts)}.{asked}",
         f"pgworker jobs explain {facts.line[0]}" if facts.line else None,
     )
 
@@ -140,7 +141,8 @@ def _reclaim(facts: Facts) -> str:
     return "No pool is alive to take the job back: start one with `pgworker start`."
 
 
-def _worker(record: ClaimRecord | ExecutionRecord) -> str:
+def worker_name(record: ClaimRecord | ExecutionRecord) -> str:
+    """Its place, host and pid, as far as it is still known."""
     if record.host is None:
         return f"worker {record.worker_id} (nothing else is known of it)"
     return f"worker {record.slot} on host {record.host} (pid {record.pid})"
@@ -155,7 +157,7 @@ def _waiting(facts: Facts) -> Explanation:
     if ahead > 0:
         then = "" if found is None else f" It will not then: {_lowered(found.sentence)}"
         reason = Reason.RETRY if job.failures else Reason.SCHEDULED
-        when = f"{'runs again' if job.failures else 'is due'} in {duration(ahead)}, at {_time(job.run_at)}"
+        when = f"{'runs again' if job.failures else 'is due'} in {duration(ahead)}, at {utc(job.run_at)}"
         sentence = f"{_failures(facts)}It {when}.{then}"
         command = f"pgworker jobs retry {job.id}" if found is None else found.command
         return Explanation(reason, sentence, command)
@@ -271,13 +273,13 @@ def _states(able: list[Servers]) -> str:
 def _ended(facts: Facts) -> Explanation:
     job = facts.detail.job
     last = facts.detail.executions[0]
-    ago = _ago(last.finished_at, job.seen_at)
+    when = ago(last.finished_at, job.seen_at)
     if job.status == "cancelled":
         cause = f": {last.cause}" if last.cause else ""
-        return Explanation(Reason.CANCELLED, f"It was cancelled {ago}{cause}.")
+        return Explanation(Reason.CANCELLED, f"It was cancelled {when}{cause}.")
     took = "" if last.started_at is None else f", in {duration((last.finished_at - last.started_at).total_seconds())}"
-    where = "" if last.worker_id is None else f", by {_worker(last)}"
-    return Explanation(Reason.SUCCEEDED, f"It succeeded {ago}{took}{where}.")
+    where = "" if last.worker_id is None else f", by {worker_name(last)}"
+    return Explanation(Reason.SUCCEEDED, f"It succeeded {when}{took}{where}.")
 
 
 def _dead(facts: Facts) -> Explanation:
@@ -287,7 +289,7 @@ def _dead(facts: Facts) -> Explanation:
     tries = f" after {dead.failures} failure{'s' if dead.failures > 1 else ''}" if dead.failures else ""
     return Explanation(
         Reason.DEAD_LETTER,
-        f"It was given up {_ago(dead.died_at, dead.seen_at)}{tries}: {why}. It is a dead letter, and runs again only "
+        f"It was given up {ago(dead.died_at, dead.seen_at)}{tries}: {why}. It is a dead letter, and runs again only "
         "if it is requeued.",
         f"pgworker dead-letters requeue {dead.job_id}",
     )
@@ -317,11 +319,3 @@ def _are(count: int) -> str:
 
 def _lowered(sentence: str) -> str:
     return sentence[:1].lower() + sentence[1:]
-
-
-def _ago(then: datetime, now: datetime) -> str:
-    return f"{duration((now - then).total_seconds())} ago"
-
-
-def _time(moment: datetime) -> str:
-    return f"{moment:%Y-%m-%d %H:%M:%S %Z}"

@@ -14,7 +14,7 @@ from pgworker.inspection.jobs import ClaimRecord, JobDetail, JobRecord, read_job
 from pgworker.inspection.queues import COUNT_CAP, Count
 from pgworker.inspection.snapshot import go_by_index, snapshot
 from pgworker.inspection.workers import SILENT_AFTER
-from pgworker.model.state import WorkerState
+from pgworker.model.state import WAITING, WorkerState
 from pgworker.sql.load import query
 
 _MOST_GROUPS = 1000
@@ -70,7 +70,7 @@ def read_facts(connection: Connection[Any], job_id: UUID, *, executions: int = 1
             return Facts(detail, line=_line(connection, detail.claim), servers=_servers(connection))
         if detail.job.status == "dead_letter":
             return Facts(detail, dead=find_dead_letter(connection, job_id))
-        if detail.job.status not in ("pending", "scheduled", "failed"):
+        if detail.job.status not in WAITING:
             return Facts(detail)
         servers = _servers(connection)
         pauses = _pauses(connection, {detail.job.queue, *(queue for one in servers for queue in one.queues)})

@@ -1,6 +1,10 @@
-"""Text of anybody, and sizes, as people see them on a terminal."""
+"""Text of anybody, sizes and times, as people see them on a terminal."""
 
 from __future__ import annotations
+
+from datetime import datetime, timezone
+
+from pgworker.model.durations import duration
 
 
 def printable(text: str, *, lines: bool = False) -> str:
@@ -23,3 +27,13 @@ def size(count: int) -> str:
             break
         amount, unit = amount / 1024, larger
     return f"{amount:.1f} {unit}" if amount < 10 and unit != "B" else f"{amount:.0f} {unit}"
+
+
+def utc(moment: datetime) -> str:
+    """`2026-11-21 10:00:00 UTC`, in whichever zone the server or its user has it."""
+    return f"{moment.astimezone(timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def ago(then: datetime, now: datetime) -> str:
+    """`12s ago`."""
+    return f"{duration((now - then).total_seconds())} ago"

@@ -9,6 +9,7 @@ enqueue -> pending | scheduled -> running -> succeeded
 from __future__ import annotations
 
 from enum import Enum
+from typing import Final
 
 
 class Status(str, Enum):
@@ -22,6 +23,10 @@ class Status(str, Enum):
     CANCELLED = "cancelled"
     DEAD_LETTER = "dead_letter"
     LOST = "LOST"
+
+
+WAITING: Final = frozenset({Status.PENDING, Status.SCHEDULED, Status.FAILED})
+"""A job of these is in the queue."""
 
 
 class Outcome(str, Enum):

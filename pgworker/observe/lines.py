@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import Any, Final
 
+from pgworker.model.display import printable
 from pgworker.model.payload import describe_error
 
 MAX_VALUE: Final = 16 << 10
@@ -59,7 +60,7 @@ class TextLines(Lines):
         head = f"{start}{record.levelname:<5} {self.process}  {message}"
         ours = record.name == OWN or record.name.startswith(f"{OWN}.")
         told = fields | ({} if ours else {"logger": record.name}) | {"host": self.host}
-        return _escaped(f"{head}  " + " ".join(f"{name}={_quoted(value)}" for name, value in told.items()))
+        return printable(f"{head}  " + " ".join(f"{name}={_quoted(value)}" for name, value in told.items()))
 
 
 class JsonLines(Lines):
@@ -153,10 +154,3 @@ def _quoted(value: Any) -> str:
     if text and text.isprintable() and not any(sign in text for sign in ' "=\\'):
         return text
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-def _escaped(text: str) -> str:
-    """With an escape for whatever could end the line or move the cursor: controls, separators, surrogates."""
-    if text.isprintable():
-        return text
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timezone
 from textwrap import wrap
 from uuid import UUID
 
@@ -127,7 +128,7 @@ def frame(view: View, width: int, height: int | None, *, notice: str = "", is_pa
 
 def _head(view: View, width: int, is_paused: bool) -> Iterator[Text]:
     seen = view.snapshot
-    now = f"{'PAUSED  ' if is_paused else ''}{seen.at:%H:%M:%S} UTC"
+    now = f"{'PAUSED  ' if is_paused else ''}{seen.at.astimezone(timezone.utc):%H:%M:%S} UTC"
     place = cut(f"pgworker top  {printable(view.place)}  schema {seen.schema}", max(0, width - len(now) - 2))
     first = Text(place.ljust(width - len(now)) + now, style="bold", no_wrap=True, overflow="crop")
     first.truncate(width)

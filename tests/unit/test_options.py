@@ -5,7 +5,9 @@ from __future__ import annotations
 import click
 import pytest
 
-from pgworker.cli.options import byte_size, time_span
+from pgworker.cli.options import time_span
+from pgworker.config.kinds import parse_size
+from pgworker.errors import ConfigurationError
 
 
 @pytest.mark.parametrize(
@@ -35,10 +37,10 @@ def test_other_times_are_refused(text: str) -> None:
     ],
 )
 def test_a_size_is_bytes_or_has_a_unit(text: str, size: int) -> None:
-    assert byte_size(text) == size
+    assert parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "M", "-1M", "1e6", "1P", "1 0M", "٣M", "9" * 40])
 def test_other_sizes_are_refused(text: str) -> None:
-    with pytest.raises(click.BadParameter, match="is no size"):
-        byte_size(text)
+    with pytest.raises(ConfigurationError, match="is no size"):
+        parse_size(text)

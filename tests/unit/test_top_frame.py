@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from uuid import UUID
 
@@ -100,6 +101,11 @@ def test_80_columns_tell_who_runs_what_and_since_when() -> None:
     ]
     assert third.split()[-2:] == ["-", "-"], "no rate yet"
     assert lines[-1].strip() == KEYS
+
+
+def test_the_clock_is_that_of_utc_whichever_zone_the_server_has() -> None:
+    there = replace(snapshot(), at=NOW.astimezone(timezone(timedelta(hours=9))))
+    assert shown(there, 80, 24)[0].endswith("03:04:05 UTC")
 
 
 def test_160_columns_have_whole_ids() -> None:
