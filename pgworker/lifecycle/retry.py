@@ -22,9 +22,12 @@ _ANSWERS = {
     Status.RUNNING: RetryAnswer.RUNNING,
     Status.SUCCEEDED: RetryAnswer.SUCCEEDED,
     Status.CANCELLED: RetryAnswer.CANCELLED,
-    Status.DEAD_LETTER: RetryAnswer.RUNNING,  # it was, until a moment ago
+    Status.DEAD_LETTER: RetryAnswer.RUNNING,  # it was a moment ago, each time
     Status.LOST: RetryAnswer.LOST,
 }
+
+_STAYS = (Status.RUNNING, Status.SUCCEEDED, Status.CANCELLED)
+"""Another look would find the same, or come too late."""
 
 
 def retry_job(connection: Connection[Any], job_id: UUID) -> RetryAnswer:
@@ -40,7 +43,8 @@ def retry_job(connection: Connection[Any], job_id: UUID) -> RetryAnswer:
             return RetryAnswer.DUE
         if requeue_dead_letters(connection, [job_id]):
             return RetryAnswer.REQUEUED
-        answer = _ANSWERS[read_status(connection, job_id)]
-        if answer in (RetryAnswer.RUNNING, RetryAnswer.SUCCEEDED, RetryAnswer.CANCELLED):
+        status = read_status(connection, job_id)
+        answer = _ANSWERS[status]
+        if status in _STAYS:
             break
     return answer

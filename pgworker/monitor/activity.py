@@ -1,9 +1,14 @@
-"""What the workers of the pool do and use, by the board and the kernel: for their heartbeats and for /metrics."""
+"""What the workers of the pool do and use, by the board and the kernel: for their heartbeats and for /metrics.
+
+Memory is looked at in a thread of its own. The kernel walks the page tables for it, milliseconds per GB, and under a
+lock that a worker may hold for as long as it waits for memory itself: a renewal must not wait for that.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
@@ -15,26 +20,46 @@ from pgworker.linux.board import Board, Row
 from pgworker.linux.memory import private_bytes
 from pgworker.model.state import WorkerState
 
-_LOOK_EVERY = 15.0  # seconds between two looks at the memory of a process, which cost milliseconds per GB
+_LOOK_EVERY = 15.0  # seconds between two looks at the memory of a process
+_TICK = 1.0  # seconds: how soon a new process is looked at
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a process has used: memory that no other shares, as of at most 15 s ago, and CPU time."""
+    """What a process has used: memory that no other shares, as of some 15 s ago (None: not known yet), and CPU time."""
 
-    uss_bytes: int
+    uss_bytes: int | None
     cpu_seconds: float
 
 
 class Activities:
-    """Looks at the workers. Both the monitor's thread and those of the pages ask."""
+    """Looks at the workers. The monitor's thread asks, and those of the pages do."""
 
     def __init__(self, board: Board) -> None:
         self._board = board
         self._lock = threading.Lock()
         self._memory: dict[UUID, tuple[float, int]] = {}
+        """When each process was looked at and what it had; replaced as a whole."""
         self._spent: dict[int, tuple[UUID, float, float]] = {}
         """By place: who is there, the CPU time of those before, and his."""
+
+    def look_in_thread(self) -> None:
+        """Keep knowing the memory of each process, for as long as this one lives."""
+        threading.Thread(target=self._keep_looking, name="memory", daemon=True).start()
+
+    def _keep_looking(self) -> None:
+        while True:
+            self._look(time.monotonic())
+            time.sleep(_TICK)
+
+    def _look(self, now: float) -> None:
+        rows = {row.worker_id: row.pid for row in self._board.rows if row.pid}
+        known = {worker_id: seen for worker_id, seen in self._memory.items() if worker_id in rows}
+        for worker_id, pid in rows.items():
+            if worker_id not in known or now - known[worker_id][0] >= _LOOK_EVERY:
+                with suppress(OSError):  # it ended meanwhile
+                    known[worker_id] = now, private_bytes(Path(f"/proc/{pid}"))
+                    self._memory = dict(known)
 
     def of(self, row: Row, now_ns: int) -> Activity:
         """What the worker in this row does now, and what it has used."""
@@ -61,9 +86,10 @@ class Activities:
             worker_id = row.worker_id
             times = psutil.Process(row.pid).cpu_times()
             self._note_cpu(row.index, worker_id, times.user + times.system)
-            return Usage(self._private_bytes(row), times.user + times.system)
         except (psutil.Error, OSError):  # it ended meanwhile
             return None
+        seen = self._memory.get(worker_id)
+        return Usage(None if seen is None else seen[1], times.user + times.system)
 
     def cpu_by_place(self) -> dict[int, float]:
         """CPU seconds of all processes that were in each place of the pool, as of the last look at each."""
@@ -76,16 +102,6 @@ class Activities:
             if known != worker_id:
                 before, last = before + last, 0.0
             self._spent[place] = worker_id, before, max(last, seconds)
-
-    def _private_bytes(self, row: Row) -> int:
-        with self._lock:
-            now = time.monotonic()
-            seen_at, size = self._memory.get(row.worker_id, (0.0, 0))
-            if not size or now - seen_at >= _LOOK_EVERY:
-                size = private_bytes(Path(f"/proc/{row.pid}"))
-                self._memory = {known: seen for known, seen in self._memory.items() if now - seen[0] < 2 * _LOOK_EVERY}
-                self._memory[row.worker_id] = now, size
-            return size
 
     def _state(self, row: Row, *, is_running: bool) -> WorkerState:
         if not row.is_ready:

@@ -106,6 +106,7 @@ class Monitor:
         if self._shared.listening is not None:
             Pages(self._shared.listening, self._metrics.registry, self._is_healthy, self._is_ready).serve_in_thread()
         Thread(target=self._hear_workers, name="events", daemon=True).start()
+        self._activities.look_in_thread()
         partitions = Partitions(self._dsn, self._settings.retention)
         partitions.keep_in_thread()
         Samples(self._dsn, self._settings, self._metrics).keep_in_thread(after=partitions.tried)

@@ -32,13 +32,13 @@ log = logger("observe.metrics")
 
 @dataclass(frozen=True, slots=True)
 class WorkerGauge:
-    """What the board and the kernel say of a living worker now."""
+    """What the board and the kernel say of a living worker now. No `uss_bytes`: not known yet."""
 
     worker: int
     is_ready: bool
     slots: int
     running: int
-    uss_bytes: int
+    uss_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +178,8 @@ class PoolMetrics(Collector):
         page.add("pgworker_database_up", pool.is_connected)
         page.add("pgworker_lease_last_renewal_timestamp_seconds", self._last_renewal)
         for worker in pool.workers:
-            page.add("pgworker_worker_uss_bytes", worker.uss_bytes, str(worker.worker))
+            if worker.uss_bytes is not None:
+                page.add("pgworker_worker_uss_bytes", worker.uss_bytes, str(worker.worker))
         for place, seconds in pool.cpu_seconds.items():
             page.add("pgworker_worker_cpu_seconds_total", seconds, str(place))
             page.add("pgworker_worker_jobs_total", self._jobs[place], str(place))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from psycopg import Connection
 
 from pgworker import App
 from tests.deploy.private_systemd import PYTHON, PrivateSystemd, boot, imported
-from tests.process.pool import ROOT, eventually
+from tests.process.pool import ROOT, eventually, free_port
 
 PASSWORD = "a-secret-that-nobody-may-see"
 SHOP = Path(__file__).with_name("shop.py")
@@ -201,7 +200,7 @@ def machine(directory: Path, binaries: Path) -> Iterator[Machine]:
         )  # a wheel has libraries there
         inside, also = Path("/opt/postgresql") / binaries.relative_to(top), {Path("/opt/postgresql"): top}
     with boot(directory, also) as systemd:
-        port = _free_port()
+        port = free_port()
         for program in ("psql", "createdb"):
             systemd.path(f"/usr/local/bin/{program}").symlink_to(inside / program)
         systemd.write("/usr/local/bin/python3", f'#!/bin/sh\nexec {PYTHON}/bin/{python_name()} "$@"\n', 0o755)
@@ -219,11 +218,6 @@ def machine(directory: Path, binaries: Path) -> Iterator[Machine]:
 
 def python_name() -> str:
     return f"python{sys.version_info.major}.{sys.version_info.minor}"
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def _as_toml(value: object) -> str:

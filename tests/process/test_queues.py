@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from pgworker.model.job import JobRequest
 from pgworker.model.selection import JobFilter
 from tests.acceptance import tasks
 from tests.process import jobs
-from tests.process.pool import Pool, eventually, start
+from tests.process.pool import Pool, eventually, free_port, start
 from tests.process.test_pool import Scene, StartPool
 
 NEVER = 600.0
@@ -175,8 +174,7 @@ def test_jobs_of_a_task_that_nobody_serves_wait_are_told_of_and_run_when_somebod
     unknown = [handle.id for handle in handles]
     typo = "select pgworker.enqueue('pay', queue => 'elsewhere')"
     scene.connection.execute(typo.encode())
-    with closing(socket.create_server(("127.0.0.1", 0))) as listening:
-        address = f"127.0.0.1:{listening.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     pool = start_pool(heartbeat_interval=0.3, metrics_listen=address)
     scene.wait_for_status("succeeded", *scene.enqueue_together(*quick(scene, "known")))
     line = pool.wait_for_log("no worker serves it")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from pgworker.db import embedded
 from pgworker.db.migrate import migrate
 from pgworker.db.roles import make_roles
 from tests.process import jobs
-from tests.process.pool import APP, ROOT, Pool, eventually
+from tests.process.pool import APP, ROOT, Pool, eventually, free_port
 from tests.sql.actors import ask, ended
 
 CANARY = "kanari/en:vogel@%41"
@@ -74,13 +73,11 @@ def scene(directory: Path, binaries: Path | None) -> Iterator[Scene]:
         make_roles(server.dsn)
         rules = directory / "data" / "pg_hba.conf"
         rules.write_text(f"local all canary_pool scram-sha-256\n{rules.read_text()}")
-        with closing(socket.create_server(("127.0.0.1", 0))) as listening:
-            port = listening.getsockname()[1]
         with psycopg.connect(server.dsn, autocommit=True) as owner:
             owner.execute("select pg_reload_conf()")
             owner.execute("create role canary_pool login in role pgworker_worker")
             set_password(owner, CANARY)
-            yield Scene(owner, str(conninfo_to_dict(server.dsn)["host"]), f"127.0.0.1:{port}")
+            yield Scene(owner, str(conninfo_to_dict(server.dsn)["host"]), f"127.0.0.1:{free_port()}")
 
 
 def set_password(owner: Connection[Any], password: str) -> None:

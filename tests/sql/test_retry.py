@@ -91,6 +91,23 @@ def test_what_has_succeeded_or_was_cancelled_is_refused_and_stays_as_it_is(db: C
         retry_job(db, uuid4())
 
 
+def test_a_job_that_is_given_up_between_two_looks_is_requeued(db: Connection[Any], worker: Worker, dsn: str) -> None:
+    (job_id,) = enqueue(db)
+    held = worker.claim()
+
+    class Slow(Connection[Any]):
+        """Its job is given up after both looks for one that waits or is a dead letter, before that for its status."""
+
+        def execute(self, query: Any, *arguments: Any, **named: Any) -> Any:
+            if "job_status" in str(query) and not ended(db, job_id):
+                worker.settle(held.settlement(outcome=Outcome.FAILED, then=Next.BURY))
+            return super().execute(query, *arguments, **named)
+
+    with Slow.connect(dsn, autocommit=True) as slow:
+        assert retry_job(slow, job_id) is RetryAnswer.REQUEUED
+    assert waiting(db) == [(job_id, 2, 0)]
+
+
 def test_a_retry_wakes_whoever_sleeps_once_a_queue(db: Connection[Any], connect: Connect) -> None:
     ids = enqueue(db, 3, run_at=TOMORROW) + enqueue(db, 2, run_at=TOMORROW, queue="mail") + enqueue(db)
     listener = connect()
