@@ -5,13 +5,19 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from enum import Enum
 from types import TracebackType
+from typing import TypeVar
+from uuid import UUID
 
 import click
 
+from pgworker.errors import JobNotFound
 from pgworker.linux.ticker import ticking
+
+_Answer = TypeVar("_Answer", bound=Enum)
 
 
 def confirm(said_yes: bool, question: Callable[[], str]) -> None:
@@ -21,6 +27,22 @@ def confirm(said_yes: bool, question: Callable[[], str]) -> None:
     if not sys.stdin.isatty():
         raise click.UsageError("this can't be undone, and there is no terminal to ask on: give --yes if it is meant")
     click.confirm(question(), abort=True)
+
+
+def tell_of_each(job_ids: Sequence[UUID], act: Callable[[UUID], _Answer], said: Mapping[_Answer, str]) -> list[_Answer]:
+    """Do it to each of these jobs, print its answer and what that means, and return them. JobNotFound, at the end."""
+    answers, missing = [], []
+    for job_id in dict.fromkeys(job_ids):
+        try:
+            answer = act(job_id)
+        except JobNotFound as error:
+            missing.append(str(error))
+            continue
+        answers.append(answer)
+        print(f"{'' if len(job_ids) == 1 else f'{job_id} '}{answer.value}: {said[answer]}")
+    if missing:
+        raise JobNotFound("\n".join(missing))
+    return answers
 
 
 class Progress:

@@ -8,11 +8,10 @@ from uuid import UUID
 
 import click
 
-from pgworker.cli.bulk import Progress, confirm
+from pgworker.cli.bulk import Progress, confirm, tell_of_each
 from pgworker.cli.database import open_database
 from pgworker.cli.dead_letters import move_all
 from pgworker.cli.options import dsn_option, filter_options, org_option, whole_uuid
-from pgworker.errors import JobNotFound
 from pgworker.model.state import RetryAnswer, Status
 
 _AGAIN: Final = "enqueue another one: `pgworker jobs show` has its task and payload for `pgworker enqueue`"
@@ -69,21 +68,11 @@ def retry(
 
 
 def _retry_named(job_ids: Sequence[UUID], dsn: str | None) -> int:
-    refused, missing = False, []
     with open_database(dsn, "jobs retry") as connection:
         from pgworker.lifecycle.retry import retry_job
 
-        for job_id in dict.fromkeys(job_ids):
-            try:
-                answer = retry_job(connection, job_id)
-            except JobNotFound as error:
-                missing.append(error)
-                continue
-            refused = refused or answer.is_refusal
-            print(f"{'' if len(job_ids) == 1 else f'{job_id} '}{answer.value}: {_SAID[answer]}")
-    if missing:
-        raise JobNotFound("\n".join(map(str, missing)))
-    return 1 if refused else 0
+        answers = tell_of_each(job_ids, lambda job_id: retry_job(connection, job_id), _SAID)
+    return 1 if any(answer.is_refusal for answer in answers) else 0
 
 
 def _retry_matching(

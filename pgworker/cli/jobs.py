@@ -9,14 +9,13 @@ from uuid import UUID
 
 import click
 
-from pgworker.cli.bulk import Progress, confirm
+from pgworker.cli.bulk import Progress, confirm, tell_of_each
 from pgworker.cli.database import open_database
 from pgworker.cli.job_explain import explain
 from pgworker.cli.job_retry import retry
 from pgworker.cli.job_run import run
 from pgworker.cli.options import dsn_option, filter_options, json_option, org_option, time_span, whole_uuid
 from pgworker.cli.output import Column, duration, hint, print_json, print_table
-from pgworker.errors import JobNotFound
 from pgworker.model.selection import JobFilter
 from pgworker.model.state import CancelAnswer, Status
 
@@ -154,26 +153,16 @@ def cancel(
 
 
 def _cancel_named(job_ids: Sequence[UUID], dsn: str | None) -> int:
-    too_late, missing = 0, []
+    said = {
+        CancelAnswer.CANCELLED: "it waited, and will never run",
+        CancelAnswer.REQUESTED: "it is claimed by a worker, which was asked to stop it",
+        CancelAnswer.TOO_LATE: "it had ended already; `pgworker jobs show` says how",
+    }
     with open_database(dsn, "jobs cancel") as connection:
         from pgworker.lifecycle.cancel import cancel_job
 
-        said = {
-            CancelAnswer.CANCELLED: "it waited, and will never run",
-            CancelAnswer.REQUESTED: "it is claimed by a worker, which was asked to stop it",
-            CancelAnswer.TOO_LATE: "it had ended already; `pgworker jobs show` says how",
-        }
-        for job_id in dict.fromkeys(job_ids):
-            try:
-                answer = cancel_job(connection, job_id)
-            except JobNotFound as error:
-                missing.append(error)
-                continue
-            too_late += answer is CancelAnswer.TOO_LATE
-            print(f"{'' if len(job_ids) == 1 else f'{job_id} '}{answer.value}: {said[answer]}")
-    if missing:
-        raise JobNotFound("\n".join(map(str, missing)))
-    return 1 if too_late else 0
+        answers = tell_of_each(job_ids, lambda job_id: cancel_job(connection, job_id), said)
+    return 1 if CancelAnswer.TOO_LATE in answers else 0
 
 
 def _cancel_matching(chosen: JobFilter, yes: bool, dsn: str | None) -> None:
