@@ -289,7 +289,7 @@ def test_a_monitor_that_can_not_count_in_time_says_so_and_counts_again_later(
     assert "counting what waits takes longer than 5 s" in caplog.text
     pending = {"queue": "default", "state": "pending"}
     assert metrics.registry.get_sample_value("pgworker_queue_jobs", pending) is None
-    assert looks.look(time.monotonic() + 100) == 15
+    assert looks.look(time.monotonic() + 100) < pause
     assert metrics.registry.get_sample_value("pgworker_queue_jobs", pending) == 0
 
 
