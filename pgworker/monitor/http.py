@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import http.server
 import math
+import re
 import socket
 import socketserver
 import sys
@@ -27,6 +28,7 @@ _PATIENCE = 5.0  # seconds a client may take for each part of its request, and f
 _CLIENTS = 16  # connections that are open at a time
 _THREADS = 64  # those that are about to end included
 _TEXT = "text/plain; charset=utf-8"
+_VERSIONS = re.compile(r"; version=(0\.0\.1|0\.0\.4|1\.0\.0);")  # of both formats
 _PAGES = b"""pgworker
 
 /metrics  counters, gauges and histograms, for Prometheus
@@ -67,7 +69,7 @@ class Pages(socketserver.ThreadingMixIn, http.server.HTTPServer):
     def scrape(self, accepted: str) -> tuple[bytes, str]:
         """The metrics as of now, and their content type, as the client would have them."""
         asked_at = time.monotonic()
-        encode, content_type = choose_encoder(accepted)
+        encode, content_type = _format(accepted)
         with self._scraping:
             begun, page = self._scraped.get(content_type, (-math.inf, b""))
             if begun < asked_at:
@@ -108,6 +110,19 @@ class Pages(socketserver.ThreadingMixIn, http.server.HTTPServer):
         with self._opening:
             self._open.pop(connection, None)
         self._places.release()
+
+
+def _format(accepted: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:
+    """How to write the page for this client: as it would have it, or in the oldest way, which all can read.
+
+    A version that there is not may be refused by the library with an error, or promised: then every number that anybody
+    thinks of would be another format, and another page to keep.
+    """
+    with contextlib.suppress(TypeError, ValueError):
+        encode, content_type = choose_encoder(accepted)
+        if _VERSIONS.search(content_type):
+            return encode, content_type
+    return choose_encoder("")
 
 
 class _Page(http.server.BaseHTTPRequestHandler):

@@ -65,9 +65,9 @@ class Answer:
     body: str
 
 
-def ask(port: int, method: str, path: str) -> Answer:
+def ask(port: int, method: str, path: str, **headers: str) -> Answer:
     with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE)) as connection:
-        connection.request(method, path)
+        connection.request(method, path, headers=headers)
         answer = connection.getresponse()
         return Answer(answer.status, dict(answer.getheaders()), answer.read().decode())
 
@@ -96,6 +96,29 @@ def test_other_methods_are_refused(port: int, metrics: SlowMetrics, method: str)
     refused = ask(port, method, "/metrics")
     assert (refused.status, refused.headers["Allow"]) == (405, "GET, HEAD")
     assert metrics.made == 0
+
+
+@pytest.mark.parametrize(
+    ("accepted", "given"),
+    [
+        (
+            "application/openmetrics-text; version=1.0.0; escaping=underscores",
+            "application/openmetrics-text; version=1.0.0",
+        ),
+        ("application/openmetrics-text", "application/openmetrics-text; version=1.0.0"),
+        ("application/openmetrics-text; version=9.9.7", "text/plain; version=0.0.4"),
+        ("application/openmetrics-text; version=new", "text/plain; version=0.0.4"),
+        ("text/plain; version=1.0.0-beta", "text/plain; version=0.0.4"),
+        ("image/png, */*", "text/plain; version=0.0.4"),
+    ],
+)
+def test_a_client_gets_the_format_that_it_asks_for_if_there_is_one(
+    port: int, accepted: str, given: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    page = ask(port, "GET", "/metrics", Accept=accepted)
+    assert (page.status, page.headers["Content-Type"].startswith(given)) == (200, True), page.headers
+    assert "made 1.0" in page.body
+    assert caplog.records == []
 
 
 HALF = {"nothing": b"", "a word": b"GET", "a half": b"GET /metrics HTTP/1.1\r\nHost: x\r\nX-Slow: "}
