@@ -172,7 +172,8 @@ def test_a_master_that_is_killed_leaves_no_process_and_its_jobs_run_again_before
     assert not [pid for pid in before if psutil.pid_exists(pid)]
     host.open_gate("killed")
     assert pool.result(job) == "first"
-    assert pool.outcomes(job) == ["crashed", "succeeded"]
+    # Its monitor may have had the moment to say what it saw: then nobody is charged.
+    assert pool.outcomes(job) in (["crashed", "succeeded"], ["lost", "succeeded"])
 
 
 def test_a_worker_that_is_killed_is_replaced_while_the_others_go_on(unit: UnitMaker, host: Machine) -> None:
