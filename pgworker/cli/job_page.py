@@ -15,7 +15,7 @@ from pgworker.model.state import WAITING
 
 if TYPE_CHECKING:
     from pgworker.inspection.dead_letters import DeadLetterDetail
-    from pgworker.inspection.jobs import ClaimRecord, ExecutionRecord, JobDetail
+    from pgworker.inspection.jobs import ClaimRecord, ExecutionRecord, JobDetail, JobRecord
     from pgworker.model.progress import Progress
 
 _LONGEST = 2000
@@ -66,16 +66,7 @@ def _dead_facts(letter: DeadLetterDetail) -> Iterator[tuple[str, str]]:
         yield "error", said
     if letter.cause is not None and letter.cause != error.get("message"):
         yield "cause", letter.cause
-    yield "task", letter.task
-    yield "queue", f"{letter.queue}, priority {letter.priority}"
-    if letter.org_id is not None:
-        yield "org", letter.org_id
-    yield "enqueued", f"{utc(letter.created_at)} ({ago(letter.created_at, now)})"
-    yield "failures", f"{letter.failures} of {letter.max_attempts} attempts"
-    yield "timeout", "none" if letter.timeout is None else duration(letter.timeout)
-    yield "payload", letter.payload
-    if letter.headers is not None:
-        yield "headers", letter.headers
+    yield from _stored(letter, letter.failures, now)
     if letter.hook is not None:
         yield "hook", f"a job of {letter.hook} is enqueued for each dead letter of this task"
 
@@ -88,12 +79,17 @@ def _facts(detail: JobDetail) -> Iterator[tuple[str, str]]:
         yield "claimed", _claim(detail.claim, job.seen_at)
     if detail.progress is not None:
         yield from _progress(detail.progress, job.seen_at)
+    yield from _stored(job, detail.failures, job.seen_at)
+
+
+def _stored(job: JobRecord | DeadLetterDetail, failures: int, now: datetime) -> Iterator[tuple[str, str]]:
+    """What was enqueued, and how often it has failed."""
     yield "task", job.task
     yield "queue", f"{job.queue}, priority {job.priority}"
     if job.org_id is not None:
         yield "org", job.org_id
-    yield "enqueued", f"{utc(job.created_at)} ({ago(job.created_at, job.seen_at)})"
-    yield "failures", f"{detail.failures} of {job.max_attempts} attempts"
+    yield "enqueued", f"{utc(job.created_at)} ({ago(job.created_at, now)})"
+    yield "failures", f"{failures} of {job.max_attempts} attempts"
     yield "timeout", "none" if job.timeout is None else duration(job.timeout)
     yield "payload", job.payload
     if job.headers is not None:
