@@ -1,0 +1,1 @@
+"""Promises with a number, each tried until the number can be believed: a module each, found by `catalogue`."""
