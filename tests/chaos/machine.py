@@ -1,0 +1,153 @@
+"""The machine: one seed from its plan to its verdict."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from tests.chaos import checker
+from tests.chaos.evidence import PRODUCER, Ledger, worker_ledgers
+from tests.chaos.plan import Plan, Step
+from tests.chaos.producers import Actor, Operator, Producer
+from tests.chaos.world import PATIENCE, World, world
+
+_PRODUCERS = 2
+_KEYS = 1_000_000_000
+"""Keys that each producer has for itself."""
+
+Offences = dict[str, list[tuple[Any, ...]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What came of a seed. `offences`: what breaks which invariant; `happened`: what was done, how often."""
+
+    seed: int
+    jobs: int
+    executions: int
+    seconds: float
+    offences: Offences
+    happened: Mapping[str, int]
+    directory: Path
+
+    @property
+    def holds(self) -> bool:
+        return not self.offences
+
+
+@dataclass(slots=True)
+class Trouble:
+    """What faults have found that was not as promised."""
+
+    offences: Offences = field(default_factory=dict)
+
+    def add(self, what: str, error: BaseException) -> None:
+        self.offences.setdefault(what, []).append((f"{type(error).__name__}: {error}",))
+
+
+def try_seed(
+    plan: Plan,
+    superuser_dsn: str,
+    directory: Path,
+    *,
+    seconds: float,
+    jobs: int | None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Verdict:
+    """Enqueue up to `jobs` jobs for at most so many seconds while the faults of the plan come; then wait, and check."""
+    trouble = Trouble()
+    began = time.monotonic()
+    with world(plan, superuser_dsn, directory) as made:
+        producers, operator = _actors(made, jobs)
+        actors: list[Actor] = [*producers, operator]
+        for actor in actors:
+            actor.start()
+        _inject(made, plan.steps, seconds, producers, trouble, tell)
+        made.is_over.set()
+        for actor in actors:
+            actor.join(PATIENCE)
+        _come_to_rest(made, trouble, tell)
+        for kept in made.pools:
+            _drain(kept.plan.name, kept.end, trouble)
+        offences = trouble.offences | made.offences_of_pools()
+        with made.connect() as connection:
+            checker.load(connection, directory)
+            offences |= checker.check(connection)
+            row = connection.execute("select count(*) from pgworker.job_executions").fetchone()
+        acked = sum(producer.acked for producer in producers)
+        happened = dict(made.log.happened)
+    assert worker_ledgers(directory), "no worker has written a ledger: nothing was tried"
+    return Verdict(plan.seed, acked, row[0] if row else 0, time.monotonic() - began, offences, happened, directory)
+
+
+def _actors(made: World, jobs: int | None) -> tuple[list[Producer], Operator]:
+    ledger = Ledger(made.directory / PRODUCER)
+    seed = made.plan.seed
+    producers = [
+        Producer(
+            lambda: made.connect("chaos_producer"),
+            random.Random(f"producer {seed} {number}"),
+            made.is_over,
+            ledger=ledger,
+            jobs=None if jobs is None else (jobs + 1 - number) // _PRODUCERS,
+            first_key=number * _KEYS,
+            waiting=made.waiting_jobs,
+        )
+        for number in range(_PRODUCERS)
+    ]
+    dice = random.Random(f"operator {seed}")
+    connect = lambda: made.connect("chaos_operator")  # noqa: E731  one line says it
+    return producers, Operator(connect, dice, made.is_over, ledger=ledger, producers=producers)
+
+
+def _inject(
+    made: World,
+    steps: Sequence[Step],
+    seconds: float,
+    producers: Sequence[Producer],
+    trouble: Trouble,
+    tell: Callable[[str], None],
+) -> None:
+    """Do what the plan says, step by step, until all jobs are enqueued or the time is up."""
+    waiting = list(steps)
+    while made.log.now < seconds and not all(producer.is_done for producer in producers):
+        if waiting and waiting[0].at <= made.log.now:
+            step = waiting.pop(0)
+            _inject_one(made, step, trouble, tell)
+        else:
+            time.sleep(0.02)
+
+
+def _inject_one(made: World, step: Step, trouble: Trouble, tell: Callable[[str], None]) -> None:
+    fault = step.fault
+    made.log.tell(fault.name, step=step.seed)
+    tell(f"{made.log.now:6.1f} s  {fault.number} {fault.name}")
+    try:
+        fault.inject(made, random.Random(step.seed))
+    except (AssertionError, psycopg.Error, OSError) as error:
+        made.log.tell("broken promise", fault=fault.name, error=str(error))
+        trouble.add(f"fault {fault.number}, {fault.name}: what was promised of it", error)
+    made.log.tell(f"healed: {fault.name}")
+
+
+def _come_to_rest(made: World, trouble: Trouble, tell: Callable[[str], None]) -> None:
+    tell(f"{made.log.now:6.1f} s  nothing is broken any more; waiting for rest")
+    try:
+        made.eventually(lambda: not made.waiting_jobs() + made.leases(), "an empty queue and no lease", PATIENCE)
+    except AssertionError as error:
+        left = f"{made.waiting_jobs()} jobs wait, {made.leases()} leases are left"
+        trouble.add("I7: everything comes to rest", AssertionError(f"{error}: {left}"))
+
+
+def _drain(name: str, end: Callable[[float], int], trouble: Trouble) -> None:
+    try:
+        code = end(20.0)
+        assert code == 0, f"{name} has drained with exit code {code}"
+    except AssertionError as error:
+        trouble.add("a pool drains", error)

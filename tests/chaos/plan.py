@@ -1,0 +1,84 @@
+"""What a seed means: which pools there are, how they are set, and which faults come when. Pure.
+
+The same seed gives the same plan, and to each fault the same dice. What the machine then does with it, how processes
+interleave, is not in anybody's hand: a failure replays from its seed because the same faults come at the same moments.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tests.chaos.faults.fault import Fault
+
+QUEUES = ("default", "other")
+
+
+@dataclass(frozen=True, slots=True)
+class PoolPlan:
+    """One pool, which is started again whenever it ends, as systemd would."""
+
+    name: str
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A fault, so many seconds after the world has begun, with dice of its own."""
+
+    at: float
+    fault: Fault
+    seed: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    seed: int
+    pools: tuple[PoolPlan, ...]
+    steps: tuple[Step, ...]
+    is_alone: bool
+    """One kind of fault only, so that each may expect what is promised of it alone."""
+
+
+def plan(seed: int, faults: Sequence[Fault], seconds: float) -> Plan:
+    """The plan for this seed: these faults, mixed at random for so long, on pools made at random."""
+    dice = random.Random(f"world {seed}")
+    pools = tuple(_pool(dice, number) for number in range(dice.choice([1, 2, 2, 3])))
+    return Plan(seed, pools, tuple(_steps(dice, seed, faults, seconds)), len(faults) == 1)
+
+
+def _pool(dice: random.Random, number: int) -> PoolPlan:
+    settings: dict[str, Any] = {
+        "workers": dice.randint(1, 3),
+        "slots": dice.choice([1, 1, 3]),
+        "queues": dice.sample(QUEUES, len(QUEUES)),
+        "lease_ttl": dice.choice([3.0, 5.0, 8.0]),
+        "beat_interval": dice.choice([0.2, 0.5, 1.0]),
+        "heartbeat_interval": dice.choice([0.5, 1.0]),
+        "poll_interval": dice.choice([0.1, 0.5, 1.0]),
+        "max_batch": dice.choice([5, 100, 500]),
+        "cancel_grace": 0.3,
+        "term_grace": 0.3,
+        "drain_timeout": 10.0,
+        "restart_backoff": (0.1, 1.0, 0.25),
+        "log_format": "json",
+    }
+    if dice.random() < 0.3:
+        settings["max_jobs"] = dice.choice([200, 1000])
+    if dice.random() < 0.2:
+        settings["preload"] = True
+    return PoolPlan(f"pool{number}", settings)
+
+
+def _steps(dice: random.Random, seed: int, faults: Sequence[Fault], seconds: float) -> list[Step]:
+    steps: list[Step] = []
+    if not faults:
+        return steps
+    gap = faults[0].every if len(faults) == 1 else min(2.0, max(0.5, seconds / 20))
+    at = dice.uniform(0.5, 1.0) * gap
+    while at < seconds:
+        steps.append(Step(round(at, 2), dice.choice(faults), f"{seed} {len(steps)}"))
+        at += dice.uniform(0.5, 1.5) * gap
+    return steps
