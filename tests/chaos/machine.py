@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,11 +18,15 @@ from tests.chaos.plan import Plan, Step
 from tests.chaos.producers import Actor, Operator, Producer
 from tests.chaos.world import PATIENCE, World, world
 
+_HEALED_WITHIN = 120.0
+"""Seconds: longer than any fault lasts."""
+
 _PRODUCERS = 2
 _KEYS = 1_000_000_000
 """Keys that each producer has for itself."""
 
 Offences = dict[str, list[tuple[Any, ...]]]
+Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +63,7 @@ def try_seed(
     *,
     seconds: float,
     jobs: int | None,
-    tell: Callable[[str], None] = lambda _: None,
+    tell: Tell = lambda _: None,
 ) -> Verdict:
     """Enqueue up to `jobs` jobs for at most so many seconds while the faults of the plan come; then wait, and check."""
     trouble = Trouble()
@@ -69,7 +74,6 @@ def try_seed(
         for actor in actors:
             actor.start()
         _inject(made, plan.steps, seconds, producers, trouble, tell)
-        made.is_over.set()
         for actor in actors:
             actor.join(PATIENCE)
         _come_to_rest(made, trouble, tell)
@@ -107,24 +111,37 @@ def _actors(made: World, jobs: int | None) -> tuple[list[Producer], Operator]:
 
 
 def _inject(
-    made: World,
-    steps: Sequence[Step],
-    seconds: float,
-    producers: Sequence[Producer],
-    trouble: Trouble,
-    tell: Callable[[str], None],
+    made: World, steps: Sequence[Step], seconds: float, producers: Sequence[Producer], trouble: Trouble, tell: Tell
 ) -> None:
-    """Do what the plan says, step by step, until all jobs are enqueued or the time is up."""
-    waiting = list(steps)
+    """Do what the plan says until all jobs are enqueued or the time is up; what touches different things overlaps."""
+    kinds = sorted({step.fault.touches for step in steps})
+    threads = [
+        threading.Thread(
+            target=_inject_in_turn,
+            args=(made, [step for step in steps if step.fault.touches == kind], trouble, tell),
+            name=f"faults of {kind}",
+            daemon=True,
+        )
+        for kind in kinds
+    ]
+    for thread in threads:
+        thread.start()
     while made.log.now < seconds and not all(producer.is_done for producer in producers):
-        if waiting and waiting[0].at <= made.log.now:
-            step = waiting.pop(0)
-            _inject_one(made, step, trouble, tell)
-        else:
-            time.sleep(0.02)
+        time.sleep(0.05)
+    made.is_over.set()
+    for thread in threads:
+        thread.join(_HEALED_WITHIN)
+        assert not thread.is_alive(), f"{thread.name} have not healed within {_HEALED_WITHIN:g} s"
 
 
-def _inject_one(made: World, step: Step, trouble: Trouble, tell: Callable[[str], None]) -> None:
+def _inject_in_turn(made: World, steps: Sequence[Step], trouble: Trouble, tell: Tell) -> None:
+    for step in steps:
+        if made.is_over.wait(max(0.0, step.at - made.log.now)):
+            return
+        _inject_one(made, step, trouble, tell)
+
+
+def _inject_one(made: World, step: Step, trouble: Trouble, tell: Tell) -> None:
     fault = step.fault
     made.log.tell(fault.name, step=step.seed)
     tell(f"{made.log.now:6.1f} s  {fault.number} {fault.name}")
@@ -136,7 +153,7 @@ def _inject_one(made: World, step: Step, trouble: Trouble, tell: Callable[[str],
     made.log.tell(f"healed: {fault.name}")
 
 
-def _come_to_rest(made: World, trouble: Trouble, tell: Callable[[str], None]) -> None:
+def _come_to_rest(made: World, trouble: Trouble, tell: Tell) -> None:
     tell(f"{made.log.now:6.1f} s  nothing is broken any more; waiting for rest")
     try:
         made.eventually(lambda: not made.waiting_jobs() + made.leases(), "an empty queue and no lease", PATIENCE)

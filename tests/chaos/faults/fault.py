@@ -27,5 +27,7 @@ class Fault:
     """What the world must have: "proxy", "pooler", "standby", "hosts", "clock", "small-disk", "failpoints"."""
     is_mixed: bool = True
     """Whether it takes part when all faults are mixed; one that is about a whole world of its own does not."""
+    touches: str = "pools"
+    """What it breaks: "pools", "network", "server" or "data". Two that touch the same never come at the same time."""
     every: float = 2.0
     """Seconds from one to the next when it is injected alone."""
