@@ -1,0 +1,48 @@
+"""python -m tests.chaos.launch start …: pgworker's own command line with failpoints, see `tests.chaos.failpoints`.
+
+The processes of a pool are forks of the one that is armed here. `pool DSN APP SETTINGS` starts a pool with any
+settings, as JSON: those too that `pgworker start` has no option for. `run MODULE …` is another
+program, a producer maybe.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from tests.chaos.boundaries import put_around_everything
+from tests.chaos.failpoints import Armed
+
+
+def main(words: Sequence[str]) -> int:
+    """Arm this process by its environment, and do what the words say; the exit code."""
+    put_around_everything(Armed.by_environment(os.environ).reach)
+    if words[:1] == ["pool"]:
+        return _start_pool(*words[1:])
+    if words[:1] == ["run"]:
+        sys.argv = [*words[1:]]
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        return 0
+    from pgworker.cli.root import main as command_line
+
+    return command_line(list(words))
+
+
+def _start_pool(dsn: str, app: str, given: str) -> int:
+    from pgworker.cli.pool import start_pool
+    from pgworker.config.settings import PoolSettings
+    from pgworker.model.retry import Backoff
+
+    settings: dict[str, Any] = json.loads(given)
+    settings |= {name: tuple(value) for name, value in settings.items() if isinstance(value, list)}
+    if "restart_backoff" in settings:
+        settings["restart_backoff"] = Backoff(**settings["restart_backoff"])
+    return start_pool(dsn, app, PoolSettings(**settings), starts_server=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
