@@ -94,10 +94,13 @@ def load(connection: Connection[Any], directory: Path) -> None:
             )
 
 
-def check(connection: Connection[Any]) -> dict[str, list[tuple[Any, ...]]]:
-    """What breaks which invariant; nothing when all is well."""
+def check(connection: Connection[Any], *, has_steady_clock: bool = True) -> dict[str, list[tuple[Any, ...]]]:
+    """What breaks which invariant; nothing when all is well. What compares times needs a clock that was never set."""
     connection.execute("analyze")
-    return offences(connection, INVARIANTS)
+    return offences(
+        connection,
+        {name: query for name, query in INVARIANTS.items() if has_steady_clock or not name.startswith("I5")},
+    )
 
 
 def _copy(connection: Connection[Any], where: str, rows: Iterable[list[str]]) -> None:

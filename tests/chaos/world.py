@@ -26,6 +26,7 @@ from tests.chaos.evidence import FaultLog
 from tests.chaos.failpoints import DIRECTORY as FAILPOINTS_DIRECTORY
 from tests.chaos.failpoints import SEED as FAILPOINTS_SEED
 from tests.chaos.plan import Plan, PoolPlan
+from tests.chaos.pooler import Pooler
 from tests.chaos.proxy import Proxy
 from tests.chaos.servers import PostgresServer, SmallDisk
 from tests.chaos.witness import VARIABLE
@@ -47,8 +48,9 @@ _LOGINS = {"chaos_worker": "pgworker_worker", "chaos_producer": "pgworker_enqueu
 class KeptPool:
     """A pool that is started again whenever it ends, each time with a log of its own, as systemd would."""
 
-    def __init__(self, plan: PoolPlan, dsn: str, directory: Path, log: FaultLog) -> None:
+    def __init__(self, plan: PoolPlan, dsn: str, directory: Path, log: FaultLog, *, has_pooler: bool) -> None:
         self.plan = plan
+        self._has_pooler = has_pooler
         self._dsn = dsn
         self._directory = directory
         self._log = log
@@ -97,7 +99,7 @@ class KeptPool:
     def _start(self) -> Pool:
         self._starts += 1
         log_file = self._directory / f"{self.plan.name}-{self._starts:03}.log"
-        settings = json.dumps({"metrics_listen": None, **self.plan.settings})
+        settings = json.dumps({"metrics_listen": None, "pooler": self._has_pooler, **self.plan.settings})
         with log_file.open("wb") as out:
             process = subprocess.Popen(
                 [sys.executable, "-m", "tests.chaos.launch", "pool", self._dsn, APP, settings],
@@ -132,7 +134,7 @@ class World:
         self.server = server
         self.standby: PostgresServer | None = None
         self.proxy = proxy
-        self.pooler: Any = None
+        self.pooler: Pooler | None = None
         self.directory = directory
         self.log = FaultLog(directory)
         self.database = str(conninfo_to_dict(server.make_database())["dbname"])
@@ -157,14 +159,15 @@ class World:
 
     def dsn(self, login: str) -> str:
         """What this login's processes connect to."""
-        through = self.pooler.dsn if self.pooler is not None else self.superuser_dsn
-        return make_conninfo(self.proxy.dsn(self.superuser_dsn) if self.pooler is None else through, user=login)
+        through = self.proxy.dsn(self.superuser_dsn) if self.pooler is None else self.pooler.dsn
+        return make_conninfo(through, user=login)
 
     def connect(self, login: str | None = None) -> Connection[Any]:
         """An autocommit connection: of a login by its usual way, else of the superuser, past everything in between."""
         if login is None:
             return psycopg.connect(self.superuser_dsn, autocommit=True, application_name="operator")
-        return psycopg.connect(self.dsn(login), autocommit=True, connect_timeout=5)
+        prepares = None if self.pooler is not None else 5  # the driver's default
+        return psycopg.connect(self.dsn(login), autocommit=True, connect_timeout=5, prepare_threshold=prepares)
 
     def ask(self, query: str) -> Any:
         """The first column of the first row."""
@@ -236,12 +239,12 @@ def world(plan: Plan, directory: Path, binaries: Path | None = None) -> Iterator
         if "standby" in plan.features:
             made.add_standby()
         if "pooler" in plan.features:
-            from tests.chaos.pooler import Pooler
-
-            made.pooler = stack.enter_context(Pooler(proxy.dsn(made.superuser_dsn), directory))
+            pooler = Pooler(proxy.dsn(made.superuser_dsn), directory, users=tuple(_LOGINS))
+            made.pooler = stack.enter_context(pooler)
         stack.callback(_end_pools, made)
         for pool in plan.pools:
-            made.pools.append(KeptPool(pool, made.dsn("chaos_worker"), directory, made.log))
+            dsn, has_pooler = made.dsn("chaos_worker"), made.pooler is not None
+            made.pools.append(KeptPool(pool, dsn, directory, made.log, has_pooler=has_pooler))
         for kept in made.pools:
             kept.pool.wait_for_log("the pool is ready")
             kept.keep()

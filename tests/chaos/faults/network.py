@@ -5,9 +5,8 @@ from __future__ import annotations
 import random
 
 from tests.chaos.faults.fault import Fault
+from tests.chaos.plan import POOLER
 from tests.chaos.world import World
-
-_WRITES = ("settle_jobs", "job_leases", "job_queue", "job_executions", "commit")
 
 
 def drop_replies(world: World, dice: random.Random) -> None:
@@ -64,6 +63,14 @@ def lose_listener(world: World, dice: random.Random) -> None:
     world.proxy.cut("pgworker monitor listener*")
 
 
+def restart_pooler(world: World, dice: random.Random) -> None:
+    """PgBouncer is gone, and back a moment later."""
+    assert world.pooler is not None
+    world.pooler.kill()
+    world.pause(dice.uniform(0, 2))
+    world.pooler.start()
+
+
 FAULTS = (
     Fault(20, "commit-unknown", drop_replies, touches="network"),
     Fault(20, "commit-lost", drop_requests, touches="network"),
@@ -72,5 +79,6 @@ FAULTS = (
     Fault(21, "slow", slow_down, touches="network", every=4.0),
     Fault(21, "trickle", throttle, touches="network", every=4.0),
     Fault(21, "refused", refuse, touches="network", every=4.0),
+    Fault(26, "pooler-restarted", restart_pooler, frozenset({POOLER}), touches="network", every=5.0),
     Fault(27, "listener-lost", lose_listener, touches="network"),
 )
