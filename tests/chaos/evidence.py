@@ -55,6 +55,10 @@ class FaultLog:
         self.happened: dict[str, int] = {}
         """How often what happened."""
 
+    def begin(self) -> None:
+        """The world begins now."""
+        self._began = time.monotonic()
+
     @property
     def now(self) -> float:
         """Seconds since the world began."""

@@ -17,6 +17,9 @@ QUEUES = ("default", "other")
 POOLER = "pooler"
 """The feature of a world whose pools and producers come through PgBouncer."""
 
+_GAP = 1.5
+"""Seconds from one fault to the next in a mixture, on average."""
+
 _FEATURE = 0.3
 """How often a mixture has a feature that it could have."""
 
@@ -93,7 +96,7 @@ def _steps(dice: random.Random, seed: int, faults: Sequence[Fault], seconds: flo
     steps: list[Step] = []
     if not faults:
         return steps
-    gap = faults[0].every if is_alone else 0.8
+    gap = faults[0].every if is_alone else _GAP
     at = dice.uniform(0.3, 1.0)
     while at < seconds:
         steps.append(Step(round(at, 2), dice.choice(faults), f"{seed} {len(steps)}"))

@@ -35,6 +35,7 @@ admin_users = postgres
 pool_mode = transaction
 default_pool_size = {pool_size}
 max_client_conn = 500
+server_login_retry = 1
 logfile = {log}
 pidfile =
 """

@@ -248,6 +248,7 @@ def world(plan: Plan, directory: Path, binaries: Path | None = None) -> Iterator
         for kept in made.pools:
             kept.pool.wait_for_log("the pool is ready")
             kept.keep()
+        made.log.begin()
         yield made
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from tests.chaos.app import BROKEN
 from tests.chaos.faults.fault import Fault
 from tests.chaos.world import World
+from tests.process.pool import Pool
 
 
 def kill_worker(world: World, dice: random.Random) -> None:
@@ -82,8 +83,7 @@ def signal_pool(world: World, dice: random.Random) -> None:
         signal.SIGQUIT,
     ]
     for _ in range(dice.randint(1, 4)):
-        with suppress(ProcessLookupError):
-            pool.send(dice.choice(kinds))
+        _send_to_master(pool, dice.choice(kinds))
         time.sleep(dice.uniform(0, 0.5))
 
 
@@ -93,8 +93,7 @@ def break_app(world: World, dice: random.Random) -> None:
     pool = world.pick_pool(dice).pool
     broken.touch()
     try:
-        with suppress(ProcessLookupError):
-            pool.send(signal.SIGHUP)
+        _send_to_master(pool, signal.SIGHUP)
         world.pause(dice.uniform(0.5, 3))
     finally:
         broken.unlink()
@@ -103,9 +102,17 @@ def break_app(world: World, dice: random.Random) -> None:
 def pause_pool(world: World, dice: random.Random) -> None:
     pool = world.pick_pool(dice).pool
     for _ in range(2):
-        with suppress(ProcessLookupError):
-            pool.send(signal.SIGUSR2)
+        _send_to_master(pool, signal.SIGUSR2)
         time.sleep(dice.uniform(0.1, 1))
+
+
+def _send_to_master(pool: Pool, number: int) -> None:
+    """Unless it has only just begun, and Python not yet read what to do with a signal: that would end it."""
+    with suppress(OSError, ProcessLookupError):
+        status = Path(f"/proc/{pool.master}/status").read_text()
+        caught = int(status.partition("SigCgt:")[2].split()[0], 16)
+        if caught >> (number - 1) & 1:
+            pool.send(number)
 
 
 def _send(pid: int, number: int) -> None:
