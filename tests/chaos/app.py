@@ -16,6 +16,7 @@ from tests.chaos.witness import Witness
 
 app = App()
 witness = Witness()
+witness.watch_starts()
 witness.watch_settles()
 
 SOON = Backoff(base=0.05, cap=0.3)

@@ -101,6 +101,7 @@ def _actors(made: World, jobs: int | None) -> tuple[list[Producer], Operator]:
             ledger=ledger,
             jobs=None if jobs is None else (jobs + 1 - number) // _PRODUCERS,
             first_key=number * _KEYS,
+            backlog=made.plan.backlog,
             waiting=made.waiting_jobs,
         )
         for number in range(_PRODUCERS)
@@ -156,7 +157,9 @@ def _inject_one(made: World, step: Step, trouble: Trouble, tell: Tell) -> None:
 def _come_to_rest(made: World, trouble: Trouble, tell: Tell) -> None:
     tell(f"{made.log.now:6.1f} s  nothing is broken any more; waiting for rest")
     try:
-        made.eventually(lambda: not made.waiting_jobs() + made.leases(), "an empty queue and no lease", PATIENCE)
+        made.eventually(
+            lambda: not made.waiting_jobs() + made.leases(), "an empty queue and no lease", made.plan.patience
+        )
     except AssertionError as error:
         left = f"{made.waiting_jobs()} jobs wait, {made.leases()} leases are left"
         trouble.add("I7: everything comes to rest", AssertionError(f"{error}: {left}"))

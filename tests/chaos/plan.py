@@ -40,6 +40,10 @@ class Plan:
     steps: tuple[Step, ...]
     is_alone: bool
     """One kind of fault only, so that each may expect what is promised of it alone."""
+    backlog: int = 3000
+    """Jobs that may wait before producers stop to let them run."""
+    patience: float = 60.0
+    """Seconds within which everything must have come to rest once nothing is broken any more."""
 
 
 def plan(seed: int, faults: Sequence[Fault], seconds: float) -> Plan:

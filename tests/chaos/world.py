@@ -40,13 +40,15 @@ _EXPECTED_EXITS = frozenset({0, 69, 71, 75, -signal.SIGKILL})
 _BUG = re.compile(r"this is a bug|Traceback \(most recent call last\)|Internal error|terminate called")
 _LOGINS = {"chaos_worker": "pgworker_worker", "chaos_producer": "pgworker_enqueuer", "chaos_operator": "pgworker_admin"}
 _START = """
-import json, sys
+import json, os, sys
 from pgworker.cli.pool import start_pool
+from tests.chaos.defects.catalogue import plant_by_environment
 from pgworker.config.settings import PoolSettings
 from pgworker.model.retry import Backoff
 dsn, app, given = sys.argv[1:]
 settings = {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(given).items()}
 settings["restart_backoff"] = Backoff(*settings["restart_backoff"])
+plant_by_environment(os.environ)
 sys.exit(start_pool(dsn, app, PoolSettings(**settings), starts_server=False))
 """
 
@@ -203,6 +205,7 @@ def world(plan: Plan, superuser_dsn: str, directory: Path) -> Iterator[World]:
         for kept in made.pools:
             kept.pool.wait_for_log("the pool is ready")
             kept.keep()
+        made.log.begin()
         yield made
     finally:
         made.is_over.set()
