@@ -143,6 +143,12 @@ LEDGERS: Mapping[str, str] = {
         where e.outcome in ('timed_out', 'crashed') and e.cause is not null
         group by e.lease_id, leased.slots having count(*) > leased.slots
     """,
+    "I4: nothing runs whose attempts are used up": """
+        select job_id, execution, outcome, failures, jobs.max_attempts
+        from pgworker.job_executions as e join pgworker.jobs on jobs.id = e.job_id
+        where e.outcome not in ('failed', 'timed_out', 'crashed', 'cancelled') -- their own failure is counted already
+          and e.failures >= jobs.max_attempts
+    """,
     "I4: no job is given up before its attempts are used up": """
         select * from chaos.buried where failures < max_attempts
     """,

@@ -75,7 +75,7 @@ def try_seed(
             actor.start()
         _inject(made, plan.steps, seconds, producers, trouble, tell)
         for actor in actors:
-            actor.join(PATIENCE)
+            _see_end(actor, trouble)
         _come_to_rest(made, trouble, tell)
         for kept in made.pools:
             _drain(kept.plan.name, kept.end, trouble)
@@ -163,6 +163,13 @@ def _come_to_rest(made: World, trouble: Trouble, tell: Tell) -> None:
     except AssertionError as error:
         left = f"{made.waiting_jobs()} jobs wait, {made.leases()} leases are left"
         trouble.add("I7: everything comes to rest", AssertionError(f"{error}: {left}"))
+
+
+def _see_end(actor: Actor, trouble: Trouble) -> None:
+    try:
+        actor.join(PATIENCE)
+    except AssertionError as error:
+        trouble.add("who enqueues and operates gets an answer", error)
 
 
 def _drain(name: str, end: Callable[[float], int], trouble: Trouble) -> None:

@@ -78,10 +78,10 @@ def _commit_apart(bed: Bed) -> None:
 
 
 def _lose_commits(bed: Bed) -> None:
-    connect = pgworker.worker.clerk.connect_to_schema
+    connect = getattr(pgworker.worker.clerk, "connect_to_schema")  # noqa: B009
 
     def connect_to_liar(*given: Any, **named: Any) -> Connection[Any]:
-        connection = connect(*given, **named)
+        connection: Connection[Any] = connect(*given, **named)
         execute = connection.execute
 
         def execute_or_not(statement: Any, *more: Any, **options: Any) -> Any:

@@ -145,7 +145,7 @@ DEFECTS = (
         "one-attempt-too-many",
         "Max_attempts is off by one: a job fails once more than it may.",
         _replaced("claim_jobs", "job.max_attempts,", "(job.max_attempts + 1)::smallint,"),
-        frozenset({"I4: no more failures than attempts"}),
+        frozenset({"I4: no more failures than attempts", "I4: nothing runs whose attempts are used up"}),
     ),
     Defect(
         "one-attempt-too-few",
