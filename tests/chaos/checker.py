@@ -72,6 +72,16 @@ end $$;
 create trigger see_buried after insert on pgworker.dead_letter_jobs referencing new table as seen
     for each statement execute function chaos.see_buried();
 
+create table chaos.rewritten (job_id uuid, execution integer, outcome text);
+create function chaos.see_rewritten() returns trigger language plpgsql security definer as $$ begin
+    insert into chaos.rewritten select job_id, execution, outcome from seen;
+    return null;
+end $$;
+create trigger see_updated after update on pgworker.job_executions referencing old table as seen
+    for each statement execute function chaos.see_rewritten();
+create trigger see_deleted after delete on pgworker.job_executions referencing old table as seen
+    for each statement execute function chaos.see_rewritten();
+
 create view chaos.started_or_recorded as
     select job_id, execution from chaos.started union select job_id, execution from pgworker.job_executions;
 """
@@ -119,6 +129,9 @@ LEDGERS: Mapping[str, str] = {
         select e.job_id, e.execution, e.failures, jobs.payload
         from pgworker.job_executions as e join pgworker.jobs on jobs.id = e.job_id
         where jobs.task = 'fail' and e.outcome = 'succeeded' and e.failures < (payload ->> 'times')::integer
+    """,
+    "I3: what was recorded stays as it is": """
+        select * from chaos.rewritten
     """,
     "I3: an execution starts once": """
         select job_id, execution, array_agg(lease_id), array_agg(who) from chaos.started

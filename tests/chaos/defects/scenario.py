@@ -93,7 +93,12 @@ def _plan(defect: Defect, seed: int) -> Plan:
     steps = tuple(
         Step(at, defect.faults[number % len(defect.faults)], f"{seed} {number}") for number, at in enumerate(moments)
     )
-    return Plan(seed, pools, steps, is_alone=False, backlog=100, patience=6.0)
+    return Plan(seed, pools, steps, is_alone=False, backlog=100, patience=_patience(defect))
+
+
+def _patience(defect: Defect) -> float:
+    """Seconds until all must have come to rest: few for a defect that keeps it from that."""
+    return 6.0 if any("comes to rest" in begins for begins in defect.caught_by) else 30.0
 
 
 @contextmanager

@@ -129,7 +129,7 @@ DEFECTS = (
         "claim-without-delete",
         "A claim leaves its jobs in the queue.",
         _claim_without_delete,
-        frozenset({_IN_ONE_PLACE, "I3: an execution starts once"}),
+        frozenset({_IN_ONE_PLACE, "I3: an execution starts once", *_AT_REST}),
     ),
     Defect(
         "payload-of-a-neighbour",
