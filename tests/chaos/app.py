@@ -22,6 +22,7 @@ from tests.chaos.witness import VARIABLE, Witness
 
 app = App()
 witness = Witness()
+witness.watch_starts()
 witness.watch_settles()
 
 BROKEN = "app-is-broken"

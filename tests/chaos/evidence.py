@@ -1,8 +1,8 @@
 """Evidence that is kept outside of what is tried: files of lines, each appended in one write.
 
 - the producer's ledger: PLAN before a job is enqueued, ACKED once its COMMIT has returned, CANCELLED once a cancel did;
-- a ledger for each worker process: STARTED when a handler begins, ACKED when its settle has returned, FENCED when the
-  settle was refused;
+- a ledger for each worker process: BEGAN before an execution is shown to anybody, STARTED when its handler begins,
+  ACKED when its settle has returned, FENCED when the settle was refused;
 - the fault log, in JSON, of what was done to the world and when.
 
 A line is whole even if the process that wrote it is killed by the next instruction, and none is lost with it: the
@@ -21,7 +21,7 @@ from typing import Any
 
 PLAN, ACKED, CANCELLED = "PLAN", "ACKED", "CANCELLED"
 ROLLED_BACK = "ROLLED_BACK"
-STARTED, FENCED = "STARTED", "FENCED"
+BEGAN, STARTED, FENCED = "BEGAN", "STARTED", "FENCED"
 
 PRODUCER = "producer.ledger"
 FAULTS = "faults.jsonl"
@@ -56,7 +56,7 @@ class FaultLog:
         """How often what happened."""
 
     def begin(self) -> None:
-        """The world begins now."""
+        """Count from now: the world is ready."""
         self._began = time.monotonic()
 
     @property

@@ -75,14 +75,14 @@ def try_seed(
             actor.start()
         _inject(made, plan.steps, seconds, producers, trouble, tell)
         for actor in actors:
-            actor.join(PATIENCE)
+            _see_end(actor, trouble)
         _come_to_rest(made, trouble, tell)
         for kept in made.pools:
             _drain(kept.plan.name, kept.end, trouble)
         offences = trouble.offences | made.offences_of_pools()
         with made.connect() as connection:
             checker.load(connection, directory)
-            offences |= checker.check(connection, has_steady_clock="clock" not in plan.features)
+            offences |= checker.check(connection, but=checker.BY_THE_CLOCK if "clock" in plan.features else ())
             row = connection.execute("select count(*) from pgworker.job_executions").fetchone()
         acked = sum(producer.acked for producer in producers)
         happened = dict(made.log.happened)
@@ -104,6 +104,7 @@ def _actors(made: World, jobs: int | None) -> tuple[list[Producer], Operator]:
             ledger=ledger,
             jobs=None if jobs is None else (jobs + 1 - number) // _PRODUCERS,
             first_key=number * _KEYS,
+            backlog=made.plan.backlog,
             waiting=made.waiting_jobs,
         )
         for number in range(_PRODUCERS)
@@ -163,15 +164,24 @@ def _inject_one(made: World, step: Step, trouble: Trouble, tell: Tell) -> None:
 def _come_to_rest(made: World, trouble: Trouble, tell: Tell) -> None:
     """Wait until nothing waits or runs. On a busy machine that may take long; what counts is that it goes on."""
     tell(f"{made.log.now:6.1f} s  nothing is broken any more; waiting for rest")
-    done, since = made.executions(), time.monotonic()
+    began = since = time.monotonic()
+    done = made.executions()
     while left := made.waiting_jobs() + made.leases():
+        now = time.monotonic()
         if (now_done := made.executions()) > done:
-            done, since = now_done, time.monotonic()
-        if time.monotonic() - since > PATIENCE:
-            what = f"nothing has ended for {PATIENCE:g} s, and {left} jobs and leases are left"
+            done, since = now_done, now
+        if now - since > made.plan.patience or now - began > 10 * made.plan.patience:
+            what = f"{left} jobs and leases are left, and nothing has ended for {now - since:.0f} s"
             trouble.add("I7: everything comes to rest", AssertionError(what))
             return
         time.sleep(0.1)
+
+
+def _see_end(actor: Actor, trouble: Trouble) -> None:
+    try:
+        actor.join(PATIENCE)
+    except AssertionError as error:
+        trouble.add("who enqueues and operates gets an answer", error)
 
 
 def _drain(name: str, end: Callable[[float], int], trouble: Trouble) -> None:

@@ -50,6 +50,10 @@ class Plan:
     """What the world has that not every world has: see `Fault.needs`."""
     is_alone: bool
     """One kind of fault only, so that each may expect what is promised of it alone."""
+    backlog: int = 3000
+    """Jobs that may wait before producers stop to let them run."""
+    patience: float = 60.0
+    """Seconds without an execution that ends after which, once nothing is broken any more, the world is stuck."""
 
 
 def plan(seed: int, faults: Sequence[Fault], seconds: float, extra: Collection[str] = ()) -> Plan:

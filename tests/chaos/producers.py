@@ -27,9 +27,6 @@ from tests.chaos.plan import QUEUES
 Connect = Callable[[], Connection[Any]]
 
 ORGS = (None, None, None, "acme", "globex")
-BACKLOG = 3000
-"""Jobs that may wait before a producer stops to let them run."""
-
 _AWAY = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.errors.ReadOnlySqlTransaction)
 """How a database is away, however it says so."""
 
@@ -107,7 +104,7 @@ class Actor:
 
 
 class Producer(Actor):
-    """Enqueues up to `jobs` jobs of every kind in transactions of its own, while no more than BACKLOG wait."""
+    """Enqueues up to `jobs` jobs of every kind in transactions of its own, while no more than `backlog` wait."""
 
     def __init__(
         self,
@@ -118,12 +115,14 @@ class Producer(Actor):
         ledger: Ledger,
         jobs: int | None,
         first_key: int,
+        backlog: int,
         waiting: Callable[[], int],
     ) -> None:
         super().__init__(connect, dice, is_over)
         self._ledger = ledger
         self._left = jobs
         self._key = first_key
+        self._backlog = backlog
         self._waiting = waiting
         self.recent: list[UUID] = []
         """The jobs that were enqueued last."""
@@ -135,7 +134,7 @@ class Producer(Actor):
         return self._left is not None and self._left <= 0
 
     def act(self, connection: Connection[Any]) -> None:
-        if self._waiting() >= BACKLOG:
+        if self._waiting() >= self._backlog:
             self._is_over.wait(0.05)
             return
         jobs = self._dice.choice([1, 1, 2, 10, 100, 300])

@@ -14,13 +14,18 @@ from uuid import UUID
 
 import pgworker.app.leases
 import pgworker.app.queue
+import pgworker.worker.execution
 from pgworker import Context
+from pgworker.app.leases import ClaimedJob
 from pgworker.errors import LeaseLost
 from pgworker.lifecycle.settle import Settlement
-from tests.chaos.evidence import ACKED, FENCED, STARTED, Ledger
+from tests.chaos.evidence import ACKED, BEGAN, FENCED, STARTED, Ledger
 
 VARIABLE = "PGWORKER_CHAOS_EVIDENCE"
 """Names the directory of the ledgers."""
+
+NONE = "-"
+"""Stands for what there is not, in a ledger."""
 
 
 class Witness:
@@ -32,12 +37,23 @@ class Witness:
         self._refused: set[UUID] = set()
 
     def started(self, ctx: Context) -> None:
-        """Called by a handler as its first act."""
-        self._note(STARTED, ctx.job.id, ctx.job.execution, lease_of(ctx))
+        """Called by a handler as its first act: with what it was given, and for whom."""
+        job = ctx.job
+        self._note(STARTED, job.id, job.execution, lease_of(ctx), job.payload.get("key", NONE), job.org_id or NONE)
 
     def acknowledged(self, ctx: Context) -> None:
         """Called by a handler when the COMMIT of its transaction has returned."""
         self._note(ACKED, ctx.job.id, ctx.job.execution, lease_of(ctx))
+
+    def watch_starts(self) -> None:
+        """From now on, note each execution before the board shows it: what nobody has begun is charged to nobody."""
+        begin: Callable[..., None] = pgworker.worker.execution.Execution.__init__
+
+        def begin_noted(execution: Any, claimed: ClaimedJob, *given: Any, **named: Any) -> None:
+            self._note(BEGAN, claimed.row.job_id, claimed.row.execution, claimed.lease.lease_id)
+            begin(execution, claimed, *given, **named)
+
+        setattr(pgworker.worker.execution.Execution, "__init__", begin_noted)  # noqa: B010  a patch, for mypy too
 
     def watch_settles(self) -> None:
         """From now on, note what the settles of this process's clerk come to."""
