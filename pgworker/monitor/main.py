@@ -124,7 +124,7 @@ class Monitor:
     # -- one round
 
     def _wait(self) -> None:
-        with selectors.DefaultSelector() as selector:
+        with selectors.PollSelector() as selector:  # unlike epoll it takes no descriptor: there may be none left
             if not self._control.is_closed:
                 selector.register(self._control, selectors.EVENT_READ)
             if self._wakeups.listener is not None:
