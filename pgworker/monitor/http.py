@@ -84,15 +84,15 @@ class Pages(socketserver.ThreadingMixIn, http.server.HTTPServer):
         return page, content_type
 
     def get_request(self) -> tuple[socket.socket, Any]:
-        """The next connection. Who can't be taken stays in the kernel's queue: without a pause we would ask for him again
-        at once, and for ever."""
+        """The next connection. Who can't be taken stays in the kernel's queue: without a pause we would ask for him at
+        once again, and for ever."""
         try:
             return super().get_request()
         except OSError as error:
             if error.errno in _EXHAUSTED:
                 if (more := self._throttle.admit("exhausted")) is not None:
                     log.warning(
-                        "a client of /metrics has to wait: %s%s. Raise the limit of open files (ulimit -n, LimitNOFILE=)",
+                        "clients of /metrics wait: %s%s. Raise the limit of open files (ulimit -n, LimitNOFILE=)",
                         error.strerror,
                         more,
                         extra=fields("pages_exhausted"),

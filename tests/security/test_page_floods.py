@@ -1,4 +1,4 @@
-"""The pages under clients that mean no good, of a whole pool: its jobs, beats and renewals go on, and it forgets them."""
+"""A pool's pages under clients that mean no good: its jobs, beats and renewals go on, and it forgets them."""
 
 from __future__ import annotations
 
