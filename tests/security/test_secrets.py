@@ -109,11 +109,8 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 @contextmanager
-def launched(
-    scene: Scene, log: Path, *options: str, workers: int = 2, listen: str = "", **variables: str
-) -> Iterator[Pool]:
-    command = [sys.executable, "-m", "pgworker", "start", "--app", APP, "-w", str(workers)]
-    command += ["--metrics-listen", listen or scene.metrics]
+def launched(scene: Scene, log: Path, *options: str, **variables: str) -> Iterator[Pool]:
+    command = [sys.executable, "-m", "pgworker", "start", "--app", APP, "-w", "2", "--metrics-listen", scene.metrics]
     with log.open("wb") as opened:
         process = subprocess.Popen(
             [*command, *options],
@@ -203,7 +200,7 @@ def test_a_server_that_is_down_and_one_that_is_elsewhere_are_told_without_it(sce
             f"host=127.0.0.1 port=1 user=canary_pool password='{CANARY}'",
         )
     ):
-        with launched(scene, tmp_path / f"pool{number}.log", listen="off", PGWORKER_DSN=dsn) as pool:
+        with launched(scene, tmp_path / f"pool{number}.log", "--metrics-listen", "off", PGWORKER_DSN=dsn) as pool:
             assert pool.wait() == 69
             assert "canary_pool@" in pool.log()
             assert leaks(pool.log()) == []
@@ -264,18 +261,13 @@ def test_however_the_password_comes_in_it_shows_nowhere(scene: Scene, tmp_path: 
     """Not in logs with everything in them, titles, stacks, pages or rows; nor has a child an environment with it that
     its pool was not given."""
     seen: list[str] = []
+    pools: dict[str, Pool] = {}
+    talkative = ("-w", "1", "--log-level", "debug", "--log-format", "json")
     with ExitStack() as opened:
-        pools = {
-            name: opened.enter_context(
-                launched(
-                    *(scene, tmp_path / f"{number}.log", *options, "--log-level", "debug", "--log-format", "json"),
-                    workers=1,
-                    listen=f"127.0.0.1:{free_port()}" if name != "a file" else "",
-                    **variables,
-                )
-            )
-            for number, (name, (options, variables)) in enumerate(ways(scene, tmp_path).items())
-        }
+        for name, (options, variables) in ways(scene, tmp_path).items():
+            listen = () if name == "a file" else ("--metrics-listen", "off")
+            log = tmp_path / f"{name}.log"
+            pools[name] = opened.enter_context(launched(scene, log, *talkative, *listen, *options, **variables))
         for pool in pools.values():
             pool.wait_for_log("the pool is ready")
         made = jobs.app.enqueue_many(
