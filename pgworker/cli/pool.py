@@ -33,6 +33,7 @@ from pgworker.linux.stacks import StackFile
 from pgworker.master.main import OBEYED_LATER, PoolParts, run_pool
 from pgworker.monitor.main import run_monitor
 from pgworker.observe import logs
+from pgworker.sql import load
 from pgworker.worker.main import WorkerPlace, run_worker
 
 log = logs.logger("start")
@@ -82,6 +83,7 @@ def start_pool(dsn: str, app_path: str, settings: PoolSettings, *, starts_server
     pool_id = uuid4()
     logs.set_process("master", pool=str(pool_id))
     _tell_start(settings, dsn, pool_id)
+    load.keep_all()
     gc.collect()
     gc.freeze()  # what is imported by now stays shared with every child
 

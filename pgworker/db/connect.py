@@ -5,6 +5,7 @@ Nothing here relies on session state, which a pooler in transaction mode doesn't
 
 from __future__ import annotations
 
+import errno
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -190,6 +191,7 @@ _READ_ONLY = _Cause(
     DatabaseUnavailable, "Connect to the primary: name all hosts in the DSN, with target_session_attrs=read-write."
 )
 _RESOURCES = _Cause(DatabaseUnavailable, "Give the server the disk space, memory or limits that it asks for.")
+_EXHAUSTED = _Cause(DatabaseUnavailable, "Raise the limits of this process: open files (ulimit -n), memory.")
 _CONTENDED = _Cause(DatabaseUnavailable, "Somebody else's transaction was in the way. Try again.")
 _CANCELLED = _Cause(
     DatabaseUnavailable,
@@ -244,6 +246,7 @@ _BY_WORDS: tuple[tuple[str, _Cause], ...] = (
     (r"does not support SSL|certificate|private key|SSL error: .*(handshake|version|protocol|alert)", _ENCRYPTION),
     (r"^Permission denied", _CLOSED_SOCKET),
     (r"failed to resolve host|could not translate host name", _UNKNOWN_HOST),
+    (r"Too many open files|Cannot allocate memory", _EXHAUSTED),
     (r"Connection refused|No such file or directory", _NOBODY_THERE),
     (r"timeout expired|timed out|No route to host|Network is unreachable", _SILENCE),
 )
@@ -255,6 +258,8 @@ _BEFORE_THE_WORDS = re.compile(
 
 def _cause(error: psycopg.Error | OSError, words: str) -> _Cause:
     if isinstance(error, OSError):
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+            return _EXHAUSTED
         return _LOST if isinstance(error, ConnectionError | TimeoutError) else _BUG
     if state := error.sqlstate:
         if state in _MISSING and "pgworker" in words:

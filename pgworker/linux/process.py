@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
@@ -12,8 +13,16 @@ _STATE = 0  # proc(5): field 3 of stat, counted from behind the name
 
 
 def state(pid: int) -> str | None:
-    """R, S, D, T (stopped), t (traced), Z (dead, not reaped) or another letter of proc(5); None: no such process."""
-    fields = _stat(pid)
+    """R, S, D, T (stopped), t (traced), Z (dead, not reaped) or another letter of proc(5); None: no such process.
+
+    "?": no descriptor is left to look, so that nothing may be concluded from it.
+    """
+    try:
+        fields = _stat(pid)
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            return "?"
+        raise
     return fields[_STATE] if fields and fields[_STATE] not in "Xx" else None
 
 

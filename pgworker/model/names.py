@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Iterable
 
 from pgworker.errors import InvalidJob
@@ -11,6 +12,11 @@ MAX_QUEUE_LENGTH = 128
 MAX_TASK_LENGTH = 256
 
 _ALPHABET = re.compile(r"[A-Za-z0-9_.:-]+")
+
+
+def host_name() -> str:
+    """What this host is called, as text that can be stored: its name may be any bytes."""
+    return socket.gethostname().encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def check_queue(name: object) -> str:

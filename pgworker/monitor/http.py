@@ -7,6 +7,7 @@ can many scrapes at once: whoever asks while a page is being made gets the next 
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.server
 import math
 import re
@@ -22,11 +23,14 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-from pgworker.observe.logs import fields, logger
+from pgworker.observe.logs import Throttle, fields, logger
 
 _PATIENCE = 5.0  # seconds a client may take for each part of its request, and for taking the answer
 _CLIENTS = 16  # connections that are open at a time
 _THREADS = 64  # those that are about to end included
+_BREATH = 0.5  # seconds to the next try to take a connection when the process or the host has nothing left for it
+_SAID_EVERY = 60.0
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _TEXT = "text/plain; charset=utf-8"
 _VERSIONS = re.compile(r"; version=(0\.0\.1|0\.0\.4|1\.0\.0);")  # of both formats
 _PAGES = b"""pgworker
@@ -62,6 +66,7 @@ class Pages(socketserver.ThreadingMixIn, http.server.HTTPServer):
         self._opening = threading.Lock()
         self._open: dict[socket.socket, None] = {}  # the oldest first
         self._places = threading.BoundedSemaphore(_THREADS)
+        self._throttle = Throttle(interval=_SAID_EVERY)
 
     def serve_in_thread(self) -> None:
         threading.Thread(target=self.serve_forever, name="pages", daemon=True).start()
@@ -77,6 +82,24 @@ class Pages(socketserver.ThreadingMixIn, http.server.HTTPServer):
                 page = encode(self._registry)
                 self._scraped[content_type] = begun, page
         return page, content_type
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """The next connection. Who can't be taken stays in the kernel's queue: without a pause we would ask for him at
+        once again, and for ever."""
+        try:
+            return super().get_request()
+        except OSError as error:
+            if error.errno in _EXHAUSTED:
+                if (more := self._throttle.admit("exhausted")) is not None:
+                    log.warning(
+                        "clients of /metrics wait: %s%s. Raise the limit of open files (ulimit -n, LimitNOFILE=)",
+                        error.strerror,
+                        more,
+                        extra=fields("pages_exhausted"),
+                    )
+                self._hang_up_on_the_oldest()
+                time.sleep(_BREATH)
+            raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._opening:
@@ -100,6 +123,11 @@ class Pages(socketserver.ThreadingMixIn, http.server.HTTPServer):
         """A client that hangs up or dawdles is no event."""
         if not isinstance(sys.exc_info()[1], OSError):
             log.exception("a page can't be made: this is a bug in pgworker", extra=fields("page_failed"))
+
+    def _hang_up_on_the_oldest(self) -> None:
+        with self._opening:
+            if self._open:
+                self._hang_up(next(iter(self._open)))
 
     def _hang_up(self, connection: socket.socket) -> None:
         del self._open[connection]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import selectors
 import signal
-import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -32,6 +31,7 @@ from pgworker.linux import process, stacks
 from pgworker.linux.board import Row
 from pgworker.linux.control import ControlChannel, Death, Shared
 from pgworker.linux.pidfd import kill_group
+from pgworker.model.names import host_name
 from pgworker.model.retry import Backoff
 from pgworker.model.state import Outcome
 from pgworker.monitor.activity import Activities
@@ -86,7 +86,7 @@ class Monitor:
         self._lanes = Lanes.of(settings.queues)
         self._activities = Activities(shared.board)
         self._metrics = PoolMetrics(version, self._state)
-        self._pool = PoolIdentity(pool_id, socket.gethostname(), process.pid_space(), settings.queues)
+        self._pool = PoolIdentity(pool_id, host_name(), process.pid_space(), settings.queues)
         self._renewals = Renewals(self._board, settings, self._metrics)
         self._reclaims = Reclaims(self._board, self._pool, settings.lease_ttl, Backoff(), self._metrics)
         self._wakeups = Wakeups(
@@ -126,7 +126,7 @@ class Monitor:
     # -- one round
 
     def _wait(self) -> None:
-        with selectors.DefaultSelector() as selector:
+        with selectors.PollSelector() as selector:  # unlike epoll it takes no descriptor: there may be none left
             if not self._control.is_closed:
                 selector.register(self._control, selectors.EVENT_READ)
             if self._wakeups.listener is not None:

@@ -123,4 +123,5 @@ class Wakeups:
 
 
 def _enqueued(payload: str) -> list[tuple[str, str]]:
-    return re.findall(r"([A-Za-z0-9_.:-]+)=(\d+)", payload)
+    """Queues and how many jobs each has got. Anybody may notify, so a number that is none of ours is passed over."""
+    return re.findall(r"([A-Za-z0-9_.:-]+)=([0-9]{1,9})(?![0-9])", payload)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import math
-import socket
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import Any, Final
 
 from pgworker.model.display import printable
+from pgworker.model.names import host_name
 from pgworker.model.payload import describe_error
 
 MAX_VALUE: Final = 16 << 10
@@ -32,7 +32,7 @@ class Lines(logging.Formatter):
         super().__init__()
         self.process = "pgworker"
         self.pool: str | None = None
-        self.host = socket.gethostname()
+        self.host = host_name()
 
     def format(self, record: logging.LogRecord) -> str:
         try:

@@ -82,6 +82,7 @@ POOL_EVENTS: Final[Mapping[str, str]] = {
     "jobs_unserved": "jobs wait, and no worker serves their task",
     "counts_missing": "what the database holds can't be counted, so /metrics does not show it",
     "labels_folded": "more pairs of queue and task than /metrics shows: new ones are other, other there",
+    "pages_exhausted": "clients of /metrics wait: no descriptors or memory are left for their connections",
     "page_failed": "a bug in pgworker: a page such as /metrics can't be made",
     "partitions_made": "the days ahead have partitions",
     "partition_dropped": "an expired day is gone",

@@ -37,6 +37,14 @@ def query(name: str) -> str:
     return "\n".join(lines).rstrip()
 
 
+def keep_all() -> None:
+    """Read every statement and migration now, for this process and those that it forks: the files may be replaced by
+    those of another version while it runs."""
+    for file in (files("pgworker.sql") / "queries").iterdir():
+        query(file.name.removesuffix(".sql"))
+    migrations()
+
+
 @cache
 def script(name: str) -> str:
     """The script in `<name>.sql`: `roles` or `grants`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import threading
 import time
 from contextlib import suppress
@@ -29,6 +28,7 @@ from pgworker.lifecycle.renew import renew_leases
 from pgworker.linux import process
 from pgworker.linux.board import Row
 from pgworker.linux.memory import private_bytes
+from pgworker.model.names import host_name
 from pgworker.model.state import CancelReason, WorkerState
 from pgworker.observe.logs import fields, logger
 from pgworker.worker.execution import Sayings
@@ -52,7 +52,7 @@ class Keeper:
         self._dsn = dsn
         self._row = row
         self._sayings = sayings
-        self._pool = PoolIdentity(uuid4(), socket.gethostname(), process.pid_space(), ())
+        self._pool = PoolIdentity(uuid4(), host_name(), process.pid_space(), ())
         self._connection: Connection[Any] | None = None
         self._claimed: ClaimedJob | None = None
         self._next_beat = 0.0

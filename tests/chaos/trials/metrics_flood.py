@@ -1,0 +1,114 @@
+"""The metrics port under thousands of clients that say nothing, half of something, or read no answer."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+import psutil
+import psycopg
+from psycopg import Connection
+
+from pgworker.db.migrate import migrate
+from tests.acceptance.test_start import fetch
+from tests.chaos.trials.trial import Bench, Figure, Trial
+from tests.process import jobs
+from tests.process.pool import Pool, eventually, free_port, start
+from tests.security.clients import connections, descriptors
+from tests.sql.actors import ask
+from tests.sql.invariants import STORED, offences
+
+_JOBS = 2_000
+_BEAT = 0.3
+_TTL = 3.0
+
+
+def run(bench: Bench) -> Sequence[Figure]:
+    port = free_port()
+    migrate(bench.server.dsn)
+    with (
+        psycopg.connect(bench.server.dsn, autocommit=True) as connection,
+        start(
+            bench.server.dsn,
+            bench.directory / "pool.log",
+            lease_ttl=_TTL,
+            heartbeat_interval=_BEAT,
+            metrics_listen=f"127.0.0.1:{port}",
+        ) as pool,
+    ):
+        pool.wait_for_log("the pool is ready")
+        eventually(lambda: fetch(port, "/readyz")[0] == 200, "a pool that is ready")
+        held = jobs.hold.using(connection).enqueue(str(bench.directory), "held").id
+        work(connection, bench, "warm")
+        quiet = work(connection, bench, "quiet")
+        monitor = pool.monitor
+        before = descriptors(monitor), psutil.Process(monitor).memory_info().rss
+        with ThreadPoolExecutor(1) as attacker, ExitStack() as clients:
+            flood = attacker.submit(clients.enter_context, connections(port, bench.size))
+            flooded = work(connection, bench, "flooded")
+            opened = flood.result()
+            bench.tell(f"{opened.count:,} connections were made, {opened.refused:,} were not")
+            grown = psutil.Process(monitor).memory_info().rss - before[1]
+            healthy = fetch(port, "/healthz")[0]
+            beaten = age_of_beats(connection)
+        left = eventually_few(monitor, before[0])
+        (bench.directory / "held").touch()
+        done = "select count(*) from pgworker.job_status where status <> 'succeeded'"
+        eventually(lambda: ask(connection, done) == [0], "the end of all jobs")
+        first = ask(connection, "select outcome::text from pgworker.job_executions where job_id = %s", held)
+        same = pool.monitor == monitor
+        found = offences(connection, STORED)
+    ledger = (bench.directory / "ledger").read_text().splitlines()
+    ran = len({line for line in ledger if line.startswith("start ")})
+    return [
+        Figure("connections made", f"{bench.size:,}", f"{opened.count:,}", opened.count == bench.size),
+        Figure("rate of jobs while they come", "", f"{quiet / flooded:.0%} of {_JOBS / quiet:,.0f}/s", None),
+        Figure("jobs that ran, each once", f"{3 * _JOBS + 1:,}", f"{ran:,} of {len(ledger):,}", ran == 3 * _JOBS + 1),
+        Figure("the lease that was held", "succeeded, once", ", ".join(first), first == ["succeeded"]),
+        Figure("/healthz with all of them there", "200", str(healthy), healthy == 200),
+        Figure("oldest beat", f"<= {_TTL:g} s", f"{beaten:.1f} s", beaten <= _TTL),
+        Figure("descriptors afterwards", f"<= {before[0] + 2}", str(left), left <= before[0] + 2),
+        Figure("memory of the monitor", "< 64 MiB more", f"{grown >> 20} MiB", grown < 64 << 20),
+        Figure("the monitor is the same", "yes", "yes" if same else "no", same),
+        Figure("broken invariants", "0", str(len(found)), not found),
+        Figure("tracebacks in the log", "0", str(_tracebacks(pool)), _tracebacks(pool) == 0),
+    ]
+
+
+def work(connection: Connection[tuple[object, ...]], bench: Bench, name: str) -> float:
+    """Seconds in which so many jobs have run."""
+    begun = time.monotonic()
+    requests = [jobs.quick.job(str(bench.directory), f"{name}{number}") for number in range(_JOBS)]
+    made = [job.id for job in jobs.app.enqueue_many(requests, connection)]
+    ended = "select count(*) = %s from pgworker.job_executions where job_id = any (%s) and outcome = 'succeeded'"
+    eventually(lambda: ask(connection, ended, _JOBS, made) == [True], f"the end of {name}", within=120)
+    return time.monotonic() - begun
+
+
+def age_of_beats(connection: Connection[tuple[object, ...]]) -> float:
+    oldest = "select extract(epoch from clock_timestamp() - min(beat_at))::float from pgworker.worker_heartbeats"
+    return float(ask(connection, f"{oldest} where ended_at is null")[0])
+
+
+def eventually_few(pid: int, before: int) -> int:
+    ends = time.monotonic() + 30
+    while (left := descriptors(pid)) > before + 2 and time.monotonic() < ends:
+        time.sleep(0.05)
+    return left
+
+
+def _tracebacks(pool: Pool) -> int:
+    return len(re.findall("Traceback", pool.log()))
+
+
+TRIAL = Trial(
+    name="metrics_flood",
+    promise="clients of the metrics port, however many, stall no claim, no beat and no renewal",
+    unit="connections",
+    full=10_000,
+    short=300,
+    run=run,
+)
