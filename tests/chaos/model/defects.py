@@ -69,9 +69,16 @@ DEFECTS = (
         "a monitor releases behind the last start that it has read, and draws no line",
         Configuration(lines=True),
     ),
+    Defect(
+        "erases-line-in-doubt",
+        "a monitor that has not heard whether its release took effect erases the line",
+        Configuration(lines=True, replies=1),
+    ),
     Defect("release-keeps-tail", "a release leaves the positions in the lease", Configuration(lines=True)),
     Defect(
-        "ends-before-tail-is-back", "a worker ends a lease whose tail it has not released yet", Configuration(lines=True)
+        "ends-before-tail-is-back",
+        "a worker ends a lease whose tail it has not released yet",
+        Configuration(lines=True),
     ),
 )
 
@@ -82,8 +89,31 @@ SMALL: Mapping[str, Configuration] = {
     "crashes of workers and of their monitor": Configuration(crashes=1, monitors=1),
     "an outage": Configuration(outages=1, failures=1),
     "a stopped pool and its neighbour": Configuration(neighbour=True, stops=1, own_transactions=True),
-    "lines": Configuration(lines=True),
+    "lines and a lost reply": Configuration(lines=True, replies=1),
     "own transactions and lost replies": Configuration(own_transactions=True, replies=1, failures=1),
     "late commits": Configuration(uncommitted=(0,), workers=2, failures=1),
 }
 """Each searched whole in the ordinary tests, and for jobs that wait for ever too."""
+
+FULL: Mapping[str, Configuration] = {
+    "two workers, a crash and a lost reply": Configuration(workers=2, crashes=1, replies=1),
+    "two workers, a late commit and a crash": Configuration(uncommitted=(0,), workers=2, crashes=1),
+    "a crash, a failure and a cancel": Configuration(crashes=1, failures=1, cancels=1),
+    "a stopped pool, its neighbour, a failure and a lost reply": Configuration(
+        neighbour=True, stops=1, failures=1, replies=1
+    ),
+    "an outage, a crash and a neighbour": Configuration(neighbour=True, outages=1, crashes=1),
+    "a transaction that goes on, an outage, a cancel and a neighbour": Configuration(
+        neighbour=True, flights=1, outages=1, cancels=1
+    ),
+    "a transaction that goes on, crashes of worker and monitor, and a neighbour": Configuration(
+        neighbour=True, flights=1, monitors=1, crashes=1
+    ),
+    "two workers with lines and own transactions, a failure and a crash": Configuration(
+        workers=2, lines=True, own_transactions=True, failures=1, crashes=1
+    ),
+    "leases of three jobs, two workers, a failure, a crash, a lost reply and a cancel": Configuration(
+        jobs=3, batch=3, workers=2, failures=1, crashes=1, replies=1, cancels=1
+    ),
+}
+"""Hundreds of thousands of states each, and millions in the last ones."""

@@ -68,7 +68,7 @@ class Exploration:
         if number is not None:
             return number
         share = self._shared.setdefault
-        state = State(*[share(part, part) if isinstance(part, tuple) else part for part in state])
+        state = State._make(share(part, part) if isinstance(part, tuple) else part for part in state)
         number = self._numbers[state] = len(self._states)
         self._states.append(state)
         self._parents.append(parent)

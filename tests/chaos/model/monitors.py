@@ -21,6 +21,7 @@ from tests.chaos.model.state import (
     lease_of,
     put,
     row_of,
+    with_fewer,
 )
 from tests.chaos.model.statements import Defects
 from tests.chaos.model.workers import Step
@@ -53,7 +54,9 @@ def _record_deaths(state: State, index: int) -> Iterator[Step]:
             continue
         if any(witness.incarnation == worker.incarnation for witness in monitor.witnesses):
             following = Worker(state.next_incarnation)
-            after = state._replace(workers=put(state.workers, slot, following), next_incarnation=state.next_incarnation + 1)
+            after = state._replace(
+                workers=put(state.workers, slot, following), next_incarnation=state.next_incarnation + 1
+            )
             yield f"monitor A acknowledges; worker {slot} is forked anew", False, after
             continue
         witness = Witness(worker.incarnation, tuple(_entry(worker, held) for held in worker.held))
@@ -84,12 +87,12 @@ def _reclaim(state: State, index: int, config: Configuration, defects: Defects) 
     elif hand.step == "found":
         yield _take(state, index, hand, who, defects)
     else:
-        lease = lease_of(state, hand.lease)
-        assert lease is not None
-        verdicts, assumed_running, witness = _findings(state, monitor, lease, defects)
+        taken = lease_of(state, hand.lease)
+        assert taken is not None
+        verdicts, assumed_running, witness = _findings(state, monitor, taken, defects)
         after, places = statements.send_on(state, hand, verdicts, assumed_running, config.attempts, defects)
         if witness is not None:
-            after = _check_charges(after, lease)
+            after = _check_charges(after, taken)
         if monitor.name == "A":
             for place in places:
                 after = after._replace(floor=statements.lowered(after.floor, place))
@@ -122,7 +125,11 @@ def _take(state: State, index: int, hand: Hand, who: str, defects: Defects) -> S
     if hand.only_expired and lease.expired is not None and lease.expired.by_outage and _is_ours_to_settle(state, lease):
         state = state._replace(offence="what a living worker is about to settle after an outage was taken")
     taken = statements.with_lease(state, lease._replace(lock=monitor.name))
-    return f"{who} deletes lease {hand.lease}", False, _with(taken, index, monitor._replace(hand=hand._replace(step="taken")))
+    return (
+        f"{who} deletes lease {hand.lease}",
+        False,
+        _with(taken, index, monitor._replace(hand=hand._replace(step="taken"))),
+    )
 
 
 def _findings(
@@ -171,7 +178,7 @@ def _renew(state: State, defects: Defects) -> Iterator[Step]:
             if lease is not None and lease.expired is not None and not lease.lock:
                 renewed = statements.with_lease(state, lease._replace(expired=None))
                 yield f"monitor A renews lease {held.lease}", False, renewed
-            if lease is None and (held.started < held.count or worker.run is not None):
+            if lease is None and (held.started < held.kept or worker.run is not None):
                 changed = worker._replace(held=put(worker.held, place, held._replace(is_lost=True)))
                 after = state._replace(workers=put(state.workers, slot, changed))
                 yield f"monitor A tells worker {slot} that lease {held.lease} is lost", False, after
@@ -227,28 +234,39 @@ def _draw_line(state: State, index: int, defects: Defects) -> Iterator[Step]:
             if not worker.is_alive or worker.run is None:
                 continue
             for held in worker.held:
-                if held.count > held.started and not held.is_lost and held.line is None:
+                if held.kept > held.started and not held.is_lost and held.line is None:
                     drawn = _with(state, index, monitor._replace(line=Line(slot, held.lease, held.started)))
                     if "releases-without-line" not in defects:
                         drawn = _show_line(drawn, slot, held, held.started)
                     yield f"monitor A draws a line in lease {held.lease} after position {held.started}", False, drawn
         return
+    yield from _look_at_line(state, index, line, defects)
+
+
+def _look_at_line(state: State, index: int, line: Line, defects: Defects) -> Iterator[Step]:
     worker = state.workers[line.worker]
-    held_now = next((held for held in worker.held if held.lease == line.lease), None)
-    done = _with(state, index, monitor._replace(line=None))
-    if held_now is None or not worker.is_alive:
+    held = next((held for held in worker.held if held.lease == line.lease), None)
+    done = _with(state, index, state.monitors[index]._replace(line=None))
+    if held is None or not worker.is_alive:
         yield f"monitor A forgets its line in lease {line.lease}", False, done
         return
-    if "releases-without-line" in defects or (held_now.started <= line.started):
-        if not statements.is_locked(state, line.lease):
-            after, places = statements.release(done, line.lease, line.started + 1, defects)
-            if any(book != UNSTARTED for book in held_now.books[line.started :]) and places:
-                after = after._replace(offence="a job was released that its worker had started")
-            for place in places:
-                after = after._replace(floor=statements.lowered(after.floor, place))
-            yield f"monitor A releases lease {line.lease} behind position {line.started}", False, after
-            return
-    yield f"monitor A erases its line in lease {line.lease}", False, _show_line(done, line.worker, held_now, None)
+    erased = _show_line(done, line.worker, held, None)
+    was_quicker = held.started > line.started and "releases-without-line" not in defects
+    if was_quicker or statements.is_locked(state, line.lease):
+        yield f"monitor A erases its line in lease {line.lease}", False, erased
+        return
+    after, places = statements.release(done, line.lease, line.started + 1, defects)
+    if any(book != UNSTARTED for book in held.books[line.started :]) and places:
+        after = after._replace(offence="a job was released that its worker had started")
+    said = f"monitor A releases lease {line.lease} behind position {line.started}"
+    if state.budgets.replies and places:
+        deaf = with_fewer(after, "replies")
+        if "erases-line-in-doubt" in defects:
+            deaf = _show_line(deaf, line.worker, held, None)
+        yield f"{said}; the reply is lost", True, deaf
+    for place in places:
+        after = after._replace(floor=statements.lowered(after.floor, place))
+    yield said, False, after
 
 
 def _show_line(state: State, slot: int, held: Held, line: int | None) -> State:

@@ -88,5 +88,3 @@ def _left_behind(state: State) -> str:
             if worker.is_alive and worker.incarnation == lease.owner and not knows:
                 return "a lease is left behind in which all is settled"
     return ""
-
-

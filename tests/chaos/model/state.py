@@ -75,14 +75,15 @@ class Lease(NamedTuple):
 
 
 class Held(NamedTuple):
-    """A lease as its worker knows it: its books, and what it shows on the board (`count`, `started`, `line`)."""
+    """A lease as its worker knows it: its books, and what it shows on the board (`kept`: how many
+    positions are still ours, `started`, `line`)."""
 
     lease: int
     cells: tuple[Cell, ...]
     books: tuple[str, ...]
     late: tuple[int, ...] = ()
     """positions that ended after a later execution of their job had started: must never be recorded"""
-    count: int = 0
+    kept: int = 0
     started: int = 0
     line: int | None = None
     is_lost: bool = False
@@ -241,7 +242,10 @@ class Configuration:
 
     def start(self) -> State:
         jobs = tuple(
-            Job(is_stored=job not in self.uncommitted, waiting=None if job in self.uncommitted else Waiting(1, 0, place_of(job)))
+            Job(
+                is_stored=job not in self.uncommitted,
+                waiting=None if job in self.uncommitted else Waiting(1, 0, place_of(job)),
+            )
             for job in range(self.jobs)
         )
         return State(

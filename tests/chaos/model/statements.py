@@ -1,7 +1,7 @@
 """What each statement of pgworker/sql/queries does to the database, all of it at the moment of its commit.
 
-That is enough, since what a transaction has written or locked keeps everybody else away until then: a `lock` of a lease,
-or a `Flight`, stands for that where a transaction goes on. `defects` are the mistakes that are planted.
+That is enough, since what a transaction has written or locked keeps everybody else away until then: a `lock` of a
+lease, or a `Flight`, stands for that where a transaction goes on. `defects` are the mistakes that are planted.
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ def cancel_waiting(state: State, index: int) -> State:
 
 
 def mark(state: State, asked: Canceller, defects: Defects) -> State | None:
-    """cancel_running_job.sql, after lock_leases_of_job.sql in the same transaction. None: nothing runs there any more."""
+    """cancel_running_job.sql, after lock_leases_of_job.sql in the same transaction. None: nothing of it runs there."""
     lease = lease_of(state, asked.lease)
     if lease is None:
         return None
@@ -251,8 +251,6 @@ def with_lease(state: State, changed: Lease) -> State:
 
 def unsettled(state: State, lease: Lease) -> list[Cell]:
     return [cell for cell in lease.cells if row_of(state.jobs[cell.job], cell.execution) is None]
-
-
 
 
 # -- what statements leave to their callers

@@ -30,6 +30,7 @@ WAYS = {
     "no-sweep": (1, STUCK),
     "steady-at-once": (5, "what a living worker is about to settle after an outage was taken"),
     "releases-without-line": (9, "a job was released that its worker had started"),
+    "erases-line-in-doubt": (9, "a job starts that its own monitor has given back"),
     "release-keeps-tail": (5, "job 1 is in 2 places"),
     "ends-before-tail-is-back": (7, "job 1 is in 0 places"),
 }
@@ -73,7 +74,7 @@ def test_a_trace_reads_as_what_happened() -> None:
 
 
 def test_a_search_with_a_limit_says_that_it_saw_only_a_part() -> None:
-    world = replace(SMALL["lines"], failures=1)
+    world = replace(SMALL["lines and a lost reply"], failures=1)
     found = Exploration(Protocol(world)).run(limit=100)
     assert not found.is_whole
     assert found.states >= 100

@@ -73,7 +73,7 @@ def _start(state: State, index: int, who: str, config: Configuration) -> Iterato
     """The next job in order is shown as started; with nobody who draws lines it needs no second look."""
     worker = state.workers[index]
     for held in worker.held:
-        if held.is_going_back or held.is_refused or held.started >= held.count:
+        if held.is_going_back or held.is_refused or held.started >= held.kept:
             continue
         position = held.started + 1
         shown = _hold(state, index, held._replace(started=position), Run(held.lease, position, False))
@@ -93,6 +93,9 @@ def _check(state: State, index: int, who: str) -> Step:
     if held.is_lost or (held.line is not None and position > held.line):
         refused = held._replace(started=position - 1, is_refused=True)
         return f"{who} may not start {_name(held, position)}", False, _hold(state, index, refused, None)
+    lease = lease_of(state, held.lease)
+    if lease is not None and position > len(lease.cells):
+        state = state._replace(offence="a job starts that its own monitor has given back")
     cell = held.cells[position - 1]
     job = state.jobs[cell.job]
     state = _with_job(state, cell.job, job._replace(started=max(job.started, cell.execution)))
@@ -112,9 +115,8 @@ def _finish(state: State, index: int, who: str, config: Configuration) -> Iterat
         failing = with_fewer(state, "failures")
         yield f"{who}: {name} fails", True, _end(failing, index, held, run.position, FAILED)
     lease = lease_of(state, held.lease)
-    if config.cancels and lease is not None and lease.cells[run.position - 1 : run.position][0:1]:
-        if lease.cells[run.position - 1].is_marked:
-            yield f"{who}: {name} sees that it is cancelled", False, _end(state, index, held, run.position, CANCELLED)
+    if lease is not None and any(cell.is_marked for cell in lease.cells[run.position - 1 : run.position]):
+        yield f"{who}: {name} sees that it is cancelled", False, _end(state, index, held, run.position, CANCELLED)
 
 
 def _end(state: State, index: int, held: Held, position: int, outcome: str) -> State:
@@ -144,7 +146,11 @@ def _open(state: State, index: int, who: str, config: Configuration, defects: De
     name = _name(held, run.position)
     lease = lease_of(state, held.lease)
     if (lease is None or run.position > len(lease.cells)) and "effect-outside-fence" not in defects:
-        yield f"{who}: {name} finds its lease gone, and rolls back", False, _end(state, index, held, run.position, FAILED)
+        yield (
+            f"{who}: {name} finds its lease gone, and rolls back",
+            False,
+            _end(state, index, held, run.position, FAILED),
+        )
         return
     told = Told(held.lease, (run.position,), False, True)
     counts = "ends-by-count" in defects
@@ -163,11 +169,16 @@ def _open(state: State, index: int, who: str, config: Configuration, defects: De
 def _trip(state: State, index: int, who: str, config: Configuration, defects: Defects) -> Iterator[Step]:
     """Settle what has ended and perhaps claim, in one transaction."""
     worker = state.workers[index]
-    news = [(told, outcomes) for held in worker.held if (told := _news(held, defects)) for outcomes in [_outcomes(held, told)]]
+    news = [
+        (told, outcomes)
+        for held in worker.held
+        if (told := _news(held, defects))
+        for outcomes in [_outcomes(held, told)]
+    ]
     if any(statements.is_locked(state, told.lease) for told, _ in news):
         return  # it waits for that lock
     ending = sum(told.ends for told, _ in news)
-    may_claim = len(worker.held) - ending < LEASES and all(held.started >= held.count for held in worker.held)
+    may_claim = len(worker.held) - ending < LEASES and all(held.started >= held.kept for held in worker.held)
     jobs = statements.claimable(state, config.batch, state.floor) if may_claim else ()
     for claims in (False, True) if jobs else (False,):
         if claims or news:
@@ -188,10 +199,15 @@ def _send(
     if jobs:
         state, number = statements.fresh(state)
     said = " and ".join(
-        [f"settles {_names(_held(worker, told.lease), told.positions)}{' and its lease' if told.ends else ''}" for told, _ in news]
+        [
+            f"settles {_names(_held(worker, told.lease), told.positions)}{' and its lease' if told.ends else ''}"
+            for told, _ in news
+        ]
         + ([f"claims {_jobs(jobs)} as lease {number}"] if jobs else [])
     )
-    flight = Flight(index, worker.incarnation, tuple(told for told, _ in news), tuple(o for _, o in news), number, jobs, False)
+    flight = Flight(
+        index, worker.incarnation, tuple(told for told, _ in news), tuple(o for _, o in news), number, jobs, False
+    )
     committed, told, cells = commit(state, flight, config, defects)
     trip = Trip(told, number, cells, state.floor)
     sent = _with_worker(committed, index, worker._replace(trip=trip))
@@ -221,7 +237,9 @@ def commit(
         if lease is not None and lease.lock == "T":
             state = statements.with_lease(state, lease._replace(lock=""))
         by_position = dict(zip(told.positions, outcomes, strict=True))
-        state, is_complete = statements.settle(state, told.lease, known, by_position, told.ends, config.attempts, defects)
+        state, is_complete = statements.settle(
+            state, told.lease, known, by_position, told.ends, config.attempts, defects
+        )
         if held is not None and any(position in held.late for position in told.positions) and is_complete:
             state = state._replace(offence="executions of one job overlap in what is recorded")
         answers.append(told._replace(is_complete=is_complete))
@@ -240,7 +258,7 @@ def _news(held: Held, defects: Defects) -> Told | None:
     """HeldLease.settlement."""
     ready = tuple(position for position, book in enumerate(held.books, 1) if book in _SETTLEABLE)
     ended = sum(book not in (UNSTARTED, RUNNING) for book in held.books)
-    ends = ended >= held.count and (not held.is_going_back or "ends-before-tail-is-back" in defects)
+    ends = ended >= held.kept and (not held.is_going_back or "ends-before-tail-is-back" in defects)
     return Told(held.lease, ready, ends, False) if ready or ends else None
 
 
@@ -249,7 +267,7 @@ def _outcomes(held: Held, told: Told) -> tuple[str, ...]:
 
 
 def _hear(state: State, index: int, who: str, defects: Defects) -> Iterator[Step]:
-    """The reply, and what is looked up after one that said less than it should; or it is lost, and all is told again."""
+    """The reply, and what is looked up if it said less than it should; or it is lost, and all is told again."""
     worker = state.workers[index]
     trip = worker.trip
     assert trip is not None
@@ -268,7 +286,7 @@ def _hear(state: State, index: int, who: str, defects: Defects) -> Iterator[Step
     ending = [told.lease for told in trip.told if told.ends]
     after = [held for held in after if held.lease not in ending]
     if trip.claim:
-        after.append(Held(trip.claim, trip.cells, (UNSTARTED,) * len(trip.cells), count=len(trip.cells)))
+        after.append(Held(trip.claim, trip.cells, (UNSTARTED,) * len(trip.cells), kept=len(trip.cells)))
     heard = _with_worker(state, index, worker._replace(held=tuple(after), trip=None))
     if offence:
         heard = heard._replace(offence=offence)
@@ -295,33 +313,37 @@ def _give_back(state: State, index: int, who: str, config: Configuration, defect
     yield from _give_back_claims(state, index, who, defects)
     for held in worker.held:
         shown = worker.run is not None and worker.run.lease == held.lease and not worker.run.is_checked
-        if held.started < held.count and not held.is_going_back:
+        if held.started < held.kept and not held.is_going_back:
             has_reason = held.is_refused or held.line is not None or (config.lines and worker.run is not None)
             if has_reason and not shown:
-                yield f"{who} takes back what it has not started of lease {held.lease}", False, _keep(state, index, held)
+                yield (
+                    f"{who} takes back what it has not started of lease {held.lease}",
+                    False,
+                    _keep(state, index, held),
+                )
         elif held.is_going_back:
             yield from _release(state, index, who, held, defects)
 
 
 def _keep(state: State, index: int, held: Held) -> State:
     floor = state.floor
-    for cell in held.cells[held.started : held.count]:
+    for cell in held.cells[held.started : held.kept]:
         floor = statements.lowered(floor, place_of(cell.job))
-    kept = held._replace(count=held.started, is_going_back=True)
+    kept = held._replace(kept=held.started, is_going_back=True)
     return _hold(state._replace(floor=floor), index, kept, state.workers[index].run)
 
 
 def _release(state: State, index: int, who: str, held: Held, defects: Defects) -> Iterator[Step]:
     if statements.is_locked(state, held.lease):
         return
-    after, places = statements.release(state, held.lease, held.count + 1, defects)
+    after, places = statements.release(state, held.lease, held.kept + 1, defects)
     worker = after.workers[index]
     if state.budgets.replies and after is not state:
         yield f"{who} releases the tail of lease {held.lease}; the reply is lost", True, with_fewer(after, "replies")
     for place in places:
         after = after._replace(floor=statements.lowered(after.floor, place))
     back = held._replace(is_going_back=False, is_refused=False, line=None)
-    if held.count:
+    if held.kept:
         after = _hold(after, index, back, worker.run)
     else:
         remaining = tuple(other for other in worker.held if other.lease != held.lease)

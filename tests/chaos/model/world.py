@@ -1,4 +1,4 @@
-"""What happens to pgworker: producers commit, somebody cancels, time passes, and faults, as many as the budgets allow."""
+"""What happens to pgworker: enqueues commit, somebody cancels, time passes; faults, as often as the budgets allow."""
 
 from __future__ import annotations
 
@@ -110,7 +110,8 @@ def _own_ended(state: State, flight: Flight, book: str) -> State:
     [told] = flight.told
     [position] = told.positions
     held = tuple(
-        one._replace(books=put(one.books, position - 1, book)) if one.lease == told.lease else one for one in worker.held
+        one._replace(books=put(one.books, position - 1, book)) if one.lease == told.lease else one
+        for one in worker.held
     )
     return state._replace(workers=put(state.workers, flight.worker, worker._replace(held=held, run=None)))
 
