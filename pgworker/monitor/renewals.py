@@ -130,8 +130,8 @@ def draw_lines(
     for `after_ns`.
 
     A line on the board first, then a pause, then a look whether the runner was quicker; see `Row.draw_line`.
-    `unanswered`, kept from one call to the next: leases that were perhaps released, as no answer came. Their line stays,
-    or the runner might start what others have by now; the next call asks once more.
+    `unanswered`, kept from one call to the next: leases that were perhaps released, as no answer came. Their line
+    stays, or the runner might start what others have by now; the next call asks once more.
     """
     for row in board.rows:
         if not row.pid or now_ns - row.last_start_ns < after_ns or not row.runs():
