@@ -1,6 +1,6 @@
 """Whatever is done to jobs, in whatever order, by several connections: the database is as a plain model says.
 
-PGWORKER_MACHINE_EXAMPLES: how many sequences of 40 steps, by other dice each time; without it the same dozen. One that
+PGWORKER_MACHINE_EXAMPLES: how many sequences of 30 steps, by other dice each time; without it the same ten. One that
 fails is printed as a program, the shortest that hypothesis finds.
 """
 
@@ -41,8 +41,8 @@ from tests.sql.history import RETENTION, enqueue_ago, partitions
 from tests.sql.invariants import STORED, WITNESSED, WITNESSES, offences
 from tests.sql.job_model import WAITS, Model, ModelJob
 
-EXAMPLES = int(os.environ.get("PGWORKER_MACHINE_EXAMPLES", "12"))
-STEPS = 40
+EXAMPLES = int(os.environ.get("PGWORKER_MACHINE_EXAMPLES", "10"))
+STEPS = 30
 QUEUES = ("default", "other")
 AT_THE_END = "I1: at the end nothing waits or runs"
 LEDGERS = {name: query for name, query in WITNESSED.items() if name != AT_THE_END}
@@ -98,7 +98,9 @@ class Machine(RuleBasedStateMachine):
         self.is_pruned = False
 
     def connection(self) -> Connection[Any]:
-        return self.stack.enter_context(psycopg.connect(self.dsn, autocommit=True))
+        """Nothing here has to wait for a lock: what does is an error, and no test without an end."""
+        options = f"-c lock_timeout={DEADLINE:.0f}s"
+        return self.stack.enter_context(psycopg.connect(self.dsn, autocommit=True, options=options))
 
     def teardown(self) -> None:
         self.stack.close()
@@ -511,6 +513,7 @@ class Machine(RuleBasedStateMachine):
             self.db.cursor().executemany(f"insert into chaos.{ledger} values ({places})".encode(), rows)
 
 
+@pytest.mark.timeout(300 + 30 * EXAMPLES)
 def test_whatever_is_done_to_jobs_the_database_is_as_the_model_says(dsn: str) -> None:
     with psycopg.connect(dsn, autocommit=True) as server:
         server.execute(WITNESSES.encode())
