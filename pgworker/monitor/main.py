@@ -98,6 +98,7 @@ class Monitor:
         self._back_at = 0.0
         self._next_beat = 0.0
         self._beaten: set[tuple[UUID, int]] = set()
+        self._unanswered: set[UUID] = set()
         self._last_look = 0.0
         self._last_beat: float | None = None
         self._steady_since = 0.0
@@ -165,7 +166,9 @@ class Monitor:
                 self._beat(connection)
             if now - self._last_look >= (_URGENT if self._reclaims.is_urgent else self._settings.heartbeat_interval):
                 self._look_for_leases(connection)
-            draw_lines(self._board, time.monotonic_ns(), _HELD_UP_NS, partial(self._release, connection))
+            draw_lines(
+                self._board, time.monotonic_ns(), _HELD_UP_NS, partial(self._release, connection), self._unanswered
+            )
         except (psycopg.Error, OSError, PgworkerError) as error:
             self._lose_connection(error)
             return

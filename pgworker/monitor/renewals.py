@@ -129,11 +129,15 @@ def _flag(row: Row, entry: LeaseEntry, reason: CancelReason, positions: Collecti
             row.ask_cancel(run, reason)
 
 
-def draw_lines(board: Board, now_ns: int, after_ns: int, release: Callable[[UUID, int], bool]) -> None:
+def draw_lines(
+    board: Board, now_ns: int, after_ns: int, release: Callable[[UUID, int], bool], unanswered: set[UUID]
+) -> None:
     """Give back what waits behind jobs that hold its worker's GIL, so that its clerk can't: where nothing was started
     for `after_ns`.
 
     A line on the board first, then a pause, then a look whether the runner was quicker; see `Row.draw_line`.
+    `unanswered`, kept from one call to the next: leases that were perhaps released, as no answer came. Their line
+    stays, or the runner might start what others have by now; the next call asks once more.
     """
     for row in board.rows:
         if not row.pid or now_ns - row.last_start_ns < after_ns or not row.runs():
@@ -143,21 +147,20 @@ def draw_lines(board: Board, now_ns: int, after_ns: int, release: Callable[[UUID
             for entry in row.leases()
             if entry.count > entry.started
             and not entry.is_lost
-            and row.line(entry.index) is None
+            and (row.line(entry.index) is None or entry.lease_id in unanswered)
             and now_ns - entry.claimed_ns >= after_ns  # else claimed this moment, perhaps for a slot that is free
         ]
         for entry in behind:
             row.draw_line(entry, entry.started)
+            unanswered.add(entry.lease_id)
         if not behind:
             continue
         time.sleep(_DEKKER_PAUSE)
         for entry in behind:
-            goes_back = False
-            try:
-                goes_back = row.started(entry.index) <= entry.started and release(entry.lease_id, entry.started + 1)
-            finally:
-                if not goes_back:
-                    row.erase_line(entry.index)
+            goes_back = row.started(entry.index) <= entry.started and release(entry.lease_id, entry.started + 1)
+            unanswered.discard(entry.lease_id)
+            if not goes_back:
+                row.erase_line(entry.index)
 
 
 _DEKKER_PAUSE = 0.005

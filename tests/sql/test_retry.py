@@ -19,10 +19,11 @@ from pgworker.errors import JobNotFound
 from pgworker.lifecycle.cancel import cancel_job
 from pgworker.lifecycle.hasten import hasten_jobs, hasten_matching
 from pgworker.lifecycle.purge import purge_queue
+from pgworker.lifecycle.release import release_jobs
 from pgworker.lifecycle.retry import retry_job
 from pgworker.lifecycle.settle import Next
 from pgworker.model.state import Outcome, RetryAnswer
-from tests.sql.actors import Blocked, Connect, Worker, ask, ended, enqueue, now, statuses, waiting
+from tests.sql.actors import Blocked, Connect, Monitor, Worker, ask, ended, enqueue, now, statuses, waiting
 from tests.sql.invariants import STORED, offences
 
 TOMORROW = datetime.now(timezone.utc) + timedelta(days=1)
@@ -51,6 +52,27 @@ def test_a_scheduled_job_is_due_now_and_is_the_same_in_everything_else(db: Conne
     columns = "job_id, execution, failures, queue, priority, task, org_id"
     assert ask(db, f"select {columns} from pgworker.job_queue") == [(job_id, 1, 0, "mail", 7, "t", "acme")]
     assert worker.claim(queues=["mail"]).ids == [job_id]
+
+
+def test_a_scheduled_job_that_was_hastened_and_is_given_back_stays_due(db: Connection[Any], worker: Worker) -> None:
+    ids = enqueue(db, 2, run_at=TOMORROW)
+    assert [retry_job(db, job_id) for job_id in ids] == [RetryAnswer.DUE] * 2
+    for _ in range(2):
+        held = worker.claim()
+        assert held.ids == ids
+        release_jobs(db, held.lease_id, 1)
+    assert statuses(db, ids) == ["pending"] * 2
+
+
+def test_a_scheduled_job_that_was_hastened_and_is_reclaimed_stays_due(db: Connection[Any]) -> None:
+    ids = enqueue(db, 2, run_at=TOMORROW)
+    assert [retry_job(db, job_id) for job_id in ids] == [RetryAnswer.DUE] * 2
+    worker = Worker(db)
+    assert worker.claim().ids == ids
+    worker.die()
+    [lease] = Monitor(db).reclaimable()
+    assert Monitor(db).reclaim(lease, [Outcome.CRASHED])
+    assert [(row.job_id, row.failures) for row in Worker(db).claim().rows] == [(ids[0], 1), (ids[1], 0)]
 
 
 def test_a_job_that_waits_for_its_retry_runs_at_once_and_keeps_its_failures(

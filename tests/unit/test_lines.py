@@ -38,7 +38,7 @@ def released(board: Board) -> list[int]:
         first.append(position)
         return True
 
-    draw_lines(board, NOW, SECOND, release)
+    draw_lines(board, NOW, SECOND, release, set())
     return first
 
 
@@ -66,3 +66,34 @@ def test_where_nothing_runs_nothing_goes_back(board: Board) -> None:
     row.end_run(0, row.runs()[0].sequence)
     claim(row, seconds_ago=5)
     assert released(board) == []
+
+
+def test_a_release_without_an_answer_keeps_its_line_and_is_asked_for_again(board: Board) -> None:
+    row = board.rows[0]
+    entries = [claim(row, seconds_ago=5), claim(row, seconds_ago=5)]
+    unanswered: set[UUID] = set()
+    asked: list[UUID] = []
+
+    def lose_answer(lease_id: UUID, _position: int) -> bool:
+        asked.append(lease_id)
+        raise ConnectionError("it may have committed")
+
+    def answer(lease_id: UUID, _position: int) -> bool:
+        asked.append(lease_id)
+        return True
+
+    with pytest.raises(ConnectionError):
+        draw_lines(board, NOW, SECOND, lose_answer, unanswered)
+    assert [row.line(entry) for entry in entries] == [0, 0]
+    draw_lines(board, NOW, SECOND, answer, unanswered)
+    draw_lines(board, NOW, SECOND, answer, unanswered)
+    assert [row.line(entry) for entry in entries] == [0, 0]
+    shown = [lease.lease_id for lease in row.leases()][1:]
+    assert (asked, unanswered) == ([shown[0], *shown], set())
+
+
+def test_a_lease_that_somebody_else_has_locked_loses_its_line_again(board: Board) -> None:
+    entry = claim(board.rows[0], seconds_ago=5)
+    unanswered: set[UUID] = set()
+    draw_lines(board, NOW, SECOND, lambda *_: False, unanswered)
+    assert (board.rows[0].line(entry), unanswered) == (None, set())
