@@ -27,6 +27,13 @@ from tests.sql.invariants import STORED, WITNESSES, offences
 
 APP = "tests.chaos.trials.jobs:app"
 READY = "the pool is ready"
+TAIL = 25
+"""Lines of the log of a pool that are shown when a trial breaks off."""
+
+_BUSY = """
+    select application_name, state, clock_timestamp() - state_change, left(query, 60) from pg_stat_activity
+    where datname = current_database() and pid <> pg_backend_pid() and xact_start < clock_timestamp() - interval '1 s'
+"""
 
 
 @dataclass(slots=True)
@@ -49,13 +56,13 @@ class Ground:
     def pool(self, *, ready: bool = True, **settings: object) -> Iterator[Pool]:
         """A pool of `jobs`, killed at the end; the end of its log is shown if anything goes wrong."""
         log = self.directory / f"pool{next(self._pools)}.log"
-        with start(self.dsn, log, app=APP, cwd=self.directory, quiet=True, **settings) as pool:  # type: ignore[arg-type]
+        with start(self.dsn, log, app=APP, cwd=self.directory, quiet=True, **settings) as pool:
             try:
                 if ready:
                     pool.wait_for_log(READY)
                 yield pool
             except BaseException:
-                sys.stdout.write("".join(pool.log().splitlines(keepends=True)[-60:]))
+                sys.stdout.write("".join(f"{line[:300]}\n" for line in pool.log().splitlines()[-TAIL:]))
                 raise
 
     def scalar(self, statement: str, *parameters: Any) -> Any:
@@ -80,8 +87,11 @@ class Ground:
 
     def describe(self) -> str:
         waiting = self.scalar("select count(*) from pgworker.job_queue")
-        leases = self.rows("select lease_id, worker_id, expires_at, cardinality(job_ids) from pgworker.job_leases")
-        return f"quiet, not {waiting} waiting and the leases {leases}"
+        leases = self.rows(
+            "select lease_id, pid, claimed_at, expires_at, job_ids[1], executions[1], cardinality(job_ids)"
+            " from pgworker.job_leases left join pgworker.worker_heartbeats using (worker_id)"
+        )
+        return f"quiet, not {waiting} waiting and the leases {leases}, with {self.rows(_BUSY)}"
 
     def wait_for_starts(self, count: int) -> None:
         """Until the ledger has so many records; a job that waits has written one."""

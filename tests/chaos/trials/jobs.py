@@ -12,6 +12,7 @@ import ctypes
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 from pgworker import App, Backoff, Context
@@ -65,9 +66,8 @@ def wait_at(gate: str) -> None:
 
 async def wait_at_async(gate: str) -> None:
     """As `wait_at`: a look now and then whether somebody has, as a pipe can't tell an event loop."""
-    with contextlib.suppress(FileNotFoundError):
-        while os.stat(gate):
-            await asyncio.sleep(0.05)
+    while Path(gate).exists():
+        await asyncio.sleep(0.05)
 
 
 @app.task(name="gated", backoff=_SOON)

@@ -128,7 +128,12 @@ def run(bench: Bench) -> Sequence[Figure]:
             pool.wait()
         bench.tell("comparing ledgers")
         ledgers.store(place.connection, place.directory, place.enqueued)
-        return [*figures_of(place), place.offences(), *deaths(storm), told("jobs a second", f"{bench.size / took:,.0f}")]
+        return [
+            *figures_of(place),
+            place.offences(),
+            *deaths(storm),
+            told("jobs a second", f"{bench.size / took:,.0f}"),
+        ]
 
 
 def figures_of(place: Ground) -> list[Figure]:

@@ -69,10 +69,12 @@ def _file(_pid: int) -> int:
     return os.open(NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
 
-def read(directory: Path) -> Iterator[Seen]:
-    """All records, in the order in which they were written."""
+def read(directory: Path, first: int = 0) -> Iterator[Seen]:
+    """The records in the order in which they were written, without so many of the first ones."""
     try:
-        written = (directory / NAME).read_bytes()
+        with (directory / NAME).open("rb") as ledger:
+            ledger.seek(first * _RECORD.size)
+            written = ledger.read()
     except FileNotFoundError:
         return
     assert len(written) % _RECORD.size == 0, "a record was cut"
