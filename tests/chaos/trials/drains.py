@@ -96,8 +96,8 @@ class Lane:
                 pool.send(self.dice.choice([signal.SIGINT, signal.SIGQUIT, signal.SIGTERM]))
 
     def look_at(self, code: int, number: signal.Signals, *, boots: bool) -> None:
-        """130: Ctrl-C before there was a pool. Killed by the signal: before there was Python to hear of it."""
-        allowed = {0, 75} | ({130, *(-end for end in ENDS)} if boots else set())
+        """130: Ctrl-C before there was a pool. Killed by the signal, or 1: Python itself was still starting."""
+        allowed = {0, 75} | ({1, 130, *(-end for end in ENDS)} if boots else set())
         how = f"{code}" if code >= 0 else "by the signal"
         self.ends[how] += 1
         if code not in allowed:

@@ -150,3 +150,71 @@ def hold_the_gil(ctx: Context, seconds: float) -> None:
     note(ctx, START)
     ctypes.PyDLL(None).usleep(round(seconds * 1e6))
     note(ctx, END)
+
+
+@app.task(name="deaf", backoff=_SOON, max_attempts=1)
+def deaf(ctx: Context) -> None:
+    """Ignore SIGTERM, and go round for ever."""
+    note(ctx, START)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    while True:
+        with contextlib.suppress(Exception):
+            time.sleep(0.01)
+
+
+@app.task(name="multiply", backoff=_SOON, max_attempts=1)
+def multiply(ctx: Context, children: int) -> None:
+    """Fork children that fork children, all of them deaf to SIGTERM, and die."""
+    note(ctx, START)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for _ in range(children):
+        if os.fork() == 0:
+            os.fork()
+            time.sleep(1000)
+            os._exit(0)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+_leaked: list[int] = []
+
+
+@app.task(name="leak", backoff=_SOON, max_attempts=1)
+def leak(ctx: Context) -> None:
+    """Take all descriptors that there are, and keep them."""
+    note(ctx, START)
+    while True:
+        _leaked.append(os.open("/dev/null", os.O_RDONLY))
+
+
+@app.task(name="effect_mess", backoff=_SOON)
+def effect_mess(ctx: Context) -> None:
+    """Leave a connection with all that a session can have, once its own transaction has committed."""
+    note(ctx, START)
+    with ctx.transaction() as connection:
+        found = connection.execute(_SESSION).fetchone()
+        if found != (0, 0, 0, "", False):
+            raise ValueError(f"what another job has left: {found}")
+        connection.execute(_INSERT, [ctx.job.id, ctx.job.execution])
+        for statement in _MESS:
+            connection.execute(statement.encode())
+        note(ctx, END)
+    note(ctx, COMMITTED)
+    connection.autocommit = False
+    connection.execute("select 'a transaction that nobody ends'")
+
+
+_MESS = (
+    "create temp table mess (id integer)",
+    "listen mess",
+    "set search_path = nowhere",
+    "select pg_advisory_lock(77)",
+    "prepare mess as select 1",
+    "declare mess cursor with hold for select 1",
+    "select set_config('pgworker.org_id', 'another', false)",
+)
+_SESSION = """
+    select (select count(*) from pg_listening_channels()), (select count(*) from pg_prepared_statements),
+           (select count(*) from pg_cursors), current_setting('pgworker.org_id'),
+           current_setting('search_path') = 'nowhere' or to_regclass('pg_temp.mess') is not null
+           or exists (select from pg_locks where locktype = 'advisory' and pid = pg_backend_pid())
+"""
