@@ -69,9 +69,21 @@ def settle_jobs(cursor: Cursor[Any], settlement: Settlement, now_ns: int) -> Non
         cursor.execute(query("settle_jobs"), _parameters(settlement, now_ns))
 
 
-async def settle_success_async(cursor: AsyncCursor[Any], settlement: Settlement, now_ns: int) -> bool:
-    """As `settle_jobs` and `is_settled` together, for an execution that succeeded in its own transaction."""
-    await cursor.execute(query("settle_jobs"), _parameters(settlement, now_ns))
+def settle_success(cursor: Cursor[Any], settlement: Settlement, now_ns: int, commit_within_ms: int) -> bool:
+    """As `settle_jobs` and `is_settled` together, for an execution that succeeded in its own transaction.
+
+    Its COMMIT is to follow within `commit_within_ms`, or the server rolls back: should this process be stopped before
+    it, nobody could take its lease until then.
+    """
+    cursor.execute(query("settle_jobs"), _parameters(settlement, now_ns, commit_within_ms))
+    return is_settled(cursor, settlement)
+
+
+async def settle_success_async(
+    cursor: AsyncCursor[Any], settlement: Settlement, now_ns: int, commit_within_ms: int
+) -> bool:
+    """As `settle_success`."""
+    await cursor.execute(query("settle_jobs"), _parameters(settlement, now_ns, commit_within_ms))
     return _is_complete(await cursor.fetchall(), settlement)
 
 
@@ -95,7 +107,7 @@ async def check_settled_async(cursor: AsyncCursor[Any], settlement: Settlement) 
 
 
 def _is_complete(rows: Sequence[tuple[Any, ...]], settlement: Settlement) -> bool:
-    leases, recorded = rows[0]
+    leases, recorded, _ = rows[0]
     asked = len(settlement.executions)
     return bool(recorded == asked and (leases == 1 or not asked))
 
@@ -118,7 +130,7 @@ def _check(rows: Sequence[tuple[Any, ...]], settlement: Settlement) -> None:
         )
 
 
-def _parameters(settlement: Settlement, now_ns: int) -> dict[str, Any]:
+def _parameters(settlement: Settlement, now_ns: int, commit_within_ms: int | None = None) -> dict[str, Any]:
     ended = settlement.ended
     results = [None if run is None else run.result for run in ended]
     parameters: dict[str, Any] = {
@@ -126,6 +138,7 @@ def _parameters(settlement: Settlement, now_ns: int) -> dict[str, Any]:
         "first": settlement.first,
         "last": settlement.last,
         "ends_lease": settlement.ends_lease,
+        "commit_within_ms": commit_within_ms,
         "started_us": _array(None if run is None else (now_ns - run.started_ns) // 1000 for run in ended),
         "finished_us": _array(None if run is None else (now_ns - run.finished_ns) // 1000 for run in ended),
         "results": results if any(result is not None for result in results) else None,

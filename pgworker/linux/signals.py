@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from types import FrameType
 from typing import Any
 
@@ -56,10 +56,14 @@ class SignalQueue:
         """Whether whoever started this process had it ignore this one, as nohup does with HUP."""
         return self._previous.get(number) == signal.SIG_IGN
 
-    def close(self) -> None:
-        """Put the handlers and the wake-up descriptor back as they were; what is still queued is forgotten."""
+    def close(self, *, ignored: Container[int] = ()) -> None:
+        """Put the handlers and the wake-up descriptor back as they were; what is still queued is forgotten.
+
+        Those that are `ignored` from then on are so without a gap.
+        """
         for number, previous in self._previous.items():
-            signal.signal(number, signal.SIG_DFL if previous is None else previous)
+            before = signal.SIG_DFL if previous is None else previous
+            signal.signal(number, signal.SIG_IGN if number in ignored else before)
         signal.set_wakeup_fd(self._previous_fd)
         os.close(self._reader)
         os.close(self._writer)

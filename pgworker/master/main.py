@@ -124,7 +124,7 @@ class Master:
                 self._tell_systemd()
             return self._finish()
         finally:
-            self._signals.close()
+            self._signals.close(ignored=ENDS)  # who asks for the end once more gets the exit code of the first time
 
     # -- one round
 

@@ -46,6 +46,9 @@ PROGRESS_INTERVAL = 1.0
 HOLD_UP = 0.25
 """Seconds a running job may hold up the jobs claimed behind it before they go back to the queue."""
 
+STARVED = 5.0
+"""Seconds that a worker without a free file descriptor waits for its running jobs to end before it ends with them."""
+
 _AWAKE, _GROUPING, _ASLEEP = range(3)
 
 _RECONNECT_CAP = 2.0  # seconds
@@ -98,6 +101,7 @@ class Clerk:
         self._prefetch = Prefetch(settings.prefetch_seconds, settings.max_batch, settings.slots)
         self._connection: Connection[Any] | None = None
         self._failed_connects = 0
+        self._starved_at = 0.0
         self._dry_until = 0.0
         self._free_seen = 0
         self._put_ns = 0
@@ -322,6 +326,7 @@ class Clerk:
             self._connection.close()
             self._connection = None
         self._failed_connects += 1
+        self._leave_without_descriptors()
         if self._board.take_outage_line(time.monotonic_ns()):
             waiting = sum(len(lease.ready) for lease in self._queue.leases)
             level = log.warning if is_outage(error) else log.error
@@ -329,6 +334,27 @@ class Clerk:
             level("%s Trying again.", said, extra=fields("database_away", waiting=waiting))
         pause = min(_RECONNECT_CAP, 0.1 * 2.0 ** min(self._failed_connects, 10)) * random.uniform(0.5, 1.0)
         self._sleep(pause, _AWAKE)
+
+    def _leave_without_descriptors(self) -> None:
+        """A handler may have left open all the files that a process may have: then nothing can be recorded here, and
+        what we hold would be renewed for ever. Wait for what runs, so that nobody is charged for it, but not long."""
+        try:
+            os.close(os.dup(self._wake_read))
+        except OSError:
+            self._starved_at = self._starved_at or time.monotonic()
+        else:
+            self._starved_at = 0.0
+            return
+        self._runner.take_back()
+        if self._runner.is_idle or time.monotonic() - self._starved_at > STARVED:
+            try:
+                log.error(
+                    "no file descriptor is left to record what jobs did; the worker ends and is replaced. Look at what"
+                    " its last jobs left open, or raise the limit of open files",
+                    extra=fields("worker_crashed"),
+                )
+            finally:
+                os._exit(EXIT_BUG)
 
 
 def _tell_claims(jobs: Sequence[ClaimedJob]) -> None:

@@ -58,6 +58,8 @@ class Slot:
     state: SimpleNamespace
     sayings: Sayings
     org_config: OrgConfig | None
+    lease_ttl: float = 60.0
+    """Seconds."""
 
 
 class Execution:
@@ -252,6 +254,12 @@ class Execution:
         if not self._deadline_ns:
             return 600_000
         return max(1000, (self._deadline_ns - time.monotonic_ns()) // 1_000_000 + 1000)
+
+    @property
+    def commit_limit_ms(self) -> int:
+        """How long it may stay open once it has settled this run. As long as a lease: who is stopped for longer has
+        lost it, but for the lock, which would keep everybody from taking the other jobs of that lease."""
+        return int(self._slot.lease_ttl * 1000)
 
 
 def _row_is_missing() -> Discard:

@@ -58,7 +58,8 @@ class Runner:
         self._tasks = dict(app.tasks)
         self._row = row
         self._slots = [
-            Slot(index, row, own, state, self.said, app.org_config) for index, own in enumerate(transactions)
+            Slot(index, row, own, state, self.said, app.org_config, graces.lease_ttl)
+            for index, own in enumerate(transactions)
         ]
         self._start_within_ns = int((graces.lease_ttl - lease_margin(graces.lease_ttl)) * 1e9)
         self._lock = threading.Lock()  # taken as such: the condition's own methods are Python, and cost 0.2 µs a job

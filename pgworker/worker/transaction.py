@@ -21,7 +21,7 @@ from psycopg.rows import tuple_row
 from pgworker.app.leases import ClaimedJob
 from pgworker.db.connect import connect
 from pgworker.errors import EXIT_BUG, Cancelled, DatabaseUnavailable, LeaseLost
-from pgworker.lifecycle.settle import Ended, Settlement, check_settled, is_settled, settle_jobs
+from pgworker.lifecycle.settle import Ended, Settlement, check_settled, settle_success
 from pgworker.observe.logs import fields, logger
 
 if TYPE_CHECKING:
@@ -47,6 +47,10 @@ class Settleable(Protocol):
     @property
     def idle_limit_ms(self) -> int:
         """How long its transaction may stay open without a statement."""
+
+    @property
+    def commit_limit_ms(self) -> int:
+        """How long it may stay open once it has settled the execution, and so has locked its lease."""
 
 
 class JobTransactions:
@@ -74,7 +78,7 @@ class JobTransactions:
                     yield connection
                 finally:
                     leave_if_forked(pid)
-                _settle(connection, settlement_of(execution))
+                _settle(connection, execution)
                 has_settled = True
         except psycopg.OperationalError as error:
             if not (connection.closed and self._has_committed(execution)):
@@ -160,10 +164,10 @@ class JobTransactions:
             return False
 
 
-def _settle(connection: Connection[Any], settlement: Settlement) -> None:
+def _settle(connection: Connection[Any], execution: Settleable) -> None:
+    settlement = settlement_of(execution)
     with psycopg.Cursor(connection, row_factory=tuple_row) as cursor:  # whatever the handler has set on its connection
-        settle_jobs(cursor, settlement, time.monotonic_ns())
-        if not is_settled(cursor, settlement):
+        if not settle_success(cursor, settlement, time.monotonic_ns(), execution.commit_limit_ms):
             raise lease_is_gone(settlement)
 
 

@@ -17,7 +17,7 @@ from psycopg.rows import tuple_row
 
 from pgworker.db.connect import connect_async
 from pgworker.errors import DatabaseUnavailable, LeaseLost
-from pgworker.lifecycle.settle import Settlement, check_settled_async, settle_success_async
+from pgworker.lifecycle.settle import check_settled_async, settle_success_async
 from pgworker.worker.transaction import (
     Settleable,
     lease_is_gone,
@@ -53,7 +53,7 @@ class AsyncJobTransactions:
                     yield connection
                 finally:
                     leave_if_forked(pid)
-                await _settle(connection, settlement_of(execution))
+                await _settle(connection, execution)
                 has_settled = True
         except psycopg.OperationalError as error:
             if not (connection.closed and await self._has_committed(execution)):
@@ -141,7 +141,8 @@ class AsyncJobTransactions:
             return False
 
 
-async def _settle(connection: AsyncConnection[Any], settlement: Settlement) -> None:
+async def _settle(connection: AsyncConnection[Any], execution: Settleable) -> None:
+    settlement = settlement_of(execution)
     async with psycopg.AsyncCursor(connection, row_factory=tuple_row) as cursor:
-        if not await settle_success_async(cursor, settlement, time.monotonic_ns()):
+        if not await settle_success_async(cursor, settlement, time.monotonic_ns(), execution.commit_limit_ms):
             raise lease_is_gone(settlement)

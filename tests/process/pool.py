@@ -131,9 +131,10 @@ def start(dsn: str, log_file: Path, *, app: str = APP, cwd: Path = ROOT, **setti
     """Start a pool, by `pgworker start` if its flags suffice for these settings; kill what is left at the end.
 
     With a setting `stderr`, a descriptor, the file has only what is printed to standard output. `prefix` is a command
-    that runs the pool, such as unshare.
+    that runs the pool, such as unshare. `quiet`: the log is not printed at the end.
     """
     stderr = settings.pop("stderr", None)
+    quiet = settings.pop("quiet", False)
     prefix = settings.pop("prefix", ())
     assert isinstance(prefix, tuple)
     with log_file.open("wb") as log:
@@ -151,7 +152,8 @@ def start(dsn: str, log_file: Path, *, app: str = APP, cwd: Path = ROOT, **setti
         yield pool
     finally:
         pool.kill()
-        print(pool.log())  # noqa: T201 - pytest shows it when the test fails
+        if not quiet:
+            print(pool.log())  # noqa: T201 - pytest shows it when the test fails
 
 
 def _command(dsn: str, app: str, settings: dict[str, object]) -> list[str]:

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from pgworker.linux.signals import SignalQueue
+
 ROOT = Path(__file__).parents[2]
 PROGRAM = Path(__file__).parent / "programs" / "signal_queues.py"
 DEADLINE = 30
@@ -51,6 +53,19 @@ def test_a_closed_queue_leaves_handlers_and_wakeup_as_they_were() -> None:
 def test_every_kind_in_a_burst_of_five_thousand_arrives() -> None:
     flood = [signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2] * 1250
     assert lines("burst", *flood, signal.SIGTERM) == ["SIGHUP SIGINT SIGTERM SIGUSR1 SIGUSR2"]
+
+
+def test_what_a_closed_queue_leaves_ignored_ends_nobody() -> None:
+    before = signal.getsignal(signal.SIGUSR2)
+    queue = SignalQueue()
+    queue.install([signal.SIGUSR1, signal.SIGUSR2])
+    queue.close(ignored=[signal.SIGUSR2])
+    try:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        assert signal.getsignal(signal.SIGUSR2) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGUSR1) is not signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGUSR2, before)
 
 
 def test_a_full_pipe_loses_no_kind_of_signal() -> None:

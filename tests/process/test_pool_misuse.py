@@ -90,6 +90,28 @@ def test_a_mess_where_the_stack_should_be_keeps_no_death_from_being_recorded(
     assert pool.monitor == monitor
 
 
+def test_a_worker_whose_handler_has_left_no_file_descriptor_is_replaced_once_it_needs_one_and_charges_nobody(
+    scene: Scene, start_pool: StartPool
+) -> None:
+    pool = start_pool(workers=1)
+    (starved,) = pool.workers
+    job = scene.enqueue(jobs.leak, "leak")
+    scene.wait_for("start", "leak")
+    eventually(lambda: has_no_descriptor(starved), "a worker that can open nothing")
+    cut = "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'pgworker worker 0'"
+    assert scene.scalar(cut)
+    scene.open_gate("leak")
+    scene.wait_for_status("succeeded", job)
+    assert scene.outcomes(job) == [(1, "lost", 0), (2, "succeeded", 0)]
+    assert starved not in pool.workers
+    pool.wait_for_log("no file descriptor is left")
+
+
+def has_no_descriptor(pid: int) -> bool:
+    limit, _ = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    return len(list(Path(f"/proc/{pid}/fd").iterdir())) >= limit
+
+
 # -- a machine that has nothing left
 
 

@@ -60,6 +60,7 @@ class Standing:
     has_ended: bool = False
     must_end: bool = False
     idle_limit_ms: int = 600_000
+    commit_limit_ms: int = 60_000
 
 
 class Slot:

@@ -16,7 +16,7 @@ from pgworker.lifecycle.dead_letters import discard_dead_letters, requeue_dead_l
 from pgworker.lifecycle.heartbeat import WorkerProcess, beat_workers
 from pgworker.lifecycle.release import release_jobs
 from pgworker.lifecycle.renew import Renewal, renew_leases
-from pgworker.lifecycle.settle import Next, check_settled, is_settled, settle_jobs
+from pgworker.lifecycle.settle import Next, check_settled, is_settled, settle_jobs, settle_success
 from pgworker.model.state import CancelAnswer, Outcome
 from pgworker.sql.load import query
 from tests.sql.actors import (
@@ -96,6 +96,24 @@ def test_a_settle_that_hangs_in_a_transaction_holds_up_no_renewal_not_even_of_it
             renewed = renew_leases(monitor, [held.lease_id for held in leases_held], 60)
     assert renewed == {held.lease_id: Renewal([], False) for held in leases_held}
     assert Monitor(monitor).reclaimable(by_expiry=True) == []
+
+
+def test_a_worker_stopped_between_the_settle_of_a_transaction_and_its_commit_keeps_nobody_from_its_lease(
+    connect: Connect,
+) -> None:
+    jobs = enqueue(connect(), 2)
+    worker, handler, monitor = Worker(connect()), connect(), Monitor(connect())
+    held = worker.claim(2, ttl=0)
+    handler.execute("begin")
+    handler.execute("set local idle_in_transaction_session_timeout = '10min'")
+    assert settle_success(handler.cursor(), held.settlement(1, 1), time.monotonic_ns(), commit_within_ms=500)
+    assert monitor.reclaim_all(by_expiry=True) == []
+    deadline = time.monotonic() + DEADLINE
+    while not monitor.reclaim_all(by_expiry=True):
+        assert time.monotonic() < deadline, "a lease that nobody locks any more"
+    with pytest.raises(psycopg.errors.IdleInTransactionSessionTimeout):
+        handler.execute("commit")
+    assert statuses(monitor.connection, jobs) == ["pending"] * 2
 
 
 def test_a_hanging_settle_and_a_renewal_leave_the_settled_lease_whole(connect: Connect) -> None:

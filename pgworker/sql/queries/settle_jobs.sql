@@ -4,6 +4,9 @@
 -- A part is settled under KEY SHARE, which no renewal waits for; the end of a lease is DELETE ... RETURNING. Never both.
 -- next: 0 the job has ended, 1 it goes back to job_queue, 2 it becomes a dead letter. A cancelled job does neither.
 -- A repeated settle finds its rows there already: it inserts none, so it requeues none.
+-- commit_within_ms: how long the transaction may stay open after this, as the lease is locked; null where COMMIT follows
+-- on the same trip. Set here, and not by a statement beside it in a pipeline: a Flush that the driver sends after that
+-- would stop the server's clock.
 with part as materialized (
     select worker_id, job_ids, executions, failures, cancelled from pgworker.job_leases
     where lease_id = %(lease_id)s::uuid and not %(ends_lease)s::boolean
@@ -58,4 +61,6 @@ with part as materialized (
     from onward where next = 2 or id is null
     on conflict (job_id) do nothing
 )
-select (select count(*) from lease) as leases, (select count(*) from recorded) as recorded
+select (select count(*) from lease) as leases, (select count(*) from recorded) as recorded,
+       case when %(commit_within_ms)s::bigint is not null
+            then set_config('idle_in_transaction_session_timeout', %(commit_within_ms)s::bigint::text, true) end
