@@ -101,19 +101,22 @@ create table chaos.refused (job_id uuid not null, execution integer not null, le
 create table chaos.cancelled (job_id uuid not null);
 -- when executions were recorded and leases ended, seen under the locks of those who did it
 create sequence chaos.moment; -- a clock may be set back
-create table chaos.recorded (job_id uuid, execution integer, lease_id uuid, xid xid8, at bigint);
-create table chaos.lease_ended (lease_id uuid, xid xid8, at bigint);
+create table chaos.recorded
+    (job_id uuid, execution integer, lease_id uuid,
+     xid xid8, at timestamptz, moment bigint default nextval('chaos.moment'));
+create table chaos.lease_ended
+    (lease_id uuid, xid xid8, at timestamptz, moment bigint default nextval('chaos.moment'));
 
 create function chaos.see_recorded() returns trigger language plpgsql as $$ begin
     insert into chaos.recorded
-    select job_id, execution, lease_id, pg_current_xact_id(), nextval('chaos.moment') from seen;
+    select job_id, execution, lease_id, pg_current_xact_id(), clock_timestamp() from seen;
     return null;
 end $$;
 create trigger see_recorded after insert on pgworker.job_executions referencing new table as seen
     for each statement execute function chaos.see_recorded();
 
 create function chaos.see_lease_ended() returns trigger language plpgsql as $$ begin
-    insert into chaos.lease_ended select lease_id, pg_current_xact_id(), nextval('chaos.moment') from seen;
+    insert into chaos.lease_ended select lease_id, pg_current_xact_id(), clock_timestamp() from seen;
     return null;
 end $$;
 create trigger see_lease_ended after delete on pgworker.job_leases referencing old table as seen
@@ -132,7 +135,7 @@ WITNESSED: Mapping[str, str] = {
     """,
     "I2: nothing is settled after its lease was lost": """
         select recorded.*, lease_ended.at as ended_at from chaos.recorded join chaos.lease_ended using (lease_id)
-        where recorded.at > lease_ended.at and recorded.xid <> lease_ended.xid
+        where recorded.moment > lease_ended.moment and recorded.xid <> lease_ended.xid
     """,
     # A reclaim records under the lease that it took, but always with a cause.
     "I2: a settle that was refused left no row": """
