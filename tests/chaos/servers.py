@@ -485,6 +485,11 @@ class Standby(PostgresServer):
             eventually(look, f"{self.name} is synchronous", PATIENCE)
 
 
+def binaries_of(pid: int) -> Path:
+    """The directory of the `postgres` that this process runs: for a server more of the same version."""
+    return Path(f"/proc/{pid}/exe").readlink().parent
+
+
 def _binaries() -> Path:
     named = os.environ.get("PGWORKER_TEST_PG_BINDIR")
     return Path(named) if named else embedded._find_binaries()
