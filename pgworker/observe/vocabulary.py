@@ -24,6 +24,7 @@ JOB_EVENTS: Final[Mapping[str, str]] = {
     "job_snoozed": "it asked to run later: in retry_in seconds",
     "execution_reclaimed": "its worker has died or fallen silent; the monitor of this line has taken it back",
     "result_lost": "it ended after its lease did: its end is not recorded, another worker has it",
+    "result_forgotten": "the server has lost how it ended: a standby was promoted that lagged; it runs again",
     "result_not_stored": "what it returned or raised can't be stored; it is recorded without",
     "progress_not_stored": "what it said of its progress can't be stored",
     "commit_found": "the reply to its commit was lost, and the commit was found",
