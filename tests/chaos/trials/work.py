@@ -107,9 +107,9 @@ def hold(ctx: Context, directory: str, key: str) -> None:
 class Work:
     """The work of one trial: in the database `dsn`, with ledgers in a directory of its own."""
 
-    def __init__(self, bench: Bench, dsn: str) -> None:
+    def __init__(self, bench: Bench, dsn: str, directory: Path | None = None) -> None:
         self.dsn = dsn
-        self.directory = bench.directory
+        self.directory = directory or bench.directory
         self._dice = bench.dice
         self._keys = 0
         with self.connect() as connection:
