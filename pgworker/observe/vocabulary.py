@@ -76,6 +76,7 @@ POOL_EVENTS: Final[Mapping[str, str]] = {
     "watch_failed": "--reload: the directories can't be watched, and why",
     "database_away": "PostgreSQL can't be used; at most once a second for a pool",
     "database_back": "PostgreSQL can be used again",
+    "clock_set": "the database's clock was set forward or back: expired leases of others are left alone for a while",
     "listening_lost": "new jobs are not heard of; workers poll",
     "lease_lost": "a lease could not be renewed: others have its jobs",
     "reclaim_failed": "a lease could not be taken back; the others are",
