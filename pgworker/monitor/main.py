@@ -212,6 +212,9 @@ class Monitor:
                 abs(by),
                 extra=logs.fields("clock_set"),
             )
+        if by < 0.0:  # the floors are where that clock has been: what is enqueued from now on lies below them
+            for lane in range(len(self._lanes)):
+                self._board.floors.lower(lane, (0, 0))
         return by != 0.0
 
     def _is_steady(self, now: float) -> bool:

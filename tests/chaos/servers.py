@@ -396,7 +396,9 @@ class PostgresServer:
 
     def _prepare(self, undo: ExitStack) -> None:
         """Its directories, disk and clock, and what takes them away again."""
-        self.directory = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="pgworker-chaos-", dir="/tmp")))
+        self.directory = Path(
+            undo.enter_context(tempfile.TemporaryDirectory(prefix=f"pgworker-chaos-{os.getpid()}-", dir="/tmp"))
+        )
         self.directory.chmod(0o755)
         self.sockets.mkdir(mode=0o700)
         embedded._give(self.sockets, self._account)
