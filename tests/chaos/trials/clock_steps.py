@@ -28,6 +28,7 @@ def run(bench: Bench) -> Sequence[Figure]:
         here = start(work.dsn, bench.directory / "log-1", app=APP, workers=2, **_BEATS)
         there = start(work.dsn, bench.directory / "log-2", app=APP, workers=2, prefix=clock.python_prefix, **_BEATS)
         pools = [stack.enter_context(pool) for pool in (here, there)]
+        stack.callback(clock.forget, pools[1].master)
         for pool in pools:
             pool.wait_for_log("event=pool_ready")
         waited: list[float] = []
@@ -39,7 +40,6 @@ def run(bench: Bench) -> Sequence[Figure]:
         again = len(work.run_again())
         for pool in pools:
             assert pool.process.poll() is None
-            clock.forget(pool.master)
         slowest = max(waited)
         return [
             Figure(
