@@ -34,6 +34,8 @@ class HeldLease:
     going back (`is_going_back`) the lease must not end: it is all that the database knows of these jobs.
     `said`: what jobs said since of how far they are. `outspoken`: those, by position, of which something may be stored.
     `claimed_ns`: when its claim was sent, by the monotonic clock.
+    `is_doubtful`: the connection of its claim is gone, and the server of the next one may have been promoted without
+    hearing of all that was recorded. Such a lease is not ended by its last settlement, but reclaimed.
     """
 
     lease_id: UUID
@@ -46,6 +48,7 @@ class HeldLease:
     claimed_ns: int = 0
     is_going_back: bool = False
     is_ended: bool = False
+    is_doubtful: bool = False
     rows: Sequence[ClaimedRow] = ()
     """What was claimed, in each position, for log lines about what has ended."""
 
@@ -79,7 +82,7 @@ class HeldLease:
 
     def settlement(self) -> Settlement | None:
         """What there is to settle now, in one stretch with gaps; None: nothing."""
-        ends = self._ends
+        ends = self._ends and not self.is_doubtful
         positions = [position for position, ended in self.ready.items() if ended is not None]
         if not positions:
             return Settlement(self.lease_id, 1, [], ends_lease=True) if ends else None
@@ -88,7 +91,7 @@ class HeldLease:
 
     def mark_settled(self) -> None:
         """What `news` told is recorded."""
-        self.is_ended = self._ends
+        self.is_ended = self._ends and not self.is_doubtful
         if self.said:
             self.said = {}
         if self.outspoken:
@@ -116,6 +119,11 @@ class HeldLease:
             return False
         ended = self.ready[position]
         return ended is None or ended.outcome is Outcome.SUCCEEDED
+
+    @property
+    def is_to_be_reclaimed(self) -> bool:
+        """Whether all that is left of a doubtful lease is to look what the server knows of it."""
+        return self.is_doubtful and self._ends and not self.ready and not self.is_ended
 
     @property
     def _ends(self) -> bool:

@@ -26,12 +26,15 @@ from pgworker.lifecycle.cancel import cancel_waiting_job
 from pgworker.lifecycle.claim import ClaimedRow, Lanes, claim_jobs, floor_of, lower_floor
 from pgworker.lifecycle.progress import forget_progress, save_progress
 from pgworker.lifecycle.purge import purge_queue
+from pgworker.lifecycle.reclaim import Findings, Reclaimable, TakenLease, reclaim_lease
 from pgworker.lifecycle.release import Returned, release_jobs
+from pgworker.lifecycle.renew import renew_leases
 from pgworker.lifecycle.settle import Ended, Settlement, check_settled, is_settled, settle_jobs
 from pgworker.linux.board import Floors, Row
 from pgworker.model.job import JobRequest
 from pgworker.model.payload import describe_error
 from pgworker.model.progress import Said
+from pgworker.model.retry import Backoff
 from pgworker.model.state import CancelReason
 from pgworker.observe.logs import fields, logger
 
@@ -105,6 +108,7 @@ class PostgresQueue:
         self._lease_ttl = lease_ttl
         self._lost_claims: dict[UUID, float] = {}
         self._lost_claims_at = 0.0
+        self._known: Connection[Any] | None = None
         self.leases: list[HeldLease] = []
 
     # -- the protocol
@@ -113,6 +117,8 @@ class PostgresQueue:
         return enqueue_on(self._connect(), requests)
 
     def claim(self, n: int) -> list[ClaimedJob]:
+        if self.leases:
+            self._doubt()
         leases = sorted(self.leases, key=lambda lease: lease.lease_id)  # as a cancel locks them: no deadlock
         news = [told for lease in leases if (told := lease.news()) is not None]
         ending = sum(told.settlement is not None and told.settlement.ends_lease for told in news)
@@ -185,7 +191,7 @@ class PostgresQueue:
 
     def _trip(self, news: list[News], wanted: int) -> list[ClaimedJob]:
         """Settle and claim in one transaction and one round trip."""
-        connection = self._connect()
+        connection = self._known = self._connect()
         claim = Claim(uuid4(), wanted, time.monotonic_ns(), self._floors.read()) if wanted else None
         if claim is not None:
             self._lost_claims[claim.lease_id] = time.monotonic() + _LATE_COMMIT  # until its answer is here
@@ -279,7 +285,44 @@ class PostgresQueue:
     def _mark_settled(self) -> None:
         for lease in self.leases:
             lease.mark_settled()
+            if lease.is_to_be_reclaimed:
+                lease.is_ended = self._is_reclaimed(lease)
         self._drop_ended_leases()
+
+    def _doubt(self) -> None:
+        """A connection belongs to one server for its life; the next one may lead to a standby that was promoted since,
+        and that has not heard of the last settlements, transactions and releases. To end a lease there on the strength
+        of them would leave their jobs nowhere."""
+        connection = self._connect()
+        if connection is not self._known:
+            self._known = connection
+            for lease in self.leases:
+                lease.is_doubtful = True
+
+    def _is_reclaimed(self, lease: HeldLease) -> bool:
+        """End a lease of which all is settled by sending on what the server has no execution of, uncharged.
+
+        False: somebody has it in hand, ask again."""
+        asked = Reclaimable(lease.lease_id, self._row.worker_id, self._row.slots, None, only_expired=False)
+        done = reclaim_lease(self._connect(), asked, _none_has_started, Backoff())
+        if done is None:
+            return lease.lease_id not in renew_leases(self._connect(), [lease.lease_id], self._lease_ttl)
+        for job in done.jobs:
+            if job.queue is None or job.priority is None or job.run_at is None:
+                continue  # it does not go back
+            lower_floor(self._floors, self._lanes, job.queue, job.priority, job.run_at, job.job_id)
+            who: dict[str, object] = {
+                "job": job.job_id,
+                "execution": job.execution,
+                "task": job.task,
+                "queue": job.queue,
+            }
+            who |= {"lease": lease.lease_id} | ({} if job.org_id is None else {"org": job.org_id})
+            log.error(
+                "the server does not know how this job has ended: it runs again. Was a standby promoted that lagged?",
+                extra=fields("result_forgotten", **who),
+            )
+        return True
 
     def _drop_ended_leases(self) -> None:
         for lease in [lease for lease in self.leases if lease.is_ended]:
@@ -397,6 +440,12 @@ class PostgresQueue:
     def _lower_floors(self, returned: Sequence[Returned]) -> None:
         for back in returned:
             lower_floor(self._floors, self._lanes, back.queue, back.priority, back.run_at, back.job_id)
+
+
+def _none_has_started(taken: TakenLease) -> Findings:
+    """As the server has it, which does not know better."""
+    nothing: list[None] = [None] * len(taken.job_ids)
+    return Findings(nothing, nothing, "the server has lost what was recorded of it")
 
 
 def _why(error: psycopg.Error) -> str:

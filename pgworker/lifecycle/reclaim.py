@@ -86,13 +86,14 @@ class ReclaimedLease:
 
 
 def find_reclaimable(
-    connection: Connection[Any], *, by_expiry: bool, pool_id: UUID, silence: float
+    connection: Connection[Any], *, by_expiry: bool, pool_id: UUID, silence: float, until: datetime | None = None
 ) -> list[Reclaimable]:
     """Leases of workers that have ended and, if `by_expiry`, those whose time is over.
 
-    By expiry only our own pool's, and those of workers that have not been heard of for `silence` seconds.
+    By expiry only our own pool's, and those of workers that have not been heard of for `silence` seconds; and only
+    until the database's clock shows `until`: later than that it was set forward.
     """
-    parameters = {"by_expiry": by_expiry, "pool_id": pool_id, "silence": silence}
+    parameters = {"by_expiry": by_expiry, "pool_id": pool_id, "silence": silence, "until": until}
     rows = connection.execute(query("find_reclaimable_leases"), parameters).fetchall()
     return [Reclaimable(*row) for row in rows]
 
@@ -102,15 +103,17 @@ def reclaim_lease(
     lease: Reclaimable,
     look: Callable[[TakenLease], Findings],
     backoff: Backoff,
+    until: datetime | None = None,
 ) -> ReclaimedLease | None:
     """Take one lease and send its jobs on. None: somebody else has it, or it is in use after all.
 
-    `look` is asked, with the lease in hand, what is known of its positions. Always at READ COMMITTED: at a higher level
-    the second statement would not see what the lease had settled, and run finished jobs again.
+    `look` is asked, with the lease in hand, what is known of its positions. One that is only expired is taken until the
+    database's clock shows `until`. Always at READ COMMITTED: at a higher level the second statement would not see what
+    the lease had settled, and run finished jobs again.
     """
     with read_committed(connection) as cursor:
         row = cursor.execute(
-            query("take_lease"), {"lease_id": lease.lease_id, "only_expired": lease.only_expired}
+            query("take_lease"), {"lease_id": lease.lease_id, "only_expired": lease.only_expired, "until": until}
         ).fetchone()
         if row is None:
             return None

@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from datetime import datetime
 from functools import partial
 from threading import Thread
 from typing import Any
@@ -23,6 +24,7 @@ from psycopg import Connection
 from pgworker.config.settings import PoolSettings
 from pgworker.db.connect import connect_to_schema, explain
 from pgworker.errors import PgworkerError
+from pgworker.inspection.database import read_clock
 from pgworker.lifecycle.claim import Lanes, lower_floor
 from pgworker.lifecycle.heartbeat import PoolIdentity, WorkerProcess, beat_workers
 from pgworker.lifecycle.reclaim import Reclaimed
@@ -35,6 +37,7 @@ from pgworker.model.names import host_name
 from pgworker.model.retry import Backoff
 from pgworker.model.state import Outcome
 from pgworker.monitor.activity import Activities
+from pgworker.monitor.clock import DatabaseClock
 from pgworker.monitor.http import Pages
 from pgworker.monitor.neighbours import end_the_gone
 from pgworker.monitor.partitions import Partitions
@@ -102,6 +105,7 @@ class Monitor:
         self._last_look = 0.0
         self._last_beat: float | None = None
         self._steady_since = 0.0
+        self._clock = DatabaseClock()
         self._is_stopping = False
         self._orphaned_at: float | None = None
 
@@ -194,11 +198,29 @@ class Monitor:
         if workers:
             beat_workers(connection, self._pool, workers)
         self._beaten = shown
+        is_set = self._look_at_clock(connection)
         done = time.monotonic()  # a beat that took long was a gap too
-        if not self._is_steady(done):
+        if is_set or not self._is_steady(done):
             self._steady_since = done
         self._last_beat = done
         self._next_beat = done + self._settings.heartbeat_interval
+
+    def _look_at_clock(self, connection: Connection[Any]) -> bool:
+        """Whether the database's clock was set since our last beat."""
+        sent = time.monotonic()
+        by = self._clock.see(read_clock(connection), sent, time.monotonic())
+        if by:
+            log.warning(
+                "the database's clock was set %s by %.0f s: leases of others are left alone for --lease-ttl. Jobs go"
+                " by that clock",
+                "forward" if by > 0 else "back",
+                abs(by),
+                extra=logs.fields("clock_set"),
+            )
+        if by < 0.0:  # the floors are where that clock has been: what is enqueued from now on lies below them
+            for lane in range(len(self._lanes)):
+                self._board.floors.lower(lane, (0, 0))
+        return by != 0.0
 
     def _is_steady(self, now: float) -> bool:
         """Whether the last beat is no longer ago than it should be."""
@@ -222,11 +244,13 @@ class Monitor:
             end_the_gone(connection, self._pool, silence)
         self._make_findable(self._reclaims.reclaim(connection, self._may_take_expired))
 
-    def _may_take_expired(self) -> bool:
+    def _may_take_expired(self) -> datetime | None:
         """Others' leases go by expiry only after we have beaten for a whole TTL without a gap: the first monitor back
-        after an outage must not take what everybody is about to settle."""
+        after an outage must not take what everybody is about to settle. Until when, by the database's clock, that is
+        true if nobody sets it; None: not now."""
         now = time.monotonic()
-        return self._is_steady(now) and now - self._steady_since > self._settings.lease_ttl
+        may = self._is_steady(now) and now - self._steady_since > self._settings.lease_ttl
+        return self._clock.latest(now) if may else None
 
     def _make_findable(self, requeued: Sequence[Reclaimed]) -> None:
         for job in requeued:

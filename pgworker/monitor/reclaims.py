@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -117,20 +118,27 @@ class Reclaims:
             del self._witnesses[forgotten]
         return recorded
 
-    def reclaim(self, connection: Connection[Any], may_take_expired: Callable[[], bool]) -> list[Reclaimed]:
+    def reclaim(self, connection: Connection[Any], may_take_expired: Callable[[], datetime | None]) -> list[Reclaimed]:
         """Take back every lease that nobody holds; returns the jobs that went back to the queue.
 
-        `may_take_expired` is asked again before each: what held up our last statement may have held up renewals too.
+        `may_take_expired` says until when by the database's clock, None: not now. It is asked again before each: what
+        held up our last statement may have held up renewals too.
         """
+        until = may_take_expired()
         found = find_reclaimable(
-            connection, by_expiry=may_take_expired(), pool_id=self._pool.pool_id, silence=self._lease_ttl
+            connection,
+            by_expiry=until is not None,
+            pool_id=self._pool.pool_id,
+            silence=self._lease_ttl,
+            until=until,
         )
         requeued: list[Reclaimed] = []
         for lease in found:
-            if lease.only_expired and (self._is_shown(lease) or not may_take_expired()):
+            until = may_take_expired()
+            if lease.only_expired and (self._is_shown(lease) or until is None):
                 continue  # shown: ours, its worker lives, and its renewal is under way
             try:
-                requeued += self._reclaim_one(connection, lease)
+                requeued += self._reclaim_one(connection, lease, until)
             except psycopg.Error as error:
                 if connection.closed or is_outage(error):
                     raise
@@ -140,8 +148,8 @@ class Reclaims:
                 )
         return requeued
 
-    def _reclaim_one(self, connection: Connection[Any], lease: Reclaimable) -> list[Reclaimed]:
-        done = reclaim_lease(connection, lease, partial(self._look, lease), self._backoff)
+    def _reclaim_one(self, connection: Connection[Any], lease: Reclaimable, until: datetime | None) -> list[Reclaimed]:
+        done = reclaim_lease(connection, lease, partial(self._look, lease), self._backoff, until)
         if done is None:
             return []
         for job in done.jobs:

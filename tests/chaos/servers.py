@@ -29,7 +29,7 @@ from psycopg.conninfo import make_conninfo
 
 from pgworker.db import embedded
 from pgworker.db.migrate import migrate
-from tests.process.pool import eventually, free_port
+from tests.process.pool import ROOT, eventually, free_port
 
 Mode = Literal["smart", "fast", "immediate"]
 SmallDisk = Literal["wal", "data", "tablespace"]
@@ -49,6 +49,15 @@ _SETTINGS = {
     "max_wal_size": "256MB",
 }
 _PAGE = 8192
+
+_SLEEP = """
+import select, time
+
+def sleep(seconds):
+    select.select((), (), (), seconds)
+
+time.sleep = sleep
+"""
 
 # A server gets SIGINT when the thread that forked it ends, so it is forked by one that lasts as long as this process.
 _starter = ThreadPoolExecutor(1, "servers")
@@ -79,6 +88,17 @@ class SteppedClock:
     def prefix(self) -> tuple[str, ...]:
         """The command that runs another one under this clock."""
         return ("/usr/bin/env", *(f"{name}={value}" for name, value in self.environment.items()))
+
+    @property
+    def python_prefix(self) -> tuple[str, ...]:
+        """As `prefix`, for a command that runs Python with what is in this tree: `start(prefix=clock.python_prefix)`.
+
+        libfaketime has no way to sleep until a monotonic time, which is how time.sleep() sleeps.
+        """
+        place = self._file.with_suffix(".python")
+        place.mkdir(exist_ok=True)
+        (place / "sitecustomize.py").write_text(_SLEEP)
+        return (*self.prefix, f"PYTHONPATH={place}{os.pathsep}{ROOT}")
 
     @property
     def offset(self) -> float:
@@ -376,7 +396,9 @@ class PostgresServer:
 
     def _prepare(self, undo: ExitStack) -> None:
         """Its directories, disk and clock, and what takes them away again."""
-        self.directory = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="pgworker-chaos-", dir="/tmp")))
+        self.directory = Path(
+            undo.enter_context(tempfile.TemporaryDirectory(prefix=f"pgworker-chaos-{os.getpid()}-", dir="/tmp"))
+        )
         self.directory.chmod(0o755)
         self.sockets.mkdir(mode=0o700)
         embedded._give(self.sockets, self._account)
@@ -483,6 +505,11 @@ class Standby(PostgresServer):
                 return connection.execute(state, [self.name]).fetchone() == ("sync",)
 
             eventually(look, f"{self.name} is synchronous", PATIENCE)
+
+
+def binaries_of(pid: int) -> Path:
+    """The directory of the `postgres` that this process runs: for a server more of the same version."""
+    return Path(f"/proc/{pid}/exe").readlink().parent
 
 
 def _binaries() -> Path:

@@ -414,3 +414,71 @@ def test_what_the_server_does_not_take_is_recorded_without_and_no_other_result_i
     results = ask(db, "select result::text from pgworker.job_executions order by position")
     assert results == ["1", None, "1"]
     assert leases(db) == {}
+
+
+def forget(db: Connection[Any], *jobs: UUID) -> None:
+    """Have the server forget how these have ended, as one that is promoted before it has heard of it."""
+    db.execute("delete from pgworker.job_executions where job_id = any (%s)", [list(jobs)])
+
+
+def test_what_a_promoted_standby_never_heard_of_runs_again_when_its_lease_ends(
+    owner: Owner, db: Connection[Any]
+) -> None:
+    enqueue(db, 3)
+    claimed = owner.claim()
+    owner.queue.succeed(claimed[0])
+    owner.settle()
+    forget(db, claimed[0].row.job_id)
+    owner.close()
+    for job in claimed[1:]:
+        owner.queue.succeed(job)
+    owner.settle()
+    assert statuses(db, ids(claimed)) == ["pending", "succeeded", "succeeded"]
+    assert waiting(db) == [(claimed[0].row.job_id, 2, 0)]
+    assert leases(db) == {}
+    [again] = owner.claim()
+    assert (again.row.job_id, again.row.execution) == (claimed[0].row.job_id, 2)
+    owner.queue.succeed(again)
+    owner.settle()
+
+
+def test_a_transaction_that_a_promoted_standby_never_heard_of_runs_again(owner: Owner, db: Connection[Any]) -> None:
+    enqueue(db, 1)
+    [claimed] = owner.claim()
+    owner.queue.succeeded_itself(claimed)  # its row was on the server that is gone
+    owner.close()
+    owner.settle()
+    assert waiting(db) == [(claimed.row.job_id, 2, 0)]
+    assert (leases(db), owner.queue.leases) == ({}, [])
+
+
+def test_what_was_given_back_to_a_server_that_is_gone_is_given_back_with_the_lease(
+    owner: Owner, db: Connection[Any]
+) -> None:
+    enqueue(db, 2)
+    first, second = owner.claim()
+    stored = ask(db, "select job_ids, executions, failures from pgworker.job_leases")[0]
+    owner.queue.keep_only_started([second])
+    owner.queue.give_back()
+    db.execute("delete from pgworker.job_queue")
+    db.execute("update pgworker.job_leases set job_ids = %s, executions = %s, failures = %s", stored)
+    owner.close()
+    owner.queue.succeed(first)
+    owner.settle()
+    assert statuses(db, ids([first, second])) == ["succeeded", "pending"]
+
+
+def test_the_end_of_a_lease_waits_for_whoever_has_it_in_hand_when_its_server_may_be_another_one(
+    owner: Owner, db: Connection[Any], connect: Connect
+) -> None:
+    enqueue(db, 1)
+    [claimed] = owner.claim()
+    owner.close()
+    owner.queue.succeed(claimed)
+    with connect() as other, other.transaction():
+        other.execute("select from pgworker.job_leases for key share")
+        owner.settle()
+        assert statuses(db, ids([claimed])) == ["succeeded"]
+        assert owner.queue.has_results
+    owner.settle()
+    assert (leases(db), owner.queue.leases) == ({}, [])

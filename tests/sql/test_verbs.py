@@ -31,7 +31,7 @@ from pgworker.lifecycle.heartbeat import (
     forget_workers,
 )
 from pgworker.lifecycle.partitions import make_partitions
-from pgworker.lifecycle.reclaim import Findings, Reclaimed, reclaim_lease
+from pgworker.lifecycle.reclaim import Findings, Reclaimable, Reclaimed, find_reclaimable, reclaim_lease
 from pgworker.lifecycle.release import Returned, release_jobs
 from pgworker.lifecycle.renew import Renewal, renew_leases
 from pgworker.lifecycle.settle import Next, Settlement, check_settled
@@ -944,3 +944,17 @@ def test_a_released_job_whose_row_is_missing_becomes_a_dead_letter(db: Connectio
     assert not release_jobs(db, held.lease_id, 1).is_busy
     assert ask(db, "select job_id from pgworker.job_queue") == [held.ids[0]]
     assert ask(db, "select job_id from pgworker.dead_letter_jobs") == [held.ids[1]]
+
+
+def test_no_lease_has_expired_once_the_clock_shows_more_than_it_can(db: Connection[Any]) -> None:
+    enqueue(db)
+    Worker(db).claim(ttl=-1)
+
+    def find(until: datetime) -> list[Reclaimable]:
+        return find_reclaimable(db, by_expiry=True, pool_id=POOL.pool_id, silence=60, until=until)
+
+    assert find(now(db) - timedelta(seconds=1)) == []
+    [lease] = find(now(db) + timedelta(hours=1))
+    findings = Findings([None], [None], "expired")
+    assert reclaim_lease(db, lease, lambda _: findings, AT_ONCE, now(db) - timedelta(seconds=1)) is None
+    assert reclaim_lease(db, lease, lambda _: findings, AT_ONCE, now(db) + timedelta(hours=1)) is not None
