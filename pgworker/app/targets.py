@@ -10,6 +10,8 @@ from typing import Any, Final, Protocol
 
 from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor
 
+from pgworker.model import exact
+
 SyncDriver = Connection[Any] | Cursor[Any]
 AsyncDriver = AsyncConnection[Any] | AsyncCursor[Any]
 Driver = SyncDriver | AsyncDriver
@@ -101,4 +103,5 @@ def _is_one_of(target: object, classes: tuple[tuple[str, str], ...]) -> bool:
 
 
 def _name(target: object) -> str:
-    return f"{type(target).__module__}.{type(target).__qualname__}".removeprefix("builtins.")
+    module = getattr(type(target), "__module__", None)
+    return f"{module}.{exact.type_name(target)}".removeprefix("builtins.")

@@ -102,7 +102,10 @@ def _named(arguments: Mapping[str, Any]) -> dict[str, Any]:
     if type(arguments) is not dict:
         if not isinstance(arguments, Mapping):
             raise InvalidPayload(f"arguments must be a mapping of names to values, not {_type_name(arguments)}")
-        arguments = dict(arguments)
+        try:
+            arguments = dict(arguments)
+        except Exception as error:  # noqa: BLE001  a mapping is code of anybody
+            raise InvalidPayload(f"the arguments can't be read: {_text(error)[:500]}") from None
     for name in arguments:
         if not isinstance(name, str):
             raise InvalidPayload(f"names of arguments must be strings, not {_type_name(name)}")
