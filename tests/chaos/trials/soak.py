@@ -33,7 +33,7 @@ from tests.sql.history import DAY, age, enqueue_ago
 NOISE = 2.0
 """MiB an hour: below that nobody tells a leak from an allocator that breathes."""
 _LONG = 600  # seconds from which on slopes are judged
-_BACKLOG = 2000
+_BACKLOG = 1000
 _PATIENCE = 120.0
 _SAMPLES = 200
 _FIRST_DAY = 40  # days ago; each that is dropped is followed by the next
@@ -118,7 +118,7 @@ def _load(bench: Bench, dsn: str) -> Iterator[None]:
     def produce() -> None:
         with psycopg.connect(dsn, autocommit=True) as connection, psycopg.connect(bench_dsn, autocommit=True) as owner:
             while not is_over.is_set():
-                if count(owner, "select count(*) from pgworker.job_queue") > _BACKLOG:
+                if count(owner, "select count(*) from pgworker.job_queue") > min(_BACKLOG, 20 * bench.size):
                     is_over.wait(0.02)
                     continue
                 now = count(owner, "select clock_timestamp()")
