@@ -21,4 +21,16 @@ def type_name(value: object) -> str:
     try:
         return str(type(value).__qualname__)
     except Exception:  # noqa: BLE001  a metaclass may have made that a property
-        return "a type without a name"
+        return NAMELESS
+
+
+def full_type_name(value: object) -> str:
+    """module.Class, without the module for what is built in, as tracebacks print it."""
+    kind = type(value)
+    try:
+        return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    except Exception:  # noqa: BLE001  as above
+        return NAMELESS
+
+
+NAMELESS = "(a type without a name)"

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from pgworker import App, InvalidJob, InvalidPayload, JobNotFound
+from pgworker import App, InvalidFilter, InvalidJob, InvalidPayload, JobNotFound
 from pgworker.model import exact
 from pgworker.model.payload import encode_payload
+from pgworker.model.selection import JobFilter
 
 app = App("host=/nowhere")
 
@@ -23,7 +24,7 @@ class Nameless(type):
     """Of whose classes nobody learns the name."""
 
     def __getattribute__(cls, name: str) -> Any:
-        if name == "__qualname__":
+        if name in ("__qualname__", "__module__"):
             raise KeyError(name)
         return super().__getattribute__(name)
 
@@ -83,7 +84,7 @@ def test_a_subclass_is_what_it_was_made_of() -> None:
     assert (exact.text(Silent("a")), type(exact.text(Silent("a")))) == ("a", str)
     assert (exact.number(Giant(7)), type(exact.number(Giant(7)))) == (7, int)
     assert [exact.text(Pretender()), exact.number("1"), exact.number(True)] == [None, None, None]
-    assert exact.type_name(Thing()) == "a type without a name"
+    assert exact.type_name(Thing()) == exact.full_type_name(Thing()) == "(a type without a name)"
 
 
 @pytest.mark.parametrize(
@@ -102,6 +103,9 @@ def test_a_subclass_is_what_it_was_made_of() -> None:
         (lambda: t.options(headers=Unreadable(a=1)), InvalidJob),
         (lambda: t.using(Thing()), TypeError),  # type: ignore[arg-type]
         (lambda: app.enqueue_many([Thing()]), TypeError),  # type: ignore[list-item]
+        (lambda: JobFilter(queue=Pretender()), InvalidFilter),  # type: ignore[arg-type]
+        (lambda: JobFilter(org_id=Pretender()), InvalidFilter),  # type: ignore[arg-type]
+        (lambda: JobFilter(older_than=Thing()), InvalidFilter),  # type: ignore[arg-type]
         (lambda: app.job(Pretender()), TypeError),  # type: ignore[arg-type]
         (lambda: app.job(Silent("no id")), JobNotFound),
         (lambda: encode_payload(Unreadable(a=1)), InvalidPayload),
