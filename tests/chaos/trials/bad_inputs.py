@@ -163,6 +163,6 @@ TRIAL = Trial(
     promise="whatever is passed, returned or raised is refused with a typed error or cleaned, and nothing is stuck",
     unit="inputs",
     full=10_000,
-    short=240,
+    short=160,
     run=run,
 )
