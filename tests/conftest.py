@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import hypothesis
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -21,6 +22,10 @@ from pgworker.db import embedded
 from pgworker.db.scratch import name_of, scratch_database, scratch_directory
 
 _numbers = itertools.count(1)
+
+# A busy machine draws inputs slowly, and that says nothing about what is tested with them.
+hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("busy")
 
 
 def pytest_xdist_auto_num_workers() -> int:
