@@ -163,12 +163,12 @@ class Snooze(JobControl):
     """Run the job again at `until` (an aware datetime) or after it (seconds or timedelta). Nothing is charged."""
 
     def __init__(self, until: float | timedelta | datetime) -> None:
-        super().__init__(f"snoozed until {until}" if isinstance(until, datetime) else f"snoozed for {until}")
         if isinstance(until, datetime):
             if until.tzinfo is None:
                 raise ValueError("Snooze(until) needs a time with a time zone, such as datetime.now(timezone.utc)")
         else:
             _check_delay("Snooze(until)", until)
+        super().__init__(f"snoozed until {until}" if isinstance(until, datetime) else f"snoozed for {until}")
         self.until = until
 
 
@@ -185,7 +185,14 @@ def _check_delay(what: str, delay: object) -> None:
     if seconds is None:
         return
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds <= _LONGEST_DELAY:
-        raise ValueError(f"{what} takes seconds from 0 to {_LONGEST_DELAY} or a timedelta, not {delay!r}")
+        raise ValueError(f"{what} takes seconds from 0 to {_LONGEST_DELAY} or a timedelta, not {_shown(delay)}")
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(value)[:100]
+    except Exception:  # noqa: BLE001  objects of anybody
+        return "what can't be printed"
 
 
 _LONGEST_DELAY = 3_153_600_000  # a hundred years

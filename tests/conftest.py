@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import hypothesis
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -21,6 +22,10 @@ from pgworker.db import embedded
 from pgworker.db.scratch import name_of, scratch_database, scratch_directory
 
 _numbers = itertools.count(1)
+
+# A busy machine draws inputs slowly, and that says nothing about what is tested with them.
+hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("busy")
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -39,12 +44,16 @@ def binaries() -> Path | None:
     return Path(named) if named else None
 
 
+_QUICK = {"fsync": "off", "full_page_writes": "off", "wal_level": "minimal", "max_wal_senders": "0"}
+"""A database is copied in half of the time without what only a crash or a replica would need."""
+
+
 @pytest.fixture(scope="session")
 def server(binaries: Path | None) -> Iterator[embedded.Server]:
     """A private server. Every xdist worker has its own, so none depends on how long another one lives."""
     with (
         scratch_directory() as directory,
-        embedded.start(directory, options={"fsync": "off"}, binaries=binaries) as started,
+        embedded.start(directory, options=_QUICK, binaries=binaries) as started,
     ):
         yield started
 

@@ -35,6 +35,7 @@ from pgworker.errors import ConfigurationError, InvalidFilter, RegistrationError
 from pgworker.lifecycle.cancel import CancelCounts, cancel_jobs
 from pgworker.lifecycle.dead_letters import DeadLetterHook
 from pgworker.lifecycle.purge import purge_queue
+from pgworker.model import exact
 from pgworker.model.durations import seconds
 from pgworker.model.job import DEFAULT_PRIORITY, DEFAULT_QUEUE, Job, JobRequest
 from pgworker.model.payload import decode
@@ -341,7 +342,7 @@ class App:
         requests = list(given)
         for request in requests:
             if not isinstance(request, JobRequest):
-                raise TypeError(f"enqueue_many takes jobs as made by task.job(...), not {type(request).__qualname__}")
+                raise TypeError(f"enqueue_many takes jobs as made by task.job(...), not {exact.type_name(request)}")
             if self._orgs.is_required:
                 refuse_request_without_org(request.task, request.org_id)
         return requests

@@ -16,7 +16,7 @@ from msgspec.structs import asdict
 
 from pgworker.app.signatures import Signature, shown
 from pgworker.errors import InvalidPayload, RegistrationError
-from pgworker.model import pydantic_models
+from pgworker.model import exact, pydantic_models
 from pgworker.model.payload import encode_payload
 
 Decode = Callable[[str], dict[str, Any]]
@@ -129,7 +129,7 @@ def _misfit(signature: Signature, named: Mapping[str, Any], error: Exception) ->
             said = " ".join(str(own).split())[:500]
             return InvalidPayload(
                 f"argument {name!r} would not decode as {shown(hint)} when the job runs ({said}); "
-                f"pass what its annotation says, not {type(value).__qualname__}"
+                f"pass what its annotation says, not {exact.type_name(value)}"
             )
     return InvalidPayload(f"the arguments would not decode when the job runs: {error}")
 
@@ -146,7 +146,7 @@ def _foreign(kind: type, value: object) -> object:
         return pydantic_models.load(kind, value)
     if isinstance(value, get_origin(kind) or kind):
         return value
-    raise TypeError(f"Expected `{shown(kind)}`, got `{type(value).__qualname__}`")
+    raise TypeError(f"Expected `{shown(kind)}`, got `{exact.type_name(value)}`")
 
 
 def _refuse_type(parameter: str, hint: Any, name: str) -> None:

@@ -17,6 +17,7 @@ from pgworker.errors import ErrorRecord, JobCancelled, JobFailed, JobNotFound
 from pgworker.inspection.progress import read_progress
 from pgworker.inspection.results import JobResult
 from pgworker.lifecycle.cancel import cancel_job
+from pgworker.model import exact
 from pgworker.model.durations import seconds
 from pgworker.model.progress import Progress
 from pgworker.model.state import CancelAnswer, Status
@@ -137,12 +138,13 @@ class Jobs:
 def _uuid(job_id: object) -> UUID:
     if isinstance(job_id, UUID):
         return job_id
-    if not isinstance(job_id, str):
-        raise TypeError(f"the id of a job is a UUID or a string of one, not {type(job_id).__qualname__}")
+    text = exact.text(job_id)
+    if text is None:
+        raise TypeError(f"the id of a job is a UUID or a string of one, not {exact.type_name(job_id)}")
     try:
-        return UUID(job_id)
+        return UUID(text)
     except ValueError:
-        raise JobNotFound(f"{job_id[:80]!a} is no job's id: ids are UUIDs") from None
+        raise JobNotFound(f"{text[:80]!a} is no job's id: ids are UUIDs") from None
 
 
 def _seconds(timeout: float | timedelta | None) -> float | None:

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from typing import Any, Final, TypeGuard
+from typing import Any, Final
 from uuid import UUID
 
 from pgworker.errors import InvalidJob, InvalidPayload, PgworkerError, RegistrationError
-from pgworker.model import names
+from pgworker.model import exact, names
 from pgworker.model.durations import seconds
 from pgworker.model.job import Job
 from pgworker.model.payload import encode_payload
@@ -83,15 +83,17 @@ def _queue(value: object, error: Refusal) -> str:
 
 
 def _priority(value: object, error: Refusal) -> int:
-    if not _is_int(value) or not 0 <= value <= 9:
+    number = exact.number(value)
+    if not isinstance(number, int) or not 0 <= number <= 9:
         raise error(f"priority must be a whole number from 0 to 9, where 9 runs first, not {_shown(value)}")
-    return value
+    return number
 
 
 def _max_attempts(value: object, error: Refusal) -> int:
-    if not _is_int(value) or not 1 <= value <= MAX_ATTEMPTS:
+    number = exact.number(value)
+    if not isinstance(number, int) or not 1 <= number <= MAX_ATTEMPTS:
         raise error(f"max_attempts must be a whole number from 1 to {MAX_ATTEMPTS}, not {_shown(value)}")
-    return value
+    return number
 
 
 def _timeout(value: object, error: Refusal) -> float | None:
@@ -106,8 +108,8 @@ def _timeout(value: object, error: Refusal) -> float | None:
 def _run_at(value: object, error: Refusal) -> datetime | None:
     if value is None:
         return None
-    if not isinstance(value, datetime) or value.utcoffset() is None:
-        what = "a datetime without a time zone" if isinstance(value, datetime) else type(value).__name__
+    if not isinstance(value, datetime) or _offset(value, error) is None:
+        what = "a datetime without a time zone" if isinstance(value, datetime) else exact.type_name(value)
         raise error(f"run_at must be an aware datetime such as datetime.now(timezone.utc) + delay, not {what}")
     try:
         moment = value.astimezone(timezone.utc)
@@ -118,21 +120,29 @@ def _run_at(value: object, error: Refusal) -> datetime | None:
     return value
 
 
+def _offset(moment: datetime, error: Refusal) -> timedelta | None:
+    try:
+        return moment.utcoffset()
+    except Exception as problem:  # noqa: BLE001  time zones are code of anybody
+        raise error(f"run_at has a time zone that can't tell its offset: {exact.type_name(problem)}") from None
+
+
 def _org_id(value: object, error: Refusal) -> str | None:
     if value is None:
         return None
-    if not isinstance(value, str) or not 1 <= len(value) <= MAX_ORG_LENGTH:
+    text = exact.text(value)
+    if text is None or not 1 <= len(text) <= MAX_ORG_LENGTH:
         raise error(f"org_id must be a string of 1 to {MAX_ORG_LENGTH} characters, not {_shown(value)}")
-    if "\0" in value or not _is_text(value):
+    if "\0" in text or not _is_text(text):
         raise error("org_id must not have the character U+0000 or lone surrogates, which PostgreSQL can't store")
-    return value
+    return text
 
 
 def _headers(value: object, error: Refusal) -> str | None:
     if value is None:
         return None
     if not isinstance(value, Mapping):
-        raise error(f"headers must be a mapping of names to values, not {type(value).__name__}")
+        raise error(f"headers must be a mapping of names to values, not {exact.type_name(value)}")
     try:
         text = encode_payload(value)
     except InvalidPayload as problem:
@@ -172,10 +182,6 @@ def _should_retry(value: ShouldRetry | None) -> ShouldRetry | None:
     return value
 
 
-def _is_int(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _is_text(value: str) -> bool:
     try:
         value.encode()
@@ -186,11 +192,12 @@ def _is_text(value: str) -> bool:
 
 def _shown(value: object) -> str:
     """The value where that is short and safe to print, else its type."""
-    if isinstance(value, str | int | float | UUID | type(None)) and len(text := ascii(value)) <= 40:
+    if type(value) in _SHORT and len(text := ascii(value)) <= 40:
         return text
-    return type(value).__name__
+    return exact.type_name(value)
 
 
+_SHORT: Final = frozenset({str, int, float, bool, UUID, type(None)})
 _OF_JOBS: Final[Mapping[str, Callable[[object, Refusal], Any]]] = {
     "queue": _queue,
     "priority": _priority,

@@ -10,6 +10,8 @@ from typing import Any, Final, Protocol
 
 from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor
 
+from pgworker.model import exact
+
 SyncDriver = Connection[Any] | Cursor[Any]
 AsyncDriver = AsyncConnection[Any] | AsyncCursor[Any]
 Driver = SyncDriver | AsyncDriver
@@ -43,7 +45,7 @@ def check_target(target: object) -> None:
     if not isinstance(target, Connection | Cursor | AsyncConnection | AsyncCursor) and not _is_one_of(target, _ALL):
         raise TypeError(
             f"jobs go through a connection or cursor of psycopg 3, a session or connection of SQLAlchemy, or "
-            f"django.db.connection, not {_name(target)}"
+            f"django.db.connection, not {exact.full_type_name(target)}"
         )
 
 
@@ -89,7 +91,8 @@ def _sync_driver(target: Any) -> Any:
 
 def _not_psycopg(found: object) -> TypeError:
     return TypeError(
-        f"jobs go through psycopg 3, not {_name(found)}: make the engine of SQLAlchemy with postgresql+psycopg://, "
+        f"jobs go through psycopg 3, not {exact.full_type_name(found)}: "
+        "make the engine of SQLAlchemy with postgresql+psycopg://, "
         "or install psycopg 3 for Django's PostgreSQL"
     )
 
@@ -98,7 +101,3 @@ def _is_one_of(target: object, classes: tuple[tuple[str, str], ...]) -> bool:
     """Whether it is of one of these classes, of modules that may not be there: then nothing is."""
     known = (getattr(sys.modules.get(module), name, None) for module, name in classes)
     return isinstance(target, tuple(kind for kind in known if kind is not None))
-
-
-def _name(target: object) -> str:
-    return f"{type(target).__module__}.{type(target).__qualname__}".removeprefix("builtins.")

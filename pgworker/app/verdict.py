@@ -13,8 +13,10 @@ from pgworker.app.leases import ClaimedJob
 from pgworker.app.task import Task
 from pgworker.errors import Cancelled, Discard, JobControl, Retry, Snooze
 from pgworker.lifecycle.settle import Next
-from pgworker.model.durations import seconds
+from pgworker.model import exact
+from pgworker.model.durations import MAX_SECONDS, seconds
 from pgworker.model.job import Job
+from pgworker.model.retry import Backoff
 from pgworker.model.state import CancelReason, Outcome
 from pgworker.observe.logs import fields, logger
 
@@ -65,7 +67,7 @@ def judge(
     if isinstance(error, Retry) and error.after is not None:
         delay = seconds(error.after)
     else:
-        delay = task.backoff.delay(failed, random.random()) if task is not None else 1.0
+        delay = _backed_off(task.backoff, failed) if task is not None else 1.0
     return Verdict(outcome, Next.REQUEUE, delay, f"failure {failed} of {max_attempts}: it runs again in {delay:.1f} s")
 
 
@@ -83,6 +85,13 @@ def judge_anyhow(
             extra=fields("verdict_failed", **claimed.log_fields()),
         )
         return judge(second, reason, cancel_seen, row.failures, attempts, None, claimed.job)
+
+
+def _backed_off(backoff: Backoff, failures: int) -> float:
+    """What the backoff says, a century at most; InvalidJob if that is no delay, as one of the user's own may say."""
+    given = backoff.delay(failures, random.random())
+    number = exact.number(given)
+    return seconds(given if number is None else min(number, MAX_SECONDS), "the delay of a backoff")
 
 
 def _until(snooze: Snooze) -> float:

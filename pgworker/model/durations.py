@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from pgworker.errors import InvalidJob
+from pgworker.model import exact
 
 MAX_SECONDS = 100 * 365 * 86_400.0
 """A century: more is a wrong unit, and PostgreSQL could not add it to every timestamp."""
@@ -28,9 +29,9 @@ def seconds(value: object, what: str = "a duration", *, error: type[Exception] =
 
     Negative, infinite, NaN, over a century, bool (an int to Python) and str are all refused.
     """
-    number = value.total_seconds() if isinstance(value, timedelta) else value
-    if isinstance(number, bool) or not isinstance(number, int | float):
-        raise error(f"{what} must be a number of seconds or a timedelta, not {type(value).__name__}")
+    number = exact.number(timedelta.total_seconds(value) if isinstance(value, timedelta) else value)
+    if number is None:
+        raise error(f"{what} must be a number of seconds or a timedelta, not {exact.type_name(value)}")
     if not 0 <= number <= MAX_SECONDS:  # false for NaN too
         raise error(f"{what} must be between 0 seconds and 100 years, not {number if _printable(number) else 'more'}")
     return float(number)

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterable
 
 from pgworker.errors import InvalidJob
+from pgworker.model import exact
 
 MAX_QUEUE_LENGTH = 128
 MAX_TASK_LENGTH = 256
@@ -35,11 +36,12 @@ def check_task(name: object) -> str:
 
 
 def _check(what: str, name: object, longest: int) -> str:
-    if not isinstance(name, str):
-        raise InvalidJob(f"a {what} name must be a string, not {type(name).__name__}")
-    if len(name) > longest or not _ALPHABET.fullmatch(name):
-        shown = name if len(name) <= longest else name[:40] + "…"
+    text = exact.text(name)
+    if text is None:
+        raise InvalidJob(f"a {what} name must be a string, not {exact.type_name(name)}")
+    if len(text) > longest or not _ALPHABET.fullmatch(text):
+        shown = text if len(text) <= longest else text[:40] + "…"
         raise InvalidJob(
             f"{shown!r} can't name a {what}: use 1 to {longest} ASCII letters, digits and the signs _ . : -"
         )
-    return name
+    return text

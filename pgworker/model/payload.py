@@ -19,6 +19,7 @@ import msgspec
 
 from pgworker.errors import InvalidPayload
 from pgworker.model import pydantic_models
+from pgworker.model.exact import full_type_name
 
 MAX_PAYLOAD_BYTES = 1 << 20
 MAX_RESULT_BYTES = 64 << 10
@@ -65,7 +66,7 @@ def encode_result(value: Any) -> Result:
     try:
         return Result(_encode(value, MAX_RESULT_BYTES), None)
     except _Unstorable as problem:
-        return Result(None, f"the result of type {_type_name(value)} was not stored: {problem}")
+        return Result(None, f"the result of type {full_type_name(value)} was not stored: {problem}")
 
 
 def encode_checkpoint(checkpoint: object) -> bytes:
@@ -92,7 +93,7 @@ def describe_error(error: BaseException, *, limit: int = MAX_ERROR_BYTES) -> dic
     Built without the traceback module's TracebackException, which follows a chain of causes to its end and calls into
     the objects it describes to suggest other names.
     """
-    kind = _clip(_type_name(error), limit // 8)
+    kind = _clip(full_type_name(error), limit // 8)
     message = _clip(_text(error), limit // 4)
     room = limit - len(kind.encode()) - len(message.encode())
     return {"type": kind, "message": message, "traceback": _clip(_traceback(error), room)}
@@ -101,11 +102,14 @@ def describe_error(error: BaseException, *, limit: int = MAX_ERROR_BYTES) -> dic
 def _named(arguments: Mapping[str, Any]) -> dict[str, Any]:
     if type(arguments) is not dict:
         if not isinstance(arguments, Mapping):
-            raise InvalidPayload(f"arguments must be a mapping of names to values, not {_type_name(arguments)}")
-        arguments = dict(arguments)
+            raise InvalidPayload(f"arguments must be a mapping of names to values, not {full_type_name(arguments)}")
+        try:
+            arguments = dict(arguments)
+        except Exception as error:  # noqa: BLE001  a mapping is code of anybody
+            raise InvalidPayload(f"the arguments can't be read: {_text(error)[:500]}") from None
     for name in arguments:
         if not isinstance(name, str):
-            raise InvalidPayload(f"names of arguments must be strings, not {_type_name(name)}")
+            raise InvalidPayload(f"names of arguments must be strings, not {full_type_name(name)}")
     return arguments
 
 
@@ -173,7 +177,7 @@ def _plain(value: Any) -> Any:
         return float.__float__(value)
     if pydantic_models.is_model(type(value)):
         return pydantic_models.dump(value)
-    raise TypeError(f"objects of type {_type_name(value)} can't be encoded")
+    raise TypeError(f"objects of type {full_type_name(value)} can't be encoded")
 
 
 def _blame(arguments: dict[str, Any], problem: _Unstorable) -> str:
@@ -203,21 +207,12 @@ def _too_large(limit: int) -> _Unstorable:
     )
 
 
-def _type_name(value: object) -> str:
-    """module.Class, without the module for what is built in, as tracebacks print it."""
-    kind = type(value)
-    try:
-        return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    except Exception:  # noqa: BLE001  a metaclass may define both
-        return "(a type without a name)"
-
-
 def _text(error: BaseException) -> str:
     """str(error) as an exact str, whatever its __str__ does."""
     try:
         return str.__str__(str(error))
     except BaseException as second:  # noqa: BLE001  a __str__ that calls sys.exit must not end the worker
-        return f"(no message: its __str__ raised {_type_name(second)})"
+        return f"(no message: its __str__ raised {full_type_name(second)})"
 
 
 def _traceback(error: BaseException) -> str:
@@ -228,10 +223,10 @@ def _traceback(error: BaseException) -> str:
             if len(parts) == _MAX_CHAIN:
                 return "\n\n".join([*parts, "(more errors are behind these)"])
             frames = "".join(traceback.format_tb(link.__traceback__, limit=-_MAX_FRAMES))
-            said = [f"{_type_name(link)}: {_text(link)}", *getattr(link, "__notes__", ())]
+            said = [f"{full_type_name(link)}: {_text(link)}", *getattr(link, "__notes__", ())]
             parts.append(heading + frames + "\n".join(line[:_MAX_MESSAGE] for line in said[:_MAX_NOTES]))
     except Exception as second:  # noqa: BLE001  attributes of the user's errors and loaders of his modules are asked
-        parts.append(f"(the rest of the traceback is missing: {_type_name(second)})")
+        parts.append(f"(the rest of the traceback is missing: {full_type_name(second)})")
     return "\n\n".join(parts)
 
 

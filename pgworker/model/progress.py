@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from pgworker.model import exact
 from pgworker.model.payload import encode_checkpoint
 
 MAX_MESSAGE = 1000
@@ -41,16 +42,18 @@ class Said:
 
 def say(job_id: UUID, fraction: object, message: object, checkpoint: object) -> Said:
     """What a handler says, checked. ValueError or InvalidPayload, a ValueError too, for what can't be stored."""
-    if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 <= fraction <= 1:
+    share, given = exact.number(fraction), exact.text(message)
+    if share is None or not 0 <= share <= 1:
         raise ValueError(f"progress takes a fraction from 0 to 1, such as 0.4, not {_shown(fraction)}")
-    text = str.encode(message, "utf-8", "replace").decode() if isinstance(message, str) else ""
-    if not isinstance(message, str) or len(text) > MAX_MESSAGE:
+    text = "" if given is None else given.encode("utf-8", "replace").decode()
+    if given is None or len(text) > MAX_MESSAGE:
         raise ValueError(f"the message of a progress must be a string of at most {MAX_MESSAGE} characters")
     encoded = None if checkpoint is None else encode_checkpoint(checkpoint).decode()
-    return Said(job_id, round(float(fraction), 6), text.replace("\0", "\ufffd"), encoded)
+    return Said(job_id, round(float(share), 6), text.replace("\0", "\ufffd"), encoded)
 
 
 def _shown(fraction: object) -> str:
-    if isinstance(fraction, float) or (type(fraction) is int and abs(fraction) < 10**6):
-        return f"{fraction:g}"
-    return f"something of type {type(fraction).__name__}"
+    number = exact.number(fraction)
+    if number is not None and (isinstance(number, float) or abs(number) < 10**6):
+        return f"{number:g}"
+    return f"something of type {exact.type_name(fraction)}"

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 from pgworker.errors import InvalidFilter, InvalidJob
+from pgworker.model import exact
 from pgworker.model.durations import seconds
 from pgworker.model.names import check_queue, check_task
 
@@ -30,6 +31,8 @@ class JobFilter:
     running: bool = True
 
     def __post_init__(self) -> None:
+        if self.older_than is not None:
+            object.__setattr__(self, "older_than", seconds(self.older_than, "older_than", error=InvalidFilter))
         if self.queue is None and self.task is None and self.org_id is None and not self.older_than:
             raise InvalidFilter(
                 "this would mean every job there is: name a queue, a task, an organisation, or how old they must be"
@@ -38,15 +41,13 @@ class JobFilter:
             raise InvalidFilter("jobs that neither wait nor run have ended: choose one of the two, or leave both out")
         try:
             if self.queue is not None:
-                check_queue(self.queue)
+                object.__setattr__(self, "queue", check_queue(self.queue))
             if self.task is not None:
-                check_task(self.task)
+                object.__setattr__(self, "task", check_task(self.task))
         except InvalidJob as problem:
             raise InvalidFilter(str(problem)) from None
-        if self.org_id is not None and not _may_be_org(self.org_id):
-            raise InvalidFilter(f"org_id must be a string of 1 to {MAX_ORG_LENGTH} characters that can be stored")
-        if self.older_than is not None:
-            object.__setattr__(self, "older_than", seconds(self.older_than, "older_than", error=InvalidFilter))
+        if self.org_id is not None:
+            object.__setattr__(self, "org_id", _org(self.org_id))
 
     def parameters(self) -> dict[str, Any]:
         """What the statements that choose jobs are told."""
@@ -60,11 +61,16 @@ class JobFilter:
         return ", ".join(filter(None, [f"of {named}" if named else "", age]))
 
 
-def _may_be_org(name: object) -> bool:
-    if not isinstance(name, str):
-        return False
+def _org(name: object) -> str:
+    text = exact.text(name)
+    if text is None or not 1 <= len(text) <= MAX_ORG_LENGTH or "\0" in text or not _is_text(text):
+        raise InvalidFilter(f"org_id must be a string of 1 to {MAX_ORG_LENGTH} characters that can be stored")
+    return text
+
+
+def _is_text(text: str) -> bool:
     try:
-        name.encode()
+        text.encode()
     except UnicodeEncodeError:  # lone surrogates
         return False
-    return 1 <= len(name) <= MAX_ORG_LENGTH and "\0" not in name
+    return True

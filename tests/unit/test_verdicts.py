@@ -7,9 +7,10 @@ from uuid import uuid4
 
 import pytest
 
-from pgworker import App, Backoff, Cancelled, CancelReason, Discard, Job, Retry, Snooze
+from pgworker import App, Backoff, Cancelled, CancelReason, Discard, InvalidJob, Job, Retry, Snooze
 from pgworker.app.verdict import Verdict, judge
 from pgworker.lifecycle.settle import Next
+from pgworker.model.durations import MAX_SECONDS
 from pgworker.model.state import Outcome
 
 NOW = datetime(2030, 1, 1, tzinfo=timezone.utc)
@@ -132,3 +133,41 @@ def test_a_delay_that_is_none_is_refused_where_it_is_written(make: object) -> No
     assert callable(make)
     with pytest.raises(ValueError, match=r"Retry|Snooze"):
         make()
+
+
+class Odd(Backoff):
+    """A backoff of one's own, which answers what it was made with."""
+
+    answer: object
+
+    def delay(self, failures: int, random: float) -> float:  # noqa: ARG002
+        return self.answer  # type: ignore[return-value]  # the mistake that is meant
+
+
+class Liar(int):
+    """Compares as it likes."""
+
+    __lt__ = __le__ = __gt__ = __ge__ = lambda _self, _other: True
+
+
+@pytest.mark.parametrize("answer", [float("nan"), float("-inf"), -1, "soon", None], ids=repr)
+def test_a_backoff_that_answers_no_delay_is_refused_before_a_settle_has_to_store_it(answer: object) -> None:
+    backoff = Odd()
+    object.__setattr__(backoff, "answer", answer)
+    odd = App().task(name="odd", backoff=backoff)(lambda: None)
+    with pytest.raises(InvalidJob):
+        judge(ValueError(), CancelReason.NONE, False, 0, 3, odd, no_job)
+
+
+@pytest.mark.parametrize("answer", [float("inf"), Liar(10**40)])
+def test_a_backoff_that_answers_more_than_a_century_is_cut_to_one(answer: float) -> None:
+    backoff = Odd()
+    object.__setattr__(backoff, "answer", answer)
+    odd = App().task(name="odd", backoff=backoff)(lambda: None)
+    assert judge(ValueError(), CancelReason.NONE, False, 0, 3, odd, no_job).delay == MAX_SECONDS
+
+
+@pytest.mark.parametrize("error", [Retry(after=Liar(10**40)), Snooze(Liar(10**40))])
+def test_a_delay_that_lies_of_its_size_is_refused_before_a_settle_has_to_store_it(error: BaseException) -> None:
+    with pytest.raises(InvalidJob, match="between 0 seconds and 100 years"):
+        verdict(error)

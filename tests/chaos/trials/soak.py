@@ -1,0 +1,204 @@
+"""A pool at full rate for as long as is asked for: nothing of it grows.
+
+No worker is replaced (no limit on jobs, age or memory), so that a leak can't hide. The private memory (USS) of each
+process is looked at all the while, and a line laid through it by least squares, the first third left out: its slope has
+to be 0 within its 99 % confidence interval, or below `NOISE`. Days expire and are dropped, and partitions are made.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import Event, Thread
+from typing import Any
+
+import psutil
+import psycopg
+from psycopg import Connection
+
+from pgworker.lifecycle.partitions import make_partitions
+from pgworker.lifecycle.prune import PruneAction, prune
+from tests.chaos.trials import common
+from tests.chaos.trials.common import count, invariants, none, wait_until
+from tests.chaos.trials.mixed_app import app
+from tests.chaos.trials.paths import QUEUES, request, stage
+from tests.chaos.trials.trial import Bench, Figure, Trial
+from tests.sql.actors import Worker
+from tests.sql.history import DAY, age, enqueue_ago
+
+NOISE = 2.0
+"""MiB an hour: below that nobody tells a leak from an allocator that breathes."""
+_LONG = 600  # seconds from which on slopes are judged
+_BACKLOG = 1000
+_PATIENCE = 120.0
+_SAMPLES = 200
+_FIRST_DAY = 40  # days ago; each that is dropped is followed by the next
+_T99 = 2.6
+"""Of Student's distribution, for a hundred samples or more."""
+_TABLES = ("job_queue", "job_leases", "job_progress", "worker_heartbeats")
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One process at one time. `uss` in MiB."""
+
+    at: float
+    uss: float
+    descriptors: int
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Of memory: MiB an hour, and half of its confidence interval."""
+
+    slope: float
+    error: float
+
+    @property
+    def is_flat(self) -> bool:
+        return self.slope - self.error <= 0 or self.slope <= NOISE
+
+
+def run(bench: Bench) -> Sequence[Figure]:
+    with stage(bench) as (tenants, enqueuer):
+        owner = tenants.owner
+        settings: dict[str, Any] = {"app": "tests.chaos.trials.mixed_app:app", "workers": 2, "slots": 2}
+        with common.pool(tenants.dsn, bench.directory / "pool.log", queues=QUEUES, **settings) as pool:
+            processes = dict(sorted(pool.processes().items()))
+            looks: dict[int, list[Look]] = {pid: [] for pid in processes}
+            dropped = sizes = 0
+            connections: list[int] = []
+            with _load(bench, enqueuer):
+                ends = time.monotonic() + bench.size
+                while time.monotonic() < ends:
+                    Event().wait(bench.size / _SAMPLES)
+                    _look(looks)
+                    connections.append(count(owner, _CONNECTIONS))
+                    sizes = max(sizes, count(owner, _SIZE))
+                    if len(connections) % (_SAMPLES // 4) == 1:
+                        dropped += _expire(owner, _FIRST_DAY - dropped)
+            wait_until(lambda: count(owner, ground.LEFT) == 0, _PATIENCE, "all have ended")
+            ran = count(owner, "select count(*) from pgworker.job_executions where outcome = 'succeeded'")
+            same = list(processes) == sorted(pool.processes())
+            pool.send(signal.SIGTERM)
+            pool.wait()
+        return [
+            Figure("executions that succeeded a second", "", f"{ran / bench.size:,.0f}", None),
+            *[_memory(bench, processes[pid], seen) for pid, seen in looks.items()],
+            none("descriptors or threads that grew", _grown(processes, looks)),
+            _connections(connections),
+            Figure("job_queue and its like at most", "≤ 64 MiB", f"{sizes / 2**20:.1f} MiB", sizes <= 64 << 20),
+            Figure("days that expired and were dropped", "> 0", str(dropped), dropped > 0),
+            Figure("processes that are the same at the end", "all", "all" if same else "not all", same),
+            none("what handlers did not expect", owner.execute(_UNEXPECTED).fetchall()),
+            invariants(owner),
+        ]
+
+
+_CONNECTIONS = """
+    select count(*) from pg_stat_activity where application_name like 'pgworker%' and datname = current_database()
+"""
+_SIZE = "select " + " + ".join(f"pg_total_relation_size('pgworker.{table}')" for table in _TABLES)
+_UNEXPECTED = """
+    select error->>'message' from pgworker.job_executions
+    where outcome = 'failed' and error->>'type' <> 'ConnectionError' limit 5
+"""
+
+
+@contextmanager
+def _load(bench: Bench, dsn: str) -> Iterator[None]:
+    """As much as the pool takes: there is always a backlog, and never a large one."""
+    is_over = Event()
+
+    def produce() -> None:
+        with psycopg.connect(dsn, autocommit=True) as connection, psycopg.connect(bench_dsn, autocommit=True) as owner:
+            while not is_over.is_set():
+                if count(owner, "select count(*) from pgworker.job_queue") > min(_BACKLOG, 20 * bench.size):
+                    is_over.wait(0.02)
+                    continue
+                now = count(owner, "select clock_timestamp()")
+                app.enqueue_many([request(bench.dice, now)[0] for _ in range(100)], connection)
+
+    bench_dsn = psycopg.conninfo.make_conninfo(dsn, user="postgres")
+    thread = Thread(target=produce, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
+
+
+def _look(looks: dict[int, list[Look]]) -> None:
+    now = time.monotonic()
+    for pid, seen in looks.items():
+        process = psutil.Process(pid)
+        uss = process.memory_full_info().uss / 2**20
+        seen.append(Look(now, uss, process.num_fds(), process.num_threads()))
+
+
+def _expire(owner: Connection[Any], days: int) -> int:
+    """A day of so many days ago with some jobs, all run; made, and dropped: how many were."""
+    ids = enqueue_ago(owner, days, 20, task="expired")
+    worker = Worker(owner)
+    assert worker.settle(worker.claim(len(ids), tasks=["expired"]).settlement())
+    age(owner, ids, 8)
+    make_partitions(owner)
+    ends = time.monotonic() + _PATIENCE
+    while (found := prune(owner, (days - 1) * DAY)) and time.monotonic() < ends:
+        if found[0].action is PruneAction.DROPPED:
+            return sum(partition.day is not None for partition in found)
+    return 0
+
+
+def _memory(bench: Bench, title: str, seen: Sequence[Look]) -> Figure:
+    steady = seen[len(seen) // 3 :]
+    line = fit([(look.at, look.uss) for look in steady])
+    found = f"{line.slope:+.1f} ± {line.error:.1f} MiB/h at {steady[-1].uss:.0f} MiB"
+    return Figure(
+        f"memory of {title}", f"0, or < {NOISE:g} MiB/h", found, line.is_flat if bench.size >= _LONG else None
+    )
+
+
+def fit(points: Sequence[tuple[float, float]]) -> Line:
+    """The line of least squares through (seconds, MiB)."""
+    n = len(points)
+    mean_x = sum(x for x, _ in points) / n
+    mean_y = sum(y for _, y in points) / n
+    spread = sum((x - mean_x) ** 2 for x, _ in points) or 1.0
+    slope = sum((x - mean_x) * (y - mean_y) for x, y in points) / spread
+    rest = sum((y - mean_y - slope * (x - mean_x)) ** 2 for x, y in points)
+    return Line(slope * 3600, _T99 * math.sqrt(rest / max(1, n - 2) / spread) * 3600)
+
+
+def _grown(processes: dict[int, str], looks: dict[int, list[Look]]) -> list[str]:
+    """More at the end than ever in the middle third."""
+    grown = []
+    for pid, seen in looks.items():
+        middle, last = seen[len(seen) // 3 : 2 * len(seen) // 3], seen[-len(seen) // 10 :]
+        for what in ("descriptors", "threads"):
+            before = max(getattr(look, what) for look in middle)
+            after = min(getattr(look, what) for look in last)
+            if after > before:
+                grown.append(f"{what} of {processes[pid]}: {before} → {after}")
+    return grown
+
+
+def _connections(seen: Sequence[int]) -> Figure:
+    before, after = max(seen[: len(seen) // 2]), min(seen[-len(seen) // 10 :])
+    return Figure("connections at the end, at most before", "no more", f"{after}, {before}", after <= before)
+
+
+TRIAL = Trial(
+    name="soak",
+    promise="an hour at full rate and nothing grows: memory, descriptors, threads, connections, tables",
+    unit="seconds",
+    full=3600,
+    short=5,
+    run=run,
+)
