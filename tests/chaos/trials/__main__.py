@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
+from _pytest.outcomes import Skipped
 
 from pgworker.db import embedded
 from pgworker.db.scratch import scratch_directory
@@ -48,7 +49,13 @@ def main(
         tries = size or (trial.full if full else trial.short)
         click.echo(f"{trial.name}: {trial.promise}; {tries:,} {trial.unit}, seed {seed}")
         began = time.monotonic()
-        figures = run(trial, tries, seed, binaries)
+        try:
+            figures = run(trial, tries, seed, binaries)
+        except Skipped as missing:
+            click.echo(f"  SKIPPED: {missing}")
+            continue
+        except AssertionError as error:
+            figures = [Figure("the trial itself", "goes through", str(error), holds=False)]
         seconds = time.monotonic() - began
         for figure in figures:
             mark = {True: "holds", False: "BROKEN", None: ""}[figure.holds]

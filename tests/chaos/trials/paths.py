@@ -135,7 +135,7 @@ def _return_dead_letters(ledger: Ledger, owner: Connection[Any]) -> None:
 
 
 def _end(pool: Pool, owner: Connection[Any]) -> None:
-    wait_until(lambda: count(owner, ground.LEFT) == 0, _PATIENCE, "all have ended")
+    wait_until(lambda: count(owner, common.LEFT) == 0, _PATIENCE, "all have ended")
     pool.send(signal.SIGTERM)
     assert pool.wait() == 0
 

@@ -142,7 +142,7 @@ def _succeeded(connection: Connection[Any], ids: Sequence[UUID]) -> int:
 
 
 def _left(connection: Connection[Any]) -> int:
-    return int(count(connection, ground.LEFT))
+    return int(count(connection, common.LEFT))
 
 
 def _not_once(connection: Connection[Any], ids: Sequence[UUID]) -> list[tuple[Any, ...]]:

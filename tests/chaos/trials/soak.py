@@ -82,7 +82,7 @@ def run(bench: Bench) -> Sequence[Figure]:
                     sizes = max(sizes, count(owner, _SIZE))
                     if len(connections) % (_SAMPLES // 4) == 1:
                         dropped += _expire(owner, _FIRST_DAY - dropped)
-            wait_until(lambda: count(owner, ground.LEFT) == 0, _PATIENCE, "all have ended")
+            wait_until(lambda: count(owner, common.LEFT) == 0, _PATIENCE, "all have ended")
             ran = count(owner, "select count(*) from pgworker.job_executions where outcome = 'succeeded'")
             same = list(processes) == sorted(pool.processes())
             pool.send(signal.SIGTERM)
