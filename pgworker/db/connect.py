@@ -23,15 +23,16 @@ from pgworker.sql import load
 Connection = psycopg.Connection[tuple[Any, ...]]
 AsyncConnection = psycopg.AsyncConnection[tuple[Any, ...]]
 
-# A peer that vanished is noticed within 10 s: idle, by the probe 3 + 3·2 s after its last word; with something sent
-# and not acknowledged, after 8 s. https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS
+# A peer that vanished is noticed within 10 s. Idle: at the first probe, 3 or 5 s after its last word, that comes after
+# tcp_user_timeout. What is sent until then starts the clock anew, since no probe goes out while it is not acknowledged:
+# 5 + 4.5 s at worst. https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS
 _UNLESS_IN_DSN = {
     "connect_timeout": 5,
     "keepalives": 1,
     "keepalives_idle": 3,
     "keepalives_interval": 2,
     "keepalives_count": 3,
-    "tcp_user_timeout": 8000,
+    "tcp_user_timeout": 4500,
 }
 
 _PLACE = ("user", "host", "hostaddr", "port", "dbname", "service")

@@ -86,14 +86,27 @@ class ReclaimedLease:
 
 
 def find_reclaimable(
-    connection: Connection[Any], *, by_expiry: bool, pool_id: UUID, silence: float, until: datetime | None = None
+    connection: Connection[Any],
+    *,
+    by_expiry: bool,
+    pool_id: UUID,
+    silence: float,
+    patience: float,
+    until: datetime | None = None,
 ) -> list[Reclaimable]:
     """Leases of workers that have ended and, if `by_expiry`, those whose time is over.
 
     By expiry only our own pool's, and those of workers that have not been heard of for `silence` seconds; and only
-    until the database's clock shows `until`: later than that it was set forward.
+    until the database's clock shows `until`: later than that it was set forward. Of other pools' workers that have
+    ended only those of which the last was heard `patience` seconds ago: their own pool knows better.
     """
-    parameters = {"by_expiry": by_expiry, "pool_id": pool_id, "silence": silence, "until": until}
+    parameters = {
+        "by_expiry": by_expiry,
+        "pool_id": pool_id,
+        "silence": silence,
+        "patience": patience,
+        "until": until,
+    }
     rows = connection.execute(query("find_reclaimable_leases"), parameters).fetchall()
     return [Reclaimable(*row) for row in rows]
 

@@ -72,11 +72,19 @@ class Reclaims:
     """Deaths that wait to be recorded, and the memory of those that were."""
 
     def __init__(
-        self, board: Board, pool: PoolIdentity, lease_ttl: float, backoff: Backoff, metrics: PoolMetrics
+        self,
+        board: Board,
+        pool: PoolIdentity,
+        lease_ttl: float,
+        patience: float,
+        backoff: Backoff,
+        metrics: PoolMetrics,
     ) -> None:
+        """`patience`: how long, in seconds, other pools have to take back themselves what their dead workers held."""
         self._board = board
         self._pool = pool
         self._lease_ttl = lease_ttl
+        self._patience = patience
         self._backoff = backoff
         self._metrics = metrics
         self._waiting: dict[str, Death] = {}
@@ -130,6 +138,7 @@ class Reclaims:
             by_expiry=until is not None,
             pool_id=self._pool.pool_id,
             silence=self._lease_ttl,
+            patience=self._patience,
             until=until,
         )
         requeued: list[Reclaimed] = []

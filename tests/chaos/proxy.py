@@ -48,6 +48,8 @@ class Dropped:
     texts: tuple[str, ...]
     has_failed: bool
     """The server answered with an error: nothing of it was committed."""
+    before: tuple[str, ...] = ()
+    """What the same transaction had executed before, if it was a reply."""
 
 
 @dataclass(slots=True)
@@ -265,7 +267,7 @@ class Proxy:
 
     def note(self, kind: Literal["reply", "request"], name: str, round_: Round) -> None:
         self.counts[kind] += 1
-        self.dropped.append(Dropped(name, tuple(round_.texts), round_.has_failed))
+        self.dropped.append(Dropped(name, tuple(round_.texts), round_.has_failed, tuple(round_.before)))
 
     async def until_healed(self) -> None:
         await self._healed.wait()

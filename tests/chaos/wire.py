@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 CANCEL, SSL, GSS = 80877102, 80877103, 80877104
@@ -58,6 +58,8 @@ class Round:
     texts: list[str] = field(default_factory=list)
     """The statements that it executes."""
     has_failed: bool = False
+    before: Sequence[str] = ()
+    """What its transaction had executed before it."""
 
 
 class Conversation:
@@ -120,6 +122,7 @@ class Conversation:
         if kind != b"Z":
             return None
         ended = self._rounds.popleft() if self._rounds else Round()
+        ended.before = self._before
         self._before = [] if message[_HEAD:] == b"I" else self._before + ended.texts
         return ended
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import date
 from uuid import UUID, uuid4
 
@@ -81,6 +82,19 @@ def test_a_claim_that_commits_after_its_release_is_not_renewed_with_the_others_a
     assert (lease.lease_id, lease.only_expired) == (unknown, True)
     assert Monitor(connect()).reclaim(lease)
     assert waiting(worker.connection) == [(ids[0], 2, 0)]
+
+
+def test_what_a_worker_held_that_has_ended_is_its_own_pools_to_take_back_while_that_beats(connect: Connect) -> None:
+    """Which knows what ran and why it ended; others would charge for whatever may have run."""
+    enqueue(connect(), 1)
+    worker = Worker(connect())
+    held = worker.claim(1)
+    worker.die()
+    other = Monitor(connect(), replace(POOL, pool_id=uuid4()))
+    assert other.reclaimable() == []
+    assert [lease.lease_id for lease in Monitor(connect()).reclaimable()] == [held.lease_id]
+    other.connection.execute("update pgworker.worker_heartbeats set beat_at = beat_at - interval '11 seconds'")
+    assert [lease.lease_id for lease in other.reclaimable()] == [held.lease_id]
 
 
 # -- b: a settle hangs
@@ -330,7 +344,7 @@ def test_a_heartbeat_under_way_does_not_raise_the_dead(connect: Connect) -> None
     worker, monitor = Worker(connect()), Monitor(connect())
     worker.claim()
     beat = "insert into pgworker.worker_heartbeats select %s, %s, 'host', 'boot', 1, 0, '{}', now(), now()"
-    ask(monitor.connection, beat + " returning 1", worker.worker_id, uuid4())
+    ask(monitor.connection, beat + " returning 1", worker.worker_id, POOL.pool_id)
     beating = connect()
     with monitor.connection.transaction():
         monitor.connection.execute("update pgworker.worker_heartbeats set ended_at = now(), ended_how = 'killed'")
