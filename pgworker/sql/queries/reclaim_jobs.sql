@@ -1,6 +1,7 @@
 -- The second half of a reclaim, in a new snapshot, so that whatever the lease had settled is seen and left alone.
 -- outcomes: one per position; null means never started. Where nobody could tell (assumed_running > 0), the first
 -- unfinished positions count as running. Never started: back with a new number, no row, no charge.
+-- What was claimed was due, though it was enqueued for a later time: somebody has hastened it.
 -- OFFSET 0 keeps the look-ups of executions and jobs one index scan each, where a join might read a week's history.
 with held as (
     select * from unnest(%(job_ids)s::uuid[], %(executions)s::integer[], %(failures)s::smallint[], %(outcomes)s::text[],
@@ -32,7 +33,7 @@ with held as (
 ), requeued as (
     insert into pgworker.job_queue (job_id, run_at, execution, priority, failures, queue, task, org_id)
     select job_id,
-           case when failures <= 1 or failures = failures_before then run_at
+           case when failures <= 1 or failures = failures_before then least(run_at, clock_timestamp())
                 else clock_timestamp() + least(%(backoff_cap)s::float8, %(backoff_base)s::float8 * power(2, least(failures - 1, 30)))
                      * (1 + %(backoff_jitter)s::float8 * random()) * interval '1 second' end,
            execution + 1, priority, failures, queue, task, org_id

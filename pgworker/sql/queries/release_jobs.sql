@@ -1,4 +1,5 @@
 -- Give the tail of a lease, from position `first` on, back to job_queue: not started, not charged, where it stood before.
+-- What was claimed was due, though it was enqueued for a later time: somebody has hastened it.
 -- FOR UPDATE: a settle that comes after it finds the tail gone. SKIP LOCKED: a settle under way is not waited for.
 -- From position 1 the lease itself goes. Jobs cancelled meanwhile are recorded instead of requeued, and a job whose row in
 -- jobs is missing becomes a dead letter.
@@ -23,7 +24,8 @@ with lease as materialized (
     where not back.is_cancelled
 ), requeued as (
     insert into pgworker.job_queue (job_id, run_at, execution, priority, failures, queue, task, org_id)
-    select job_id, run_at, execution, priority, failures, queue, task, org_id from found where id is not null
+    select job_id, least(run_at, clock_timestamp()), execution, priority, failures, queue, task, org_id
+    from found where id is not null
     on conflict (job_id) do nothing
     returning job_id, run_at, queue, priority
 ), buried as (
