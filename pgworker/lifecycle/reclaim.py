@@ -86,13 +86,14 @@ class ReclaimedLease:
 
 
 def find_reclaimable(
-    connection: Connection[Any], *, by_expiry: bool, pool_id: UUID, silence: float
+    connection: Connection[Any], *, by_expiry: bool, pool_id: UUID, silence: float, patience: float
 ) -> list[Reclaimable]:
     """Leases of workers that have ended and, if `by_expiry`, those whose time is over.
 
-    By expiry only our own pool's, and those of workers that have not been heard of for `silence` seconds.
+    By expiry only our own pool's, and those of workers that have not been heard of for `silence` seconds. Of ended
+    workers of other pools only those that have not been heard of for `patience` seconds: their own pool knows better.
     """
-    parameters = {"by_expiry": by_expiry, "pool_id": pool_id, "silence": silence}
+    parameters = {"by_expiry": by_expiry, "pool_id": pool_id, "silence": silence, "patience": patience}
     rows = connection.execute(query("find_reclaimable_leases"), parameters).fetchall()
     return [Reclaimable(*row) for row in rows]
 

@@ -88,7 +88,8 @@ class Monitor:
         self._metrics = PoolMetrics(version, self._state)
         self._pool = PoolIdentity(pool_id, socket.gethostname(), process.pid_space(), settings.queues)
         self._renewals = Renewals(self._board, settings, self._metrics)
-        self._reclaims = Reclaims(self._board, self._pool, settings.lease_ttl, Backoff(), self._metrics)
+        self._silence = _SILENT_BEATS * settings.heartbeat_interval
+        self._reclaims = Reclaims(self._board, self._pool, settings.lease_ttl, self._silence, Backoff(), self._metrics)
         self._wakeups = Wakeups(dsn, settings.queues, self._board, [write for _, write in shared.wakes])
         self._connection: Connection[Any] | None = None
         self._next_connect = 0.0
@@ -212,9 +213,10 @@ class Monitor:
 
     def _look_for_leases(self, connection: Connection[Any]) -> None:
         self._last_look = time.monotonic()
-        silence = _SILENT_BEATS * self._settings.heartbeat_interval
-        if self._last_look - self._back_at > silence:  # after an outage every pool gets the time to speak for its own
-            end_the_gone(connection, self._pool, silence)
+        if (
+            self._last_look - self._back_at > self._silence
+        ):  # after an outage every pool gets the time to speak for its own
+            end_the_gone(connection, self._pool, self._silence)
         self._make_findable(self._reclaims.reclaim(connection, self._may_take_expired))
 
     def _may_take_expired(self) -> bool:

@@ -71,11 +71,19 @@ class Reclaims:
     """Deaths that wait to be recorded, and the memory of those that were."""
 
     def __init__(
-        self, board: Board, pool: PoolIdentity, lease_ttl: float, backoff: Backoff, metrics: PoolMetrics
+        self,
+        board: Board,
+        pool: PoolIdentity,
+        lease_ttl: float,
+        patience: float,
+        backoff: Backoff,
+        metrics: PoolMetrics,
     ) -> None:
+        """`patience`: seconds that another pool has to take back itself what its dead workers held."""
         self._board = board
         self._pool = pool
         self._lease_ttl = lease_ttl
+        self._patience = patience
         self._backoff = backoff
         self._metrics = metrics
         self._waiting: dict[str, Death] = {}
@@ -123,7 +131,11 @@ class Reclaims:
         `may_take_expired` is asked again before each: what held up our last statement may have held up renewals too.
         """
         found = find_reclaimable(
-            connection, by_expiry=may_take_expired(), pool_id=self._pool.pool_id, silence=self._lease_ttl
+            connection,
+            by_expiry=may_take_expired(),
+            pool_id=self._pool.pool_id,
+            silence=self._lease_ttl,
+            patience=self._patience,
         )
         requeued: list[Reclaimed] = []
         for lease in found:

@@ -128,7 +128,7 @@ class Monitor:
     connection: Connection[Any]
 
     def reclaimable(self, *, by_expiry: bool = False) -> list[Reclaimable]:
-        return find_reclaimable(self.connection, by_expiry=by_expiry, pool_id=POOL.pool_id, silence=60)
+        return find_reclaimable(self.connection, by_expiry=by_expiry, pool_id=POOL.pool_id, silence=60, patience=10)
 
     def reclaim(
         self,

@@ -31,7 +31,7 @@ from pgworker.lifecycle.heartbeat import (
     forget_workers,
 )
 from pgworker.lifecycle.partitions import make_partitions
-from pgworker.lifecycle.reclaim import Findings, Reclaimed, reclaim_lease
+from pgworker.lifecycle.reclaim import Findings, Reclaimed, find_reclaimable, reclaim_lease
 from pgworker.lifecycle.release import Returned, release_jobs
 from pgworker.lifecycle.renew import Renewal, renew_leases
 from pgworker.lifecycle.settle import Next, Settlement, check_settled
@@ -535,6 +535,22 @@ def test_only_leases_of_ended_workers_and_if_asked_expired_ones_are_reclaimable(
 
     assert found(by_expiry=False) == {of_the_dead}
     assert found(by_expiry=True) == {of_the_dead, of_the_late}
+
+
+def test_a_pool_has_the_time_to_take_back_itself_what_its_dead_worker_held(db: Connection[Any], worker: Worker) -> None:
+    """It has the board, and knows which of the jobs had ended and which one has killed the worker."""
+    enqueue(db, 1)
+    held = worker.claim()
+    worker.die()
+
+    def seen_by_another_pool() -> list[UUID]:
+        found = find_reclaimable(db, by_expiry=True, pool_id=uuid4(), silence=60, patience=10)
+        return [lease.lease_id for lease in found]
+
+    assert [lease.lease_id for lease in Monitor(db).reclaimable()] == [held.lease_id]
+    assert seen_by_another_pool() == []
+    db.execute("update pgworker.worker_heartbeats set beat_at = beat_at - interval '11 seconds'")
+    assert seen_by_another_pool() == [held.lease_id]
 
 
 def test_a_reclaim_sends_each_job_where_what_is_known_of_it_says(db: Connection[Any], worker: Worker) -> None:

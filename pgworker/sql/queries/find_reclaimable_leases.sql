@@ -1,9 +1,12 @@
 -- Leases that nobody holds any more: their worker has ended, or (if `by_expiry`) their time is over.
--- A pool that still beats looks after its own: it knows what a worker ran, and what it only never heard of.
+-- A pool that still beats looks after its own: it knows what a worker ran, and what it only never heard of. So it does
+-- with a worker that has just ended, for `patience` seconds after its last beat.
 select lease.lease_id, lease.worker_id, lease.slots, worker.ended_how, worker.ended_at is null as only_expired
 from pgworker.job_leases lease
 left join pgworker.worker_heartbeats worker on worker.worker_id = lease.worker_id
-where worker.ended_at is not null
+where (worker.ended_at is not null
+       and (worker.pool_id = %(pool_id)s::uuid
+            or worker.beat_at < clock_timestamp() - %(patience)s::float8 * interval '1 second'))
    or (%(by_expiry)s::boolean and lease.expires_at < clock_timestamp()
        and (worker.worker_id is null or worker.pool_id = %(pool_id)s::uuid
             or worker.beat_at < clock_timestamp() - %(silence)s::float8 * interval '1 second'))
