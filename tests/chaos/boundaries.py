@@ -120,6 +120,22 @@ FUNCTIONS: Mapping[str, str] = {
 }
 """Boundaries that are no statements: before and after a function. What is named by its user is replaced there."""
 
+_LOOKS = "an operator looks, and changes nothing"
+UNREACHED: Mapping[str, str] = {
+    **dict.fromkeys(
+        (
+            *("count_ahead", "count_arrivals", "count_failures", "count_matching_jobs", "count_workers", "find_claim"),
+            *("find_dead_letter", "find_dead_letters", "find_job", "find_line", "find_pauses", "find_progress"),
+            *("find_queues", "find_servers", "list_dead_letters", "list_executions", "list_failures", "list_given_up"),
+            *("list_jobs", "list_waiting_jobs", "list_workers", "read_clock", "read_schema_version", "read_status"),
+        ),
+        _LOOKS,
+    ),
+    "claim_job": "only `pgworker jobs run` and the drain of tests claim one job by its id: neither is a pool",
+    "sleep_unlock": "half a minute after the last worker has slept, longer than a round takes",
+}
+"""Statements and functions that a pool and its producers never come to, and why."""
+
 _OF_A_STATEMENT = {"before": "nothing is sent", "sent": "it is sent, nothing is read", "after": "its answer is read"}
 _OF_A_COMMIT = {
     "before_commit": "all but the commit is done",

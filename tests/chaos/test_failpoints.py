@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +18,7 @@ from pgworker.model.state import Status
 from tests.chaos import failpoints
 from tests.chaos.boundaries import POINTS
 from tests.chaos.failpoints import Failpoint, Misspelt, fired, parse, reached
+from tests.chaos.launch import pool_command
 from tests.process.jobs import quick
 from tests.process.pool import APP, ROOT, Pool, eventually
 from tests.sql.actors import leases
@@ -36,7 +35,7 @@ def launch(dsn: str, directory: Path, armed: str, app: str = APP, **settings: ob
     log_file = directory / "log"
     with log_file.open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.chaos.launch", "pool", dsn, app, json.dumps(given)],
+            pool_command(dsn, app, given),
             cwd=ROOT,
             env=environment,
             stdin=subprocess.DEVNULL,

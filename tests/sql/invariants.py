@@ -162,7 +162,8 @@ WITNESSED: Mapping[str, str] = {
         from (select job_id, execution, count(*) as effects from chaos.effect group by job_id, execution) as effect
         full join (select job_id, execution, outcome from pgworker.job_executions as e
                    join pgworker.jobs on jobs.id = e.job_id
-                   where jobs.task = 'effect' and outcome = 'succeeded') as success using (job_id, execution)
+                   where jobs.task in ('effect', 'effect_async') and outcome = 'succeeded') as success
+             using (job_id, execution)
         where effects is distinct from 1 or outcome is null
     """,
 }

@@ -1,0 +1,123 @@
+"""A process dies at every boundary of every verb, and nothing is lost, done twice or left behind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from pgworker.db.migrate import migrate
+from pgworker.db.scratch import name_of, scratch_database
+from tests.chaos.boundaries import POINTS, UNREACHED
+from tests.chaos.failpoints import Failpoint
+from tests.chaos.sweep import Result, run_round
+from tests.chaos.trials.trial import Bench, Figure, Trial
+
+_AT_ONCE = 4
+"""Failpoints of one round; each happens once."""
+_TRIES = 4
+"""Rounds, beyond the first, in which a failpoint is alone until it happens."""
+_ORDER = ("kill", "stop", "cut", "raise", "delay", "exit")
+
+_NEEDS = {
+    "find_own_executions": "settle.commit_sent=cut@n2,in=worker",
+    "see_orphans_end": "reap.before=kill@n1,in=master",
+    "bury_monitor": "renew_leases.after=kill@n1,in=monitor",
+}
+"""What must happen first, for a statement or function to be reached at all."""
+
+
+@dataclass(slots=True)
+class _Sweep:
+    bench: Bench
+    template: str
+    rounds: int = 0
+    fired: set[tuple[str, str]] = field(default_factory=set)
+    violations: list[str] = field(default_factory=list)
+
+    def run(self, group: Sequence[Failpoint]) -> None:
+        """Have these happen; those that don't are tried again alone, unless this is a short try."""
+        self._round(group)
+        if self.bench.size <= len(group):
+            return
+        for failpoint in group:
+            for _ in range(_TRIES):
+                if _key(failpoint) not in self.fired:
+                    self._round([failpoint])
+
+    def _round(self, group: Sequence[Failpoint]) -> None:
+        self.rounds += 1
+        number = self.rounds
+        needed = [_needed(failpoint) for failpoint in group]
+        armed = [*group, *(failpoint for failpoint in needed if failpoint is not None)]
+        slots = 1 if number % 2 else 3
+        directory = self.bench.directory / f"round {number}"
+        result = run_round(self.bench.server.dsn, self.template, directory, armed, slots)
+        self.fired |= {(fault["point"], fault["failpoint"].split("=")[1].split("@")[0]) for fault in result.fired}
+        self.violations += [f"{_words(armed)}, slots {slots}: {problem}" for problem in result.problems]
+        self._tell(number, result)
+
+    def _tell(self, number: int, result: Result) -> None:
+        if result.problems:
+            self.bench.tell(f"round {number} {_words(result.armed)}: {'; '.join(result.problems)}")
+        elif number % 10 == 0:
+            self.bench.tell(f"round {number}: {len(self.fired)} failpoints so far, {len(self.violations)} violations")
+
+
+def run(bench: Bench) -> Sequence[Figure]:
+    """`bench.size` failpoints: first all points with kill, in an order of the dice, then with the other actions."""
+    chosen = list(_failpoints(bench))[: bench.size]
+    groups = [chosen[at : at + _AT_ONCE] for at in range(0, len(chosen), _AT_ONCE)]
+    if bench.size <= 2 * _AT_ONCE:
+        groups = [chosen]
+    with scratch_database(bench.server.dsn, "template0") as template:
+        migrate(template)
+        sweep = _Sweep(bench, name_of(template))
+        with ThreadPoolExecutor(1 if len(groups) == 1 else os.cpu_count() or 1) as threads:
+            list(threads.map(sweep.run, groups))
+    missed = sorted({failpoint.point for failpoint in chosen if _key(failpoint) not in sweep.fired})
+    for point in missed:
+        bench.tell(f"never reached: {point}")
+    is_brief = len(groups) == 1
+    return [
+        Figure("failpoints that happened", f"{len(chosen)}", f"{len(sweep.fired & {*map(_key, chosen)})}", None),
+        Figure("points never reached", "-" if is_brief else "0", f"{len(missed)}", None if is_brief else not missed),
+        Figure("rounds", "-", f"{sweep.rounds}", None),
+        Figure("violations", "0", "; ".join(sweep.violations) or "0", not sweep.violations),
+    ]
+
+
+def _failpoints(bench: Bench) -> Iterator[Failpoint]:
+    points = [point for point in POINTS.values() if point.name.rpartition(".")[0] not in UNREACHED]
+    for action in _ORDER:
+        applicable = [point.name for point in points if action in point.actions]
+        bench.dice.shuffle(applicable)
+        yield from (Failpoint(name, action, nth=1) for name in applicable)
+
+
+def _needed(failpoint: Failpoint) -> Failpoint | None:
+    from tests.chaos.failpoints import parse
+
+    spec = _NEEDS.get(failpoint.point.rpartition(".")[0])
+    return parse(spec)[0] if spec else None
+
+
+def _key(failpoint: Failpoint) -> tuple[str, str]:
+    return failpoint.point, str(failpoint).split("=")[1].split("@")[0]
+
+
+def _words(armed: Sequence[Failpoint]) -> str:
+    return "; ".join(map(str, armed))
+
+
+_ALL = sum(len(point.actions) for point in POINTS.values() if point.name.rpartition(".")[0] not in UNREACHED)
+
+TRIAL = Trial(
+    name="every_boundary",
+    promise="a process killed, stopped or cut off at any boundary loses nothing and does nothing twice",
+    unit="failpoints",
+    full=_ALL,
+    short=6,
+    run=run,
+)
