@@ -11,8 +11,8 @@ import inspect
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import wraps
-from importlib import import_module
 from importlib.resources import files
+from pkgutil import resolve_name
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -176,6 +176,16 @@ def _points() -> Iterator[Point]:
 POINTS: Mapping[str, Point] = {point.name: point for point in _points()}
 
 
+REPLACED = (
+    *FUNCTIONS.values(),
+    *(f"psycopg._cursor_base:BaseCursor.{name}" for name in ("_execute_gen", "_execute_send", "_send_query_prepared")),
+    *(f"psycopg._pipeline_base:BasePipeline.{name}" for name in ("_exit_gen", "_fetch_gen", "_process_results")),
+    *(f"psycopg._connection_base:BaseConnection.{name}" for name in ("_exec_command", "_connect_gen")),
+    *("psycopg._cursor_base:execute", "psycopg.generators:execute"),
+)
+"""Whatever `put_around_everything` replaces."""
+
+
 def put_around_everything(reach: Reach) -> None:
     """Have this process and its children call `reach` at every point. For the life of the process."""
     Driver(reach).put()
@@ -186,12 +196,8 @@ def put_around_everything(reach: Reach) -> None:
 
 def find(target: str) -> tuple[Any, str]:
     """The class or module of a function, and its name there."""
-    module, _, path = target.partition(":")
-    *classes, attribute = path.split(".")
-    owner: Any = import_module(module)
-    for name in classes:
-        owner = getattr(owner, name)
-    return owner, attribute
+    owner, _, attribute = target.rpartition("." if "." in target.partition(":")[2] else ":")
+    return resolve_name(owner), attribute
 
 
 def _around(function: Callable[..., Any], name: str, reach: Reach) -> Callable[..., Any]:

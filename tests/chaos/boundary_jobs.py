@@ -12,9 +12,9 @@ import signal
 import sys
 import time
 from pathlib import Path
+from pkgutil import resolve_name
 
 from pgworker import App, Backoff, Context, DeadLetter, Discard
-from tests.chaos.boundaries import find
 
 app = App()
 _SOON = Backoff(base=0.05, cap=0.2)
@@ -116,7 +116,7 @@ def hold_the_gil(ctx: Context, directory: str, seconds: float) -> None:
 @app.task(name="look_for_strangers")
 def look_for_strangers(targets: list[str]) -> dict[str, list[str]]:
     """Which of these functions have code of the tests in this process, and which modules of failpoints it has."""
-    found = [getattr(*find(target)) for target in targets]
+    found = [resolve_name(target) for target in targets]
     files = [getattr(getattr(function, "__code__", None), "co_filename", "") for function in found]
     return {
         "patched": [target for target, file in zip(targets, files, strict=True) if "/tests/" in file],

@@ -57,7 +57,6 @@ _CLIENT = (sys.executable, "-m", "tests.chaos.launch", "run", "tests.chaos.bound
 _LIVES = 5  # of the client
 _STOPPED = 1.5 * TTL  # seconds that what was stopped stays so: its leases run out, and others take its jobs
 _PATIENCE = 40.0
-_AT_BOOT = ("load_app", "start_hooks")
 
 
 @dataclass(slots=True)
@@ -211,13 +210,14 @@ def _end(one: Round, pool: Pool, connection: Connection[Any]) -> None:
         _let_go_on(one, list(pool.processes()))
         time.sleep(0.02)
     code = pool.wait(1) if pool.process.poll() is not None else None
-    if code != 0 and not _may_fail(one):
+    if code != 0 and not _may_fail(one, pool):
         one.problems.append(f"the first pool ended with {code}")
 
 
-def _may_fail(one: Round) -> bool:
+def _may_fail(one: Round, pool: Pool) -> bool:
     """Whether something has happened to its master, or to what it tries before there is a worker."""
-    return any(fault["role"] == "master" or fault["point"].startswith(_AT_BOOT) for fault in fired(one.chaos))
+    was_ready = "the pool is ready" in pool.log()
+    return one.has_fired and (not was_ready or any(fault["role"] == "master" for fault in fired(one.chaos)))
 
 
 def _is_quiet(connection: Connection[Any]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,8 +13,10 @@ from tests.chaos.failpoints import Failpoint
 from tests.chaos.sweep import Result, run_round
 from tests.chaos.trials.trial import Bench, Figure, Trial
 
-_AT_ONCE = 4
+_AT_ONCE = 6
 """Failpoints of one round; each happens once."""
+_THREADS = 3
+"""Rounds at a time: each waits for most of its time."""
 _TRIES = 4
 """Rounds, beyond the first, in which a failpoint is alone until it happens."""
 _ORDER = ("kill", "stop", "cut", "raise", "delay", "exit")
@@ -74,7 +75,7 @@ def run(bench: Bench) -> Sequence[Figure]:
     with scratch_database(bench.server.dsn, "template0") as template:
         migrate(template)
         sweep = _Sweep(bench, name_of(template))
-        with ThreadPoolExecutor(1 if len(groups) == 1 else os.cpu_count() or 1) as threads:
+        with ThreadPoolExecutor(1 if len(groups) == 1 else _THREADS) as threads:
             list(threads.map(sweep.run, groups))
     missed = sorted({failpoint.point for failpoint in chosen if _key(failpoint) not in sweep.fired})
     for point in missed:
