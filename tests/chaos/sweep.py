@@ -54,7 +54,7 @@ _FIRST = {
 _SECOND = {**_FIRST, "slots": 3, "heartbeat_interval": 0.5, "lease_ttl": 2 * TTL}
 """It looks after what others left behind too, but later than the first one, should that be alive."""
 _CLIENT = (sys.executable, "-m", "tests.chaos.launch", "run", "tests.chaos.boundary_client")
-_LIVES = 5  # of the client
+_LIVES = 12  # of the client
 _STOPPED = 1.5 * TTL  # seconds that what was stopped stays so: its leases run out, and others take its jobs
 _PATIENCE = 40.0
 

@@ -9,13 +9,20 @@ from dataclasses import dataclass, field
 from pgworker.db.migrate import migrate
 from pgworker.db.scratch import name_of, scratch_database
 from tests.chaos.boundaries import POINTS, UNREACHED
-from tests.chaos.failpoints import Failpoint
+from tests.chaos.failpoints import Failpoint, parse
 from tests.chaos.sweep import Result, run_round
 from tests.chaos.trials.trial import Bench, Figure, Trial
 
-_AT_ONCE = 6
+_AT_ONCE = 8
 """Failpoints of one round; each happens once."""
-_THREADS = 3
+_ALONE = frozenset(
+    {"boot_check", "fork_worker", "fork_monitor", "reap", "bury_worker", "bury_monitor", "report_death"}
+    | {"acknowledge_death", "see_orphans_end", "find_own_executions", "serve"}
+)
+"""Where the pool ends, or something else must happen first: nothing else would be reached in that round."""
+_NTH = {"connect": 6, "check_schema": 6}
+"""The first ones are those of a child that only tries whether a pool can be started."""
+_THREADS = 4
 """Rounds at a time: each waits for most of its time."""
 _TRIES = 4
 """Rounds, beyond the first, in which a failpoint is alone until it happens."""
@@ -69,9 +76,7 @@ class _Sweep:
 def run(bench: Bench) -> Sequence[Figure]:
     """`bench.size` failpoints: first all points with kill, in an order of the dice, then with the other actions."""
     chosen = list(_failpoints(bench))[: bench.size]
-    groups = [chosen[at : at + _AT_ONCE] for at in range(0, len(chosen), _AT_ONCE)]
-    if bench.size <= 2 * _AT_ONCE:
-        groups = [chosen]
+    groups = [chosen] if bench.size <= _AT_ONCE else _groups(chosen)
     with scratch_database(bench.server.dsn, "template0") as template:
         migrate(template)
         sweep = _Sweep(bench, name_of(template))
@@ -89,18 +94,27 @@ def run(bench: Bench) -> Sequence[Figure]:
     ]
 
 
+def _groups(chosen: Sequence[Failpoint]) -> list[list[Failpoint]]:
+    alone = [[failpoint] for failpoint in chosen if _name(failpoint.point) in _ALONE]
+    others = [failpoint for failpoint in chosen if _name(failpoint.point) not in _ALONE]
+    return [*(others[at : at + _AT_ONCE] for at in range(0, len(others), _AT_ONCE)), *alone]
+
+
+def _name(point: str) -> str:
+    """The statement, verb or function that it is a point of."""
+    return point.rpartition(".")[0]
+
+
 def _failpoints(bench: Bench) -> Iterator[Failpoint]:
-    points = [point for point in POINTS.values() if point.name.rpartition(".")[0] not in UNREACHED]
+    points = [point for point in POINTS.values() if _name(point.name) not in UNREACHED]
     for action in _ORDER:
         applicable = [point.name for point in points if action in point.actions]
         bench.dice.shuffle(applicable)
-        yield from (Failpoint(name, action, nth=1) for name in applicable)
+        yield from (Failpoint(name, action, nth=_NTH.get(_name(name), 1)) for name in applicable)
 
 
 def _needed(failpoint: Failpoint) -> Failpoint | None:
-    from tests.chaos.failpoints import parse
-
-    spec = _NEEDS.get(failpoint.point.rpartition(".")[0])
+    spec = _NEEDS.get(_name(failpoint.point))
     return parse(spec)[0] if spec else None
 
 
@@ -112,7 +126,7 @@ def _words(armed: Sequence[Failpoint]) -> str:
     return "; ".join(map(str, armed))
 
 
-_ALL = sum(len(point.actions) for point in POINTS.values() if point.name.rpartition(".")[0] not in UNREACHED)
+_ALL = sum(len(point.actions) for point in POINTS.values() if _name(point.name) not in UNREACHED)
 
 TRIAL = Trial(
     name="every_boundary",
@@ -121,4 +135,5 @@ TRIAL = Trial(
     full=_ALL,
     short=6,
     run=run,
+    server_options=(("max_connections", "300"),),
 )
