@@ -25,7 +25,7 @@ from tests.chaos.boundary_jobs import look_for_strangers
 from tests.chaos.failpoints import Armed, Failpoint, Misspelt, fired, parse, reached
 from tests.chaos.launch import pool_command
 from tests.chaos.sweep import check, prepare
-from tests.process.jobs import quick
+from tests.process.jobs import die, quick
 from tests.process.pool import APP, ROOT, Pool, eventually, start
 from tests.sql.actors import ask, leases
 from tests.sql.invariants import STORED, offences
@@ -87,6 +87,20 @@ def test_a_pool_dies_where_it_is_told_to_and_goes_on(dsn: str, tmp_path: Path, c
         assert pool.wait() == 0
     assert offences(connection, STORED) == {}
     assert not leases(connection)
+
+
+def test_a_new_monitor_hears_who_has_died_before_it_takes_back_what_they_held(
+    dsn: str, tmp_path: Path, connect: Connect
+) -> None:
+    """However slow the master is after the fork: without the board nobody knows since when the job ran."""
+    armed = "take_lease.after=kill@n1;fork_monitor.after=delay:2@n2"
+    connection = connect()
+    job = die.using(connection).enqueue(str(tmp_path), "dies", "kill")
+    with launch(dsn, tmp_path, armed):
+        eventually(lambda: read_status(connection, job.id) is Status.SUCCEEDED, "the second execution succeeds")
+    assert {fault["point"] for fault in fired(tmp_path)} == {"take_lease.after", "fork_monitor.after"}
+    found = ask(connection, "select outcome::text, started_at is null from pgworker.job_executions order by execution")
+    assert found == [("crashed", False), ("succeeded", False)]
 
 
 def test_pgworker_has_no_line_of_it() -> None:
