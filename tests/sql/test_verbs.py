@@ -541,6 +541,8 @@ def test_a_pool_has_the_time_to_take_back_itself_what_its_dead_worker_held(db: C
     """It has the board, and knows which of the jobs had ended and which one has killed the worker."""
     enqueue(db, 1)
     held = worker.claim()
+    beat_workers(db, POOL, [WorkerProcess(worker.worker_id, 1, 0, 0)])
+    db.execute("update pgworker.worker_heartbeats set beat_at = beat_at - interval '1 minute'")  # an outage
     worker.die()
 
     def seen_by_another_pool() -> list[UUID]:
