@@ -260,6 +260,14 @@ def _payload(directory: Path, seconds: float = 0.0) -> str:
 
 # -- after
 
+_GUESSED = """
+    select pid from pgworker.worker_heartbeats as worker
+    where ended_how like '%is gone: it was killed together with its pool'
+       or exists (select from pgworker.job_executions as e
+                  where e.worker_id = worker.worker_id and e.cause like 'its lease expired:%')
+"""
+"""Workers whose leases were taken back without the board: how much of them had run, nobody could tell."""
+
 
 def check(connection: Connection[Any], directory: Path) -> list[str]:
     """Whatever is wrong, each in a sentence."""
@@ -283,7 +291,10 @@ def _compare_starts(connection: Connection[Any], directory: Path) -> Iterator[st
     yield from (f"execution {one} started twice" for one in set(started) if started.count(one) > 1)
     rows = connection.execute("select job_id, execution, outcome::text, cause from pgworker.job_executions").fetchall()
     recorded = {(job, execution): outcome for job, execution, outcome, _ in rows}
-    yield from (f"execution {one} started and has no row" for one in {*started} - recorded.keys())
+    guessed = {*ask(connection, _GUESSED)}
+    pids = {(UUID(job), int(execution)): int(pid) for job, execution, pid in lines}
+    missing = {one for one in {*started} - recorded.keys() if pids[one] not in guessed}
+    yield from (f"execution {one} started and has no row" for one in missing)
     handled = {*ask(connection, "select id from pgworker.jobs where task <> 'hopeless:dead_letter'")}
     silent = {one for one, outcome in recorded.items() if outcome == "succeeded" and one[0] in handled} - {*started}
     yield from (f"execution {one} succeeded and never started" for one in silent)
@@ -295,5 +306,5 @@ def _find_unsuccessful(connection: Connection[Any], ledger: Ledger) -> Iterator[
         "select id, jobs.task, status from pgworker.jobs join pgworker.job_status using (id) where"
         " jobs.task not in ('hopeless', 'poison', 'cooperate') and jobs.queue = 'default' and status <> 'succeeded'"
     ).fetchall()
-    cancelled = set(ledger.noted("CANCELLED"))
+    cancelled = {*ledger.noted("CANCELLED"), *ledger.noted("PLAN waiting")}
     yield from (f"job {job} of {task} is {status}" for job, task, status in rows if str(job) not in cancelled)
