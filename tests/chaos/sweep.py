@@ -113,6 +113,7 @@ def _run(one: Round) -> None:
             prepare(connection, one.directory)
             pool = pools.enter_context(first(one))
             _wait_until_ready(one, pool)
+            leave_behind(connection, one.directory)
             _be_client(one, pool)
             eventually(lambda: one.has_fired or _is_quiet(connection), "all is done, or something has happened", 30)
             _end(one, pool, connection)
@@ -237,21 +238,35 @@ def _left(connection: Connection[Any]) -> tuple[int, int]:
 
 
 def prepare(connection: Connection[Any], directory: Path) -> None:
-    """What the first pool finds: witnesses, a day to make, a day to drop, and leases that nobody holds any more."""
+    """What the first pool finds when it starts: witnesses, a day to make, and a day to drop."""
     connection.execute(WITNESSES)
     [day] = ask(connection, "select to_char((clock_timestamp() at time zone 'UTC')::date + 2, 'YYYYMMDD')")
     for parent in ("jobs", "job_executions"):
         connection.execute(f"drop table if exists pgworker.{parent}_{day}".encode())
-    enqueue_ago(connection, 9, 1, task="quick", payload=_payload(directory))
-    for _ in range(2):
-        enqueue(connection, 2, task="quick", payload=_payload(directory))
+    eventually(lambda: _made_a_day_ago(connection, directory), "a day that has expired")
+
+
+def _made_a_day_ago(connection: Connection[Any], directory: Path) -> bool:
+    """Not while a pool looks at partitions too: that waits for 50 ms."""
+    try:
+        enqueue_ago(connection, 9, 1, task="quick", payload=_payload(directory))
+    except psycopg.errors.LockNotAvailable:
+        return False
+    return True
+
+
+def leave_behind(connection: Connection[Any], directory: Path) -> None:
+    """Leases that nobody holds any more, of a pool that was killed whole and of one that nobody knows: both pools look
+    for them, and the first one sooner."""
     silent = Worker(connection)
     with subprocess.Popen(["true"]) as gone:
         pass
     pool = PoolIdentity(uuid4(), socket.gethostname(), pid_space(), ("default",))
     beat_workers(connection, pool, [WorkerProcess(silent.worker_id, gone.pid, 0, 0)])
-    silent.claim(2, tasks=["quick"])
-    Worker(connection).claim(2, ttl=0.1, tasks=["quick"])
+    with connection.transaction():  # or somebody else would claim them
+        enqueue(connection, 4, task="quick", payload=_payload(directory))
+        silent.claim(2, tasks=["quick"])
+        Worker(connection).claim(2, ttl=0.1, tasks=["quick"])
 
 
 def _payload(directory: Path, seconds: float = 0.0) -> str:
@@ -262,9 +277,9 @@ def _payload(directory: Path, seconds: float = 0.0) -> str:
 
 _GUESSED = """
     select pid from pgworker.worker_heartbeats as worker
-    where ended_how like '%is gone: it was killed together with its pool'
+    where ended_how ~ ' is gone: it was killed together with its pool$'
        or exists (select from pgworker.job_executions as e
-                  where e.worker_id = worker.worker_id and e.cause like 'its lease expired:%')
+                  where e.worker_id = worker.worker_id and e.cause ~ '^its lease expired:')
 """
 """Workers whose leases were taken back without the board: how much of them had run, nobody could tell."""
 
