@@ -106,7 +106,7 @@ def beat_workers(connection: Connection[Any], pool: PoolIdentity, workers: Seque
 
 
 def end_worker(connection: Connection[Any], pool: PoolIdentity, worker: WorkerProcess, how: str) -> None:
-    """Record that a worker process has ended and how; its leases are free to reclaim from now on."""
+    """Record that a worker process has ended and how; its pool may take its leases from now on, others later."""
     connection.execute(
         query("end_worker"),
         {

@@ -112,12 +112,14 @@ class Forker:
         child.asked = child.given_up = ""
         child.row.pid = child.pid
 
-    def fork_monitor(self, child: MonitorChild) -> None:
-        """Start a monitor with a channel of its own."""
+    def fork_monitor(self, child: MonitorChild, tell: Callable[[], None]) -> None:
+        """Start a monitor with a channel of its own. `tell` sends what it must hear first, before the fork."""
         if child.channel is not None:
             child.channel.close()
             child.channel = None
         ours, theirs = ControlChannel.pair()
+        child.channel = ours
+        tell()
         stack = self._shared.monitor_stack
         stack.clear()
         keep = {
@@ -134,10 +136,10 @@ class Forker:
             )
         except OSError:
             ours.close()
+            child.channel = None
             raise
         finally:
             theirs.close()
-        child.channel = ours
         child.forked_at = time.monotonic()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from pgworker.linux.control import Death
 from pgworker.master.children import MonitorChild
 
@@ -23,16 +25,17 @@ class Deaths:
         self._unrecorded[death.worker_id] = death
         self._send(death)
 
-    def report_at_once(self) -> None:
-        """There is a new monitor, which knows of none."""
-        self._report_at = 0.0
+    def report_all(self) -> None:
+        """To a new monitor, which knows of none: before it looks for the leases of those who have ended, for without
+        what the board shows of them it could only guess."""
+        self._report_at = time.monotonic() + _REPORT_AGAIN
+        for death in self._unrecorded.values():
+            self._send(death)
 
     def report_due(self, now: float) -> None:
         """To a busy monitor again, should a message not have fitted."""
         if now >= self._report_at:
-            self._report_at = now + _REPORT_AGAIN
-            for death in self._unrecorded.values():
-                self._send(death)
+            self.report_all()
 
     def acknowledge(self, worker_id: str) -> None:
         self._unrecorded.pop(worker_id, None)

@@ -134,7 +134,6 @@ class Master:
         self._watcher.revive(now)
         if not self._monitor.pid and now >= self._monitor.start_at:
             self._fork(self._monitor, now)
-            self._deaths.report_at_once()
         self._deaths.report_due(now)
         if self._drain.is_on:
             return
@@ -148,7 +147,7 @@ class Master:
             if isinstance(child, WorkerChild):
                 self._forker.fork_worker(child)
             else:
-                self._forker.fork_monitor(child)
+                self._forker.fork_monitor(child, self._deaths.report_all)
         except OSError as error:
             child.start_at = now + _FORK_RETRY
             log.error("can't fork: %s; trying again in a second", error, extra=fields("fork_failed"))

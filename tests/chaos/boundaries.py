@@ -11,8 +11,8 @@ import inspect
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import wraps
-from importlib import import_module
 from importlib.resources import files
+from pkgutil import resolve_name
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -120,6 +120,22 @@ FUNCTIONS: Mapping[str, str] = {
 }
 """Boundaries that are no statements: before and after a function. What is named by its user is replaced there."""
 
+_LOOKS = "an operator looks, and changes nothing"
+UNREACHED: Mapping[str, str] = {
+    **dict.fromkeys(
+        (
+            *("count_ahead", "count_arrivals", "count_failures", "count_matching_jobs", "count_workers", "find_claim"),
+            *("find_dead_letter", "find_dead_letters", "find_job", "find_line", "find_pauses", "find_progress"),
+            *("find_queues", "find_servers", "list_dead_letters", "list_executions", "list_failures", "list_given_up"),
+            *("list_jobs", "list_waiting_jobs", "list_workers", "read_clock", "read_schema_version", "read_status"),
+        ),
+        _LOOKS,
+    ),
+    "claim_job": "only `pgworker jobs run` and the drain of tests claim one job by its id: neither is a pool",
+    "sleep_unlock": "half a minute after the last worker has slept, longer than a round takes",
+}
+"""Statements and functions that a pool and its producers never come to, and why."""
+
 _OF_A_STATEMENT = {"before": "nothing is sent", "sent": "it is sent, nothing is read", "after": "its answer is read"}
 _OF_A_COMMIT = {
     "before_commit": "all but the commit is done",
@@ -160,6 +176,16 @@ def _points() -> Iterator[Point]:
 POINTS: Mapping[str, Point] = {point.name: point for point in _points()}
 
 
+REPLACED = (
+    *FUNCTIONS.values(),
+    *(f"psycopg._cursor_base:BaseCursor.{name}" for name in ("_execute_gen", "_execute_send", "_send_query_prepared")),
+    *(f"psycopg._pipeline_base:BasePipeline.{name}" for name in ("_exit_gen", "_fetch_gen", "_process_results")),
+    *(f"psycopg._connection_base:BaseConnection.{name}" for name in ("_exec_command", "_connect_gen")),
+    *("psycopg._cursor_base:execute", "psycopg.generators:execute"),
+)
+"""Whatever `put_around_everything` replaces."""
+
+
 def put_around_everything(reach: Reach) -> None:
     """Have this process and its children call `reach` at every point. For the life of the process."""
     Driver(reach).put()
@@ -170,12 +196,8 @@ def put_around_everything(reach: Reach) -> None:
 
 def find(target: str) -> tuple[Any, str]:
     """The class or module of a function, and its name there."""
-    module, _, path = target.partition(":")
-    *classes, attribute = path.split(".")
-    owner: Any = import_module(module)
-    for name in classes:
-        owner = getattr(owner, name)
-    return owner, attribute
+    owner, _, attribute = target.rpartition("." if "." in target.partition(":")[2] else ":")
+    return resolve_name(owner), attribute
 
 
 def _around(function: Callable[..., Any], name: str, reach: Reach) -> Callable[..., Any]:

@@ -11,7 +11,7 @@ import json
 import os
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tests.chaos.boundaries import put_around_everything
@@ -32,6 +32,11 @@ def main(words: Sequence[str]) -> int:
     from pgworker.cli.root import main as command_line
 
     return command_line(list(words))
+
+
+def pool_command(dsn: str, app: str, settings: Mapping[str, object]) -> list[str]:
+    """The command line that starts a pool with these settings; what arms it is its environment's."""
+    return [sys.executable, "-m", "tests.chaos.launch", "pool", dsn, app, json.dumps(settings)]
 
 
 def _start_pool(dsn: str, app: str, given: str) -> int:

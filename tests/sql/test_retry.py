@@ -154,6 +154,22 @@ def test_many_are_chosen_by_what_they_wait_for_and_have_in_common(db: Connection
     assert list(hasten_matching(db)) == []
 
 
+@pytest.mark.parametrize("back", ["released", "taken back", "taken back without a witness"])
+def test_what_was_hastened_and_claimed_is_due_when_it_goes_back(
+    db: Connection[Any], connect: Connect, worker: Worker, back: str
+) -> None:
+    """And not at the later time for which it was enqueued."""
+    (job_id,) = enqueue(db, run_at=TOMORROW)
+    hasten_jobs(db, [job_id])
+    held = worker.claim()
+    if back == "released":
+        release_jobs(db, held.lease_id, 1)
+    else:
+        worker.die("killed")
+        assert Monitor(connect()).reclaim_all(assumed_running=1 if back == "taken back without a witness" else 0)
+    assert ask(db, "select job_id, run_at <= clock_timestamp() from pgworker.job_queue") == [(job_id, True)]
+
+
 def test_a_purge_of_a_queue_misses_nothing_that_is_being_hastened(db: Connection[Any], connect: Connect) -> None:
     """A row that was updated under a purge's lock would be stepped over by its delete, and the batch be short."""
     ids = enqueue(db, 5, run_at=TOMORROW)

@@ -537,6 +537,24 @@ def test_only_leases_of_ended_workers_and_if_asked_expired_ones_are_reclaimable(
     assert found(by_expiry=True) == {of_the_dead, of_the_late}
 
 
+def test_a_pool_has_the_time_to_take_back_itself_what_its_dead_worker_held(db: Connection[Any], worker: Worker) -> None:
+    """It has the board, and knows which of the jobs had ended and which one has killed the worker."""
+    enqueue(db, 1)
+    held = worker.claim()
+    beat_workers(db, POOL, [WorkerProcess(worker.worker_id, 1, 0, 0)])
+    db.execute("update pgworker.worker_heartbeats set beat_at = beat_at - interval '1 minute'")  # an outage
+    worker.die()
+
+    def seen_by_another_pool() -> list[UUID]:
+        found = find_reclaimable(db, by_expiry=True, pool_id=uuid4(), silence=60, patience=10)
+        return [lease.lease_id for lease in found]
+
+    assert [lease.lease_id for lease in Monitor(db).reclaimable()] == [held.lease_id]
+    assert seen_by_another_pool() == []
+    db.execute("update pgworker.worker_heartbeats set beat_at = beat_at - interval '11 seconds'")
+    assert seen_by_another_pool() == [held.lease_id]
+
+
 def test_a_reclaim_sends_each_job_where_what_is_known_of_it_says(db: Connection[Any], worker: Worker) -> None:
     ids = enqueue(db, 6, max_attempts=1)
     [again] = enqueue(db, max_attempts=5)
@@ -951,7 +969,7 @@ def test_no_lease_has_expired_once_the_clock_shows_more_than_it_can(db: Connecti
     Worker(db).claim(ttl=-1)
 
     def find(until: datetime) -> list[Reclaimable]:
-        return find_reclaimable(db, by_expiry=True, pool_id=POOL.pool_id, silence=60, until=until)
+        return find_reclaimable(db, by_expiry=True, pool_id=POOL.pool_id, silence=60, patience=10, until=until)
 
     assert find(now(db) - timedelta(seconds=1)) == []
     [lease] = find(now(db) + timedelta(hours=1))

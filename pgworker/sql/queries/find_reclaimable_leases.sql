@@ -8,6 +8,7 @@ left join pgworker.worker_heartbeats worker on worker.worker_id = lease.worker_i
 where (worker.ended_at is not null
        and (worker.pool_id = %(pool_id)s::uuid
             or worker.beat_at < clock_timestamp() - %(patience)s::float8 * interval '1 second'))
-   or (%(by_expiry)s::boolean and clock_timestamp() <= coalesce(%(until)s::timestamptz, 'infinity') and lease.expires_at < clock_timestamp()
+   or (%(by_expiry)s::boolean and lease.expires_at < clock_timestamp()
+       and clock_timestamp() <= coalesce(%(until)s::timestamptz, 'infinity')
        and (worker.worker_id is null or worker.pool_id = %(pool_id)s::uuid
             or worker.beat_at < clock_timestamp() - %(silence)s::float8 * interval '1 second'))
