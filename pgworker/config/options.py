@@ -68,6 +68,7 @@ OPTIONS: Final = (
     Option("queues", NAMES, _WHAT, "A queue to serve; repeat it, first ones first.", "NAME", ("-q", "--queue")),
     Option("dsn", TEXT, _WHAT, "The database: postgresql://… or host=… dbname=…", "DSN"),
     Option("dsn_file", TEXT, _WHAT, "A file that holds the DSN, such as a container's secret.", "FILE"),
+    Option("pooler", SWITCH, _WHAT, "The DSN leads to a pooler in transaction mode: prepare nothing, poll for all."),
     Option("preload", SWITCH, _WHAT, "Import the app once, in the master, and share its memory."),
     Option("drain_timeout", TIME, _STOP, "What running jobs get after TERM.", "TIME"),
     Option("cancel_grace", TIME, _STOP, "What a handler gets from the cancel flag to SIGTERM.", "TIME"),

@@ -73,6 +73,8 @@ class PoolSettings:
     boot_timeout: float = 60.0
     """After HUP, how long the app may take to be imported, and a new worker to be ready; and how long a worker that has
     drained may take to end."""
+    pooler: bool = False
+    """A pooler in transaction mode is before the database: nothing is prepared, and polls do what LISTEN does else."""
     preload: bool = False
     """Import the app once, in the master, before the first fork."""
     reload: bool = False

@@ -196,6 +196,10 @@ _CANCELLED = _Cause(
     "Somebody cancelled the statement, or statement_timeout is too short: commands that only look give each statement"
     " 60 s, or what PGOPTIONS='-c statement_timeout=10min' says. Try again.",
 )
+_POOLED = _Cause(
+    ConfigurationError,
+    "The DSN leads to a pooler that does not keep a session: `pgworker start --pooler`, or connect to PostgreSQL.",
+)
 _LOST = _Cause(DatabaseUnavailable, "Try again when the server can be reached.")
 _BUG = _Cause(PgworkerError, "This is a bug of pgworker: please report it.")
 
@@ -204,9 +208,11 @@ _BY_STATE = {
     "25006": _READ_ONLY,
     "25P03": _LOST,  # idle_in_transaction_session_timeout
     "25P04": _LOST,  # transaction_timeout
+    "26000": _POOLED,  # a prepared statement is not there
     "28000": _LOGIN,
     "28P01": _LOGIN,
     "3D000": _NO_DATABASE,
+    "42P05": _POOLED,  # a prepared statement is there already
     "42501": _FORBIDDEN,
     "53300": _FULL,
     "55006": _CONTENDED,  # object_in_use

@@ -89,7 +89,9 @@ class Monitor:
         self._pool = PoolIdentity(pool_id, socket.gethostname(), process.pid_space(), settings.queues)
         self._renewals = Renewals(self._board, settings, self._metrics)
         self._reclaims = Reclaims(self._board, self._pool, settings.lease_ttl, Backoff(), self._metrics)
-        self._wakeups = Wakeups(dsn, settings.queues, self._board, [write for _, write in shared.wakes])
+        self._wakeups = Wakeups(
+            dsn, settings.queues, self._board, [write for _, write in shared.wakes], listens=not settings.pooler
+        )
         self._connection: Connection[Any] | None = None
         self._next_connect = 0.0
         self._was_away = False
@@ -168,7 +170,7 @@ class Monitor:
             self._lose_connection(error)
             return
         self._wakeups.look(now)
-        if self._wakeups.listener is None:  # what ended that connection may have ended ours: find out soon
+        if self._wakeups.is_deaf:  # what ended that connection may have ended ours: find out soon
             self._next_beat = min(self._next_beat, now + _IN_DOUBT)
 
     def _beat(self, connection: Connection[Any]) -> None:
@@ -244,7 +246,8 @@ class Monitor:
         if now < self._next_connect:
             return None
         self._next_connect = now + 0.5
-        connection = connect_to_schema(self._dsn, application_name="pgworker monitor", prepare_threshold=2)
+        prepare = None if self._settings.pooler else 2
+        connection = connect_to_schema(self._dsn, application_name="pgworker monitor", prepare_threshold=prepare)
         self._connection = connection
         self._board.is_connected = True
         if self._was_away:

@@ -37,8 +37,14 @@ class Renewals:
         self._missed: set[UUID] = set()
 
     def renew_due(self, connection: Connection[Any], now_ns: int, named: set[UUID] | None = None) -> None:
-        """Renew leases past a third of their life, or just those that are `named`; then pass on what came back."""
-        due_ns = int(self._settings.lease_ttl * _RENEW_AT * 1e9)
+        """Renew leases past a third of their life, or just those that are `named`; then pass on what came back.
+
+        Where nobody listens, a renewal is also how a cancel is heard of: then each is due with the polls.
+        """
+        after = self._settings.lease_ttl * _RENEW_AT
+        if self._settings.pooler:
+            after = min(after, self._settings.poll_interval)
+        due_ns = int(after * 1e9)
         if named is None:
             due = [
                 held for held in self._held() if now_ns - held[1].renewed_ns > due_ns and self._deserves(held, now_ns)

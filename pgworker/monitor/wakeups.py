@@ -23,23 +23,31 @@ log = logger("monitor.wakeups")
 
 
 class Wakeups:
-    """The listening connection, opened and reopened as needed."""
+    """The listening connection, opened and reopened as needed; with `listens` False there is none."""
 
-    def __init__(self, dsn: str, queues: Sequence[str], board: Board, pipes: Sequence[int]) -> None:
+    def __init__(
+        self, dsn: str, queues: Sequence[str], board: Board, pipes: Sequence[int], *, listens: bool = True
+    ) -> None:
         self._dsn = dsn
         self._queues = tuple(queues)
         self._board = board
         self._pipes = tuple(pipes)
+        self._listens = listens
         self._throttle = Throttle(interval=60.0)
         self._next_try = 0.0
         self._alert_until = 0.0
         self._next = 0
         self.listener: Listener | None = None
 
+    @property
+    def is_deaf(self) -> bool:
+        """Whether the listening connection is lost."""
+        return self._listens and self.listener is None
+
     def look(self, now: float) -> None:
         """Once per tick: listen if we don't, and say or unsay that somebody sleeps."""
         try:
-            if self.listener is None and now >= self._next_try:
+            if self.is_deaf and now >= self._next_try:
                 self._next_try = now + _RETRY
                 self.listener = Listener(self._dsn, application_name="pgworker monitor listener")
                 self.wake_all()  # what was enqueued while nobody listened

@@ -302,7 +302,10 @@ class Clerk:
     def _connect(self) -> None:
         if self._connection is not None and not self._connection.closed:
             return
-        self._connection = connect_to_schema(self._dsn, application_name=self._application_name, prepare_threshold=1)
+        prepare = None if self._settings.pooler else 1
+        self._connection = connect_to_schema(
+            self._dsn, application_name=self._application_name, prepare_threshold=prepare
+        )
         if self._undeclared is not None:
             declare_hooks(self._connection, self._tasks, self._undeclared)
             self._undeclared = None

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import click
 
-from pgworker.db import embedded
-from pgworker.db.scratch import scratch_directory
 from tests.chaos.faults.catalogue import all_faults, choose
 from tests.chaos.machine import Verdict, try_seed
 from tests.chaos.plan import Plan, plan
@@ -74,18 +72,14 @@ def main(
 def _try(planned: Plan, seconds: float, jobs: int | None, binaries: Path | None, keep: Path | None) -> Verdict:
     """One seed on a private server of its own; its evidence stays if something broke."""
     evidence = Path(tempfile.mkdtemp(prefix=f"pgworker-chaos-{planned.seed}-", dir=keep))
-    with (
-        scratch_directory() as directory,
-        embedded.start(directory, options={"fsync": "off"}, binaries=binaries) as server,
-    ):
-        verdict = try_seed(planned, server.dsn, evidence, seconds=seconds, jobs=jobs, tell=click.echo)
+    verdict = try_seed(planned, evidence, seconds=seconds, jobs=jobs, tell=click.echo, binaries=binaries)
     if verdict.holds:
         shutil.rmtree(evidence)
     return verdict
 
 
 def _show(planned: Plan) -> None:
-    click.echo(f"seed {planned.seed}")
+    click.echo(f"seed {planned.seed}: {', '.join(sorted(planned.features)) or 'a plain world'}")
     for pool in planned.pools:
         click.echo(f"  {pool.name}: {json.dumps(pool.settings)}")
     for step in planned.steps:

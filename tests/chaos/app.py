@@ -9,15 +9,27 @@ import asyncio
 import ctypes
 import os
 import signal
+import subprocess
+import threading
 import time
+from pathlib import Path
+from typing import Any
+
+from psycopg import Rollback
 
 from pgworker import App, Backoff, Context, DeadLetter, Snooze
-from tests.chaos.witness import Witness
+from tests.chaos.witness import VARIABLE, Witness
 
 app = App()
 witness = Witness()
 witness.watch_starts()
 witness.watch_settles()
+
+BROKEN = "app-is-broken"
+"""While there is a file of this name beside the ledgers, the app can't be imported."""
+
+if Path(os.environ.get(VARIABLE, "/nonexistent"), BROKEN).exists():
+    raise ImportError("broken, as asked")
 
 SOON = Backoff(base=0.05, cap=0.3)
 LONG = 120.0
@@ -146,3 +158,64 @@ def hold_gil(ctx: Context, key: int, seconds: float) -> None:
     """Hold the GIL, as an extension in C does that never lets go of it."""
     witness.started(ctx)
     ctypes.PyDLL(None).usleep(int(seconds * 1_000_000))
+
+
+@app.task(name="mess", backoff=SOON, timeout=LONG)
+def mess(ctx: Context, key: int, kind: str) -> None:
+    """Leave something behind that the next job must not find."""
+    witness.started(ctx)
+    if kind == "transaction":
+        with ctx.transaction() as connection:
+            connection.execute("create temporary table left_behind (n integer)")
+            connection.execute("set search_path = pg_temp; set role none; listen somebody")
+            raise Rollback
+    elif kind == "settings":
+        with ctx.transaction() as connection:
+            connection.execute("set statement_timeout = '1ms'")
+            raise Rollback
+    elif kind == "files":
+        _left.extend(os.open("/dev/null", os.O_RDONLY) for _ in range(20))
+    elif kind == "children":
+        _left.append(subprocess.Popen(["sleep", "30"], stdout=subprocess.DEVNULL))
+    else:
+        threading.Thread(target=time.sleep, args=(5,), daemon=True).start()
+
+
+@app.task(name="odd", backoff=SOON, timeout=LONG, max_attempts=2)
+def odd(ctx: Context, key: int, kind: str) -> Any:
+    """End with something that can't be stored as it is."""
+    witness.started(ctx)
+    if kind in ("bad-str", "large-error", "cause-loop"):
+        raise _error(kind)
+    deep: list[Any] = []
+    for _ in range(50_000):
+        deep = [deep]
+    results: dict[str, Any] = {
+        "nul": "a\0b",
+        "surrogate": "\ud800",
+        "nan": float("nan"),
+        "no-json": object(),
+        "large": "x" * 1_000_000,
+        "deep": deep,
+    }
+    return results[kind]
+
+
+def _error(kind: str) -> Exception:
+    if kind == "bad-str":
+        return _Unspeakable()
+    if kind == "large-error":
+        return ValueError("x" * 1_000_000)
+    first, second = ValueError("first"), ValueError("second")
+    first.__cause__, second.__cause__ = second, first
+    return first
+
+
+class _Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("not to be told")
+
+    __repr__ = __str__
+
+
+_left: list[Any] = []

@@ -15,7 +15,7 @@ import psycopg
 from tests.chaos import checker
 from tests.chaos.evidence import PRODUCER, Ledger, worker_ledgers
 from tests.chaos.plan import Plan, Step
-from tests.chaos.producers import Actor, Operator, Producer
+from tests.chaos.producers import Actor, Bystander, Operator, Producer
 from tests.chaos.world import PATIENCE, World, world
 
 _HEALED_WITHIN = 120.0
@@ -58,17 +58,17 @@ class Trouble:
 
 def try_seed(
     plan: Plan,
-    superuser_dsn: str,
     directory: Path,
     *,
     seconds: float,
     jobs: int | None,
     tell: Tell = lambda _: None,
+    binaries: Path | None = None,
 ) -> Verdict:
     """Enqueue up to `jobs` jobs for at most so many seconds while the faults of the plan come; then wait, and check."""
     trouble = Trouble()
     began = time.monotonic()
-    with world(plan, superuser_dsn, directory) as made:
+    with world(plan, directory, binaries) as made:
         producers, operator = _actors(made, jobs)
         actors: list[Actor] = [*producers, operator]
         for actor in actors:
@@ -82,7 +82,7 @@ def try_seed(
         offences = trouble.offences | made.offences_of_pools()
         with made.connect() as connection:
             checker.load(connection, directory)
-            offences |= checker.check(connection)
+            offences |= checker.check(connection, has_steady_clock="clock" not in plan.features)
             row = connection.execute("select count(*) from pgworker.job_executions").fetchone()
         acked = sum(producer.acked for producer in producers)
         happened = dict(made.log.happened)
@@ -93,6 +93,8 @@ def try_seed(
 def _actors(made: World, jobs: int | None) -> tuple[list[Producer], Operator]:
     ledger = Ledger(made.directory / PRODUCER)
     seed = made.plan.seed
+    bystander = Bystander(lambda: made.connect("chaos_producer"), ledger=ledger, first_key=_PRODUCERS * _KEYS)
+    made.enqueue = bystander.enqueue
     producers = [
         Producer(
             lambda: made.connect("chaos_producer"),

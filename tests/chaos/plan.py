@@ -7,13 +7,18 @@ interleave, is not in anybody's hand: a failure replays from its seed because th
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tests.chaos.faults.fault import Fault
 
 QUEUES = ("default", "other")
+POOLER = "pooler"
+"""The feature of a world whose pools and producers come through PgBouncer."""
+
+_FEATURE = 0.3
+"""How often a mixture has a feature that it could have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,8 @@ class Plan:
     seed: int
     pools: tuple[PoolPlan, ...]
     steps: tuple[Step, ...]
+    features: frozenset[str]
+    """What the world has that not every world has: see `Fault.needs`."""
     is_alone: bool
     """One kind of fault only, so that each may expect what is promised of it alone."""
     backlog: int = 3000
@@ -46,11 +53,21 @@ class Plan:
     """Seconds within which everything must have come to rest once nothing is broken any more."""
 
 
-def plan(seed: int, faults: Sequence[Fault], seconds: float) -> Plan:
-    """The plan for this seed: these faults, mixed at random for so long, on pools made at random."""
+def plan(seed: int, faults: Sequence[Fault], seconds: float, extra: Collection[str] = ()) -> Plan:
+    """The plan for this seed: these faults, mixed at random for so long, on pools made at random.
+
+    A mixture has some of the features that its faults need, and those faults that can do with them; `extra` are there
+    in any case.
+    """
     dice = random.Random(f"world {seed}")
+    is_alone = len({fault.number for fault in faults}) == 1
+    needs = sorted(frozenset().union(*(fault.needs for fault in faults)))
+    features = frozenset(need for need in needs if is_alone or dice.random() < _FEATURE) | frozenset(extra)
+    if not is_alone and dice.random() < _FEATURE:
+        features |= {POOLER}
+    able = [fault for fault in faults if fault.needs <= features]
     pools = tuple(_pool(dice, number) for number in range(dice.choice([1, 2, 2, 3])))
-    return Plan(seed, pools, tuple(_steps(dice, seed, faults, seconds)), len(faults) == 1)
+    return Plan(seed, pools, tuple(_steps(dice, seed, able, seconds, is_alone)), features, is_alone)
 
 
 def _pool(dice: random.Random, number: int) -> PoolPlan:
@@ -66,7 +83,7 @@ def _pool(dice: random.Random, number: int) -> PoolPlan:
         "cancel_grace": 0.3,
         "term_grace": 0.3,
         "drain_timeout": 10.0,
-        "restart_backoff": (0.1, 1.0, 0.25),
+        "restart_backoff": {"base": 0.1, "cap": 1.0, "jitter": 0.25},
         "log_format": "json",
     }
     if dice.random() < 0.3:
@@ -76,12 +93,12 @@ def _pool(dice: random.Random, number: int) -> PoolPlan:
     return PoolPlan(f"pool{number}", settings)
 
 
-def _steps(dice: random.Random, seed: int, faults: Sequence[Fault], seconds: float) -> list[Step]:
+def _steps(dice: random.Random, seed: int, faults: Sequence[Fault], seconds: float, is_alone: bool) -> list[Step]:
     steps: list[Step] = []
     if not faults:
         return steps
-    gap = faults[0].every if len(faults) == 1 else min(2.0, max(0.5, seconds / 20))
-    at = dice.uniform(0.5, 1.0) * gap
+    gap = faults[0].every if is_alone else 0.8
+    at = dice.uniform(0.3, 1.0)
     while at < seconds:
         steps.append(Step(round(at, 2), dice.choice(faults), f"{seed} {len(steps)}"))
         at += dice.uniform(0.5, 1.5) * gap

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 import time
@@ -171,6 +172,29 @@ class Producer(Actor):
             "crash": dice.choice(["kill", "exit", "segfault"]),
         }
         return task.job(key, *([extra[name]] if name in extra else []))  # type: ignore[no-any-return]
+
+
+class Bystander:
+    """Enqueues what faults bring with them, in the books of the producers. Called by any thread."""
+
+    def __init__(self, connect: Connect, *, ledger: Ledger, first_key: int) -> None:
+        self._connect = connect
+        self._ledger = ledger
+        self._keys = itertools.count(first_key)
+
+    def enqueue(self, name: str, *arguments: Sequence[Any], open_for: float = 0.0) -> None:
+        """One job for each list of arguments after the key, all in a transaction that stays open for so many seconds.
+
+        What the database is away for is not enqueued.
+        """
+        keyed = [(next(self._keys), given) for given in arguments]
+        self._ledger.note_all([(PLAN, key) for key, _ in keyed])
+        requests = [tasks.app.tasks[name].job(key, *given) for key, given in keyed]
+        with suppress(*_AWAY), self._connect() as connection:
+            with connection.transaction():
+                handles = tasks.app.enqueue_many(requests, connection)
+                time.sleep(open_for)
+            self._ledger.note_all([(ACKED, key, handle.id) for (key, _), handle in zip(keyed, handles, strict=True)])
 
 
 class Operator(Actor):

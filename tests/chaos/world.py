@@ -1,4 +1,4 @@
-"""A world to be tried: a server, pools that are started again when they end, producers, and the evidence of it all."""
+"""A world to be tried: a server behind a proxy, pools that are started again when they end, and the evidence of it."""
 
 from __future__ import annotations
 
@@ -12,19 +12,23 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import psycopg
 from psycopg import Connection
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from pgworker.db.migrate import migrate
 from pgworker.db.roles import make_roles
 from tests.chaos import checker
 from tests.chaos.evidence import FaultLog
+from tests.chaos.failpoints import DIRECTORY as FAILPOINTS_DIRECTORY
+from tests.chaos.failpoints import SEED as FAILPOINTS_SEED
 from tests.chaos.plan import Plan, PoolPlan
+from tests.chaos.pooler import Pooler
+from tests.chaos.proxy import Proxy
+from tests.chaos.servers import PostgresServer, SmallDisk
 from tests.chaos.witness import VARIABLE
 from tests.process.pool import ROOT, Pool
 
@@ -39,25 +43,14 @@ _EXPECTED_EXITS = frozenset({0, 69, 71, 75, -signal.SIGKILL})
 
 _BUG = re.compile(r"this is a bug|Traceback \(most recent call last\)|Internal error|terminate called")
 _LOGINS = {"chaos_worker": "pgworker_worker", "chaos_producer": "pgworker_enqueuer", "chaos_operator": "pgworker_admin"}
-_START = """
-import json, os, sys
-from pgworker.cli.pool import start_pool
-from tests.chaos.defects.catalogue import plant_by_environment
-from pgworker.config.settings import PoolSettings
-from pgworker.model.retry import Backoff
-dsn, app, given = sys.argv[1:]
-settings = {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(given).items()}
-settings["restart_backoff"] = Backoff(*settings["restart_backoff"])
-plant_by_environment(os.environ)
-sys.exit(start_pool(dsn, app, PoolSettings(**settings), starts_server=False))
-"""
 
 
 class KeptPool:
     """A pool that is started again whenever it ends, each time with a log of its own, as systemd would."""
 
-    def __init__(self, plan: PoolPlan, dsn: str, directory: Path, log: FaultLog) -> None:
+    def __init__(self, plan: PoolPlan, dsn: str, directory: Path, log: FaultLog, *, has_pooler: bool) -> None:
         self.plan = plan
+        self._has_pooler = has_pooler
         self._dsn = dsn
         self._directory = directory
         self._log = log
@@ -66,6 +59,7 @@ class KeptPool:
         self._thread = threading.Thread(target=self._keep, name=plan.name, daemon=True)
         self.pool = self._start()
         self.exits: list[int] = []
+        """How it has ended so far, each time before it was started again."""
 
     def keep(self) -> None:
         self._thread.start()
@@ -105,12 +99,18 @@ class KeptPool:
     def _start(self) -> Pool:
         self._starts += 1
         log_file = self._directory / f"{self.plan.name}-{self._starts:03}.log"
-        settings = json.dumps({"metrics_listen": None, **self.plan.settings})
+        settings = json.dumps({"metrics_listen": None, "pooler": self._has_pooler, **self.plan.settings})
         with log_file.open("wb") as out:
             process = subprocess.Popen(
-                [sys.executable, "-c", _START, self._dsn, APP, settings],
+                [sys.executable, "-m", "tests.chaos.launch", "pool", self._dsn, APP, settings],
                 cwd=ROOT,
-                env={**os.environ, "PYTHONPATH": str(ROOT), VARIABLE: str(self._directory)},
+                env={
+                    **os.environ,
+                    "PYTHONPATH": str(ROOT),
+                    VARIABLE: str(self._directory),
+                    FAILPOINTS_DIRECTORY: str(self._directory / self.plan.name),
+                    FAILPOINTS_SEED: self.plan.name,
+                },
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
@@ -120,29 +120,70 @@ class KeptPool:
 
 
 class World:
-    """What a fault can reach, and what it may ask."""
+    """What a fault can reach, and what it may ask.
 
-    def __init__(self, plan: Plan, superuser_dsn: str, directory: Path) -> None:
+    `server` is the primary of the moment, `standby` the synchronous one behind it, if the plan has one. Pools and those
+    who enqueue go through `proxy`; who watches, and who breaks, goes past it.
+    """
+
+    def __init__(
+        self, plan: Plan, server: PostgresServer, proxy: Proxy, directory: Path, whatever_lives: ExitStack
+    ) -> None:
+        self._whatever_lives = whatever_lives
         self.plan = plan
+        self.server = server
+        self.standby: PostgresServer | None = None
+        self.proxy = proxy
+        self.pooler: Pooler | None = None
         self.directory = directory
         self.log = FaultLog(directory)
-        self._superuser_dsn = superuser_dsn
+        self.database = str(conninfo_to_dict(server.make_database())["dbname"])
         self.is_over = threading.Event()
         """Set when no fault may begin any more."""
         self.pools: list[KeptPool] = []
+        self.enqueue: Callable[..., None] = _nobody_enqueues
+        """That of a `Bystander`."""
 
     @property
     def is_alone(self) -> bool:
         """Only one kind of fault is injected, so that its own promises can be asked for."""
         return self.plan.is_alone
 
+    def add_standby(self) -> None:
+        """Put a synchronous standby behind the primary of the moment."""
+        self.standby = self._whatever_lives.enter_context(self.server.add_standby(synchronous=True))
+
+    @property
+    def superuser_dsn(self) -> str:
+        return self.server.dsn_of(self.database)
+
     def dsn(self, login: str) -> str:
         """What this login's processes connect to."""
-        return make_conninfo(self._superuser_dsn, user=login)
+        through = self.proxy.dsn(self.superuser_dsn) if self.pooler is None else self.pooler.dsn
+        return make_conninfo(through, user=login)
 
     def connect(self, login: str | None = None) -> Connection[Any]:
         """An autocommit connection: of a login by its usual way, else of the superuser, past everything in between."""
-        return psycopg.connect(self._superuser_dsn if login is None else self.dsn(login), autocommit=True)
+        if login is None:
+            return psycopg.connect(self.superuser_dsn, autocommit=True, application_name="operator")
+        prepares = None if self.pooler is not None else 5  # the driver's default
+        return psycopg.connect(self.dsn(login), autocommit=True, connect_timeout=5, prepare_threshold=prepares)
+
+    def ask(self, query: str) -> Any:
+        """The first column of the first row."""
+        with self.connect() as connection:
+            row = connection.execute(query.encode()).fetchone()
+        assert row is not None
+        return row[0]
+
+    def waiting_jobs(self) -> int:
+        return int(self.ask("select count(*) from pgworker.job_queue"))
+
+    def leases(self) -> int:
+        return int(self.ask("select count(*) from pgworker.job_leases"))
+
+    def executions(self) -> int:
+        return int(self.ask("select count(*) from pgworker.job_executions"))
 
     def eventually(self, look: Callable[[], Seen], what: str, within: float) -> Seen:
         """What `look` returns once that is true. AssertionError when it isn't within so many seconds."""
@@ -152,6 +193,17 @@ class World:
             time.sleep(0.02)
         return seen
 
+    def goes_on(self, within: float) -> None:
+        """Return when jobs have been run since. AssertionError when none was within so many seconds."""
+        before = self.executions()
+        self.eventually(
+            lambda: self.executions() > before or not self.waiting_jobs(), "another job that has ended", within
+        )
+
+    def pause(self, seconds: float) -> None:
+        """Leave a fault be for so long."""
+        time.sleep(seconds)
+
     def pick_pool(self, dice: random.Random) -> KeptPool:
         return dice.choice(self.pools)
 
@@ -160,18 +212,6 @@ class World:
         workers = self.pick_pool(dice).pool.workers
         return dice.choice(workers) if workers else None
 
-    def waiting_jobs(self) -> int:
-        return int(self._ask("select count(*) from pgworker.job_queue"))
-
-    def leases(self) -> int:
-        return int(self._ask("select count(*) from pgworker.job_leases"))
-
-    def _ask(self, query: str) -> Any:
-        with self.connect() as connection:
-            row = connection.execute(query.encode()).fetchone()
-        assert row is not None
-        return row[0]
-
     def offences_of_pools(self) -> dict[str, list[tuple[Any, ...]]]:
         """Exit codes and log lines that no fault explains."""
         found: dict[str, list[tuple[Any, ...]]] = {}
@@ -179,35 +219,52 @@ class World:
             if odd := [(kept.plan.name, code) for code in kept.exits if code not in _EXPECTED_EXITS]:
                 found.setdefault("a pool ends as documented", []).extend(odd)
             for file in kept.logs():
-                if lines := [
-                    (file.name, line[:500])
-                    for line in file.read_text(errors="replace").splitlines()
-                    if _BUG.search(line)
-                ]:
-                    found.setdefault("no log tells of a bug", []).extend(lines[:3])
+                lines = file.read_text(errors="replace").splitlines()
+                if bugs := [(file.name, line[:500]) for line in lines if _BUG.search(line)]:
+                    found.setdefault("no log tells of a bug", []).extend(bugs[:3])
         return found
 
 
 @contextmanager
-def world(plan: Plan, superuser_dsn: str, directory: Path) -> Iterator[World]:
+def world(plan: Plan, directory: Path, binaries: Path | None = None) -> Iterator[World]:
     """The pools of a plan at work on an empty database, until the context is left; whatever is left then is killed."""
-    migrate(superuser_dsn)
-    make_roles(superuser_dsn)
-    made = World(plan, superuser_dsn, directory)
-    with made.connect() as connection:
-        for login, role in _LOGINS.items():
-            connection.execute(f"create role {login} login in role {role}".encode())
-        checker.set_up(connection)
     directory.chmod(0o777)
-    try:
+    small: SmallDisk | None = "tablespace" if "small-disk" in plan.features else None
+    with ExitStack() as stack:
+        server = PostgresServer(small_disk=small, with_clock="clock" in plan.features, binaries=binaries)
+        stack.enter_context(server)
+        proxy = stack.enter_context(Proxy(server.address, server.port))
+        made = World(plan, server, proxy, directory, stack)
+        _set_up(made)
+        if "standby" in plan.features:
+            made.add_standby()
+        if "pooler" in plan.features:
+            pooler = Pooler(proxy.dsn(made.superuser_dsn), directory, users=tuple(_LOGINS))
+            made.pooler = stack.enter_context(pooler)
+        stack.callback(_end_pools, made)
         for pool in plan.pools:
-            made.pools.append(KeptPool(pool, made.dsn("chaos_worker"), directory, made.log))
+            dsn, has_pooler = made.dsn("chaos_worker"), made.pooler is not None
+            made.pools.append(KeptPool(pool, dsn, directory, made.log, has_pooler=has_pooler))
         for kept in made.pools:
             kept.pool.wait_for_log("the pool is ready")
             kept.keep()
         made.log.begin()
         yield made
-    finally:
-        made.is_over.set()
-        for kept in made.pools:
-            kept.kill()
+
+
+def _nobody_enqueues(*_: object, **__: object) -> None:
+    raise AssertionError("the world has no bystander")
+
+
+def _set_up(made: World) -> None:
+    make_roles(made.superuser_dsn)
+    with made.connect() as connection:
+        for login, role in _LOGINS.items():
+            connection.execute(f"create role {login} login in role {role}".encode())
+        checker.set_up(connection)
+
+
+def _end_pools(made: World) -> None:
+    made.is_over.set()
+    for kept in made.pools:
+        kept.kill()

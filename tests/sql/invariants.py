@@ -100,18 +100,20 @@ create table chaos.acknowledged (job_id uuid not null, execution integer not nul
 create table chaos.refused (job_id uuid not null, execution integer not null, lease_id uuid not null);
 create table chaos.cancelled (job_id uuid not null);
 -- when executions were recorded and leases ended, seen under the locks of those who did it
-create table chaos.recorded (job_id uuid, execution integer, lease_id uuid, xid xid8, at timestamptz);
-create table chaos.lease_ended (lease_id uuid, xid xid8, at timestamptz);
+create sequence chaos.moment; -- a clock may be set back
+create table chaos.recorded (job_id uuid, execution integer, lease_id uuid, xid xid8, at bigint);
+create table chaos.lease_ended (lease_id uuid, xid xid8, at bigint);
 
 create function chaos.see_recorded() returns trigger language plpgsql as $$ begin
-    insert into chaos.recorded select job_id, execution, lease_id, pg_current_xact_id(), clock_timestamp() from seen;
+    insert into chaos.recorded
+    select job_id, execution, lease_id, pg_current_xact_id(), nextval('chaos.moment') from seen;
     return null;
 end $$;
 create trigger see_recorded after insert on pgworker.job_executions referencing new table as seen
     for each statement execute function chaos.see_recorded();
 
 create function chaos.see_lease_ended() returns trigger language plpgsql as $$ begin
-    insert into chaos.lease_ended select lease_id, pg_current_xact_id(), clock_timestamp() from seen;
+    insert into chaos.lease_ended select lease_id, pg_current_xact_id(), nextval('chaos.moment') from seen;
     return null;
 end $$;
 create trigger see_lease_ended after delete on pgworker.job_leases referencing old table as seen

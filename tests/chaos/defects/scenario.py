@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pgworker.db import embedded
-from pgworker.db.scratch import scratch_directory
 from tests.chaos.defects.defect import VARIABLE, Defect, planted
 from tests.chaos.machine import Verdict, try_seed
 from tests.chaos.plan import Plan, PoolPlan, Step
@@ -73,13 +71,12 @@ def _finders(defect: Defect, verdict: Verdict) -> tuple[str, ...]:
 
 
 def _one_life(defect: Defect, seed: int, enqueue_for: float, binaries: Path | None) -> Verdict:
-    with scratch_directory() as home, embedded.start(home, options={"fsync": "off"}, binaries=binaries) as server:
-        evidence = Path(tempfile.mkdtemp(prefix="pgworker-defect-"))
-        try:
-            with planted(defect), _named(defect):
-                return try_seed(_plan(defect, seed), server.dsn, evidence, seconds=enqueue_for, jobs=None)
-        finally:
-            shutil.rmtree(evidence)
+    evidence = Path(tempfile.mkdtemp(prefix="pgworker-defect-"))
+    try:
+        with planted(defect), _named(defect):
+            return try_seed(_plan(defect, seed), evidence, seconds=enqueue_for, jobs=None, binaries=binaries)
+    finally:
+        shutil.rmtree(evidence)
 
 
 def _plan(defect: Defect, seed: int) -> Plan:
@@ -93,7 +90,7 @@ def _plan(defect: Defect, seed: int) -> Plan:
     steps = tuple(
         Step(at, defect.faults[number % len(defect.faults)], f"{seed} {number}") for number, at in enumerate(moments)
     )
-    return Plan(seed, pools, steps, is_alone=False, backlog=100, patience=_patience(defect))
+    return Plan(seed, pools, steps, frozenset(), is_alone=False, backlog=100, patience=_patience(defect))
 
 
 def _patience(defect: Defect) -> float:

@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from tests.chaos.app import BROKEN
 from tests.chaos.faults.fault import Fault
 from tests.chaos.world import World
 
@@ -86,6 +87,19 @@ def signal_pool(world: World, dice: random.Random) -> None:
         time.sleep(dice.uniform(0, 0.5))
 
 
+def break_app(world: World, dice: random.Random) -> None:
+    """A new version of the app that can't be imported, and a rolling restart: the old workers go on."""
+    broken = world.directory / BROKEN
+    pool = world.pick_pool(dice).pool
+    broken.touch()
+    try:
+        with suppress(ProcessLookupError):
+            pool.send(signal.SIGHUP)
+        world.pause(dice.uniform(0.5, 3))
+    finally:
+        broken.unlink()
+
+
 def pause_pool(world: World, dice: random.Random) -> None:
     pool = world.pick_pool(dice).pool
     for _ in range(2):
@@ -115,5 +129,6 @@ FAULTS = (
     Fault(5, "worker-stopped", stop_worker, every=4.0),
     Fault(6, "master-or-monitor-stopped", stop_master_or_monitor, every=4.0),
     Fault(9, "signals", signal_pool, every=4.0),
+    Fault(15, "app-broken", break_app, every=6.0),
     Fault(9, "paused", pause_pool, every=4.0),
 )

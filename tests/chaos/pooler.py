@@ -1,0 +1,148 @@
+"""PgBouncer in transaction mode in front of a server: what a session has kept is gone with the transaction.
+
+with Pooler(server.dsn, directory) as pooler:
+    psycopg.connect(pooler.dsn)
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from tests.process.pool import eventually, free_port
+
+_CONFIGURATION = """
+[databases]
+* = {server}
+
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {port}
+unix_socket_dir =
+auth_type = trust
+auth_file = {users}
+admin_users = postgres
+pool_mode = transaction
+default_pool_size = {pool_size}
+max_client_conn = 500
+logfile = {log}
+pidfile =
+"""
+
+
+class Pooler:
+    """A pgbouncer with a directory of its own, which its account must be able to reach; `users` may log in.
+
+    It has `pool_size` connections for each database and user. Skips the test where there is no pgbouncer.
+    """
+
+    def __init__(
+        self, server_dsn: str, directory: Path, *, users: tuple[str, ...] = ("postgres",), pool_size: int = 10
+    ) -> None:
+        self._program = _find()
+        self.port = free_port()
+        self.dsn = self.through(server_dsn)
+        self.log_file = directory / "pgbouncer.log"
+        self._account = _account()
+        self._directory = directory
+        given = conninfo_to_dict(server_dsn)
+        server = f"host={given['host']} port={given.get('port') or 5432}"
+        (directory / "users.txt").write_text("".join(f'"{user}" ""\n' for user in users))
+        (directory / "pgbouncer.ini").write_text(
+            _CONFIGURATION.format(
+                server=server,
+                port=self.port,
+                users=directory / "users.txt",
+                pool_size=pool_size,
+                log=self.log_file,
+            )
+        )
+        self.log_file.touch()
+        if self._account is not None:
+            os.chown(self.log_file, self._account.pw_uid, self._account.pw_gid)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def through(self, dsn: str) -> str:
+        """The same database, user and so on through this pooler."""
+        return make_conninfo(dsn, host="127.0.0.1", port=self.port)
+
+    def __enter__(self) -> Pooler:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def start(self) -> None:
+        """Start it; returns when it accepts connections."""
+        account = self._account
+        self._process = subprocess.Popen(
+            [self._program, "-q", "pgbouncer.ini"],
+            cwd=self._directory,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            user=None if account is None else account.pw_uid,
+            group=None if account is None else account.pw_gid,
+            extra_groups=None if account is None else [],
+        )
+        eventually(self._accepts, lambda: f"a pooler that accepts: {self.log_file.read_text()}")
+
+    def kill(self) -> None:
+        """End it without a word to its clients."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    def restart(self) -> None:
+        """End it, and all connections through it, and start it anew."""
+        self.kill()
+        self.start()
+
+    def pause(self) -> None:
+        """Let the transactions that run end, and hold up all others, until `resume`."""
+        self._command("pause")
+
+    def resume(self) -> None:
+        self._command("resume")
+
+    def _command(self, word: str) -> None:
+        admin = make_conninfo("", host="127.0.0.1", port=self.port, user="postgres", dbname="pgbouncer")
+        with psycopg.connect(admin, autocommit=True, cursor_factory=psycopg.ClientCursor) as connection:
+            connection.execute(word.encode())
+
+    def _accepts(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, f"pgbouncer has ended: {self.log_file.read_text()}"
+        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
+            return True
+        return False
+
+
+def _find() -> str:
+    found = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    if found is None:
+        pytest.skip("needs pgbouncer")
+    return found
+
+
+def _account() -> pwd.struct_passwd | None:
+    """Under whom it runs where we are root: under whom a private server runs, whose socket nobody else may open."""
+    if os.geteuid() != 0:
+        return None
+    for name in ("postgres", "nobody"):
+        with suppress(KeyError):
+            return pwd.getpwnam(name)
+    raise AssertionError("no account for pgbouncer")
