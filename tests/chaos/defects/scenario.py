@@ -34,7 +34,7 @@ _SETTINGS: Mapping[str, Any] = {
     "cancel_grace": 0.3,
     "term_grace": 0.3,
     "drain_timeout": 5.0,
-    "restart_backoff": (0.05, 0.2, 0.25),
+    "restart_backoff": {"base": 0.05, "cap": 0.2, "jitter": 0.25},
     "log_format": "json",
 }
 
