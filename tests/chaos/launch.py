@@ -15,13 +15,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tests.chaos.boundaries import put_around_everything
-from tests.chaos.defects.catalogue import plant_by_environment
 from tests.chaos.failpoints import Armed
 
 
 def main(words: Sequence[str]) -> int:
     """Arm this process by its environment, and do what the words say; the exit code."""
-    plant_by_environment(os.environ)
+    if "PGWORKER_CHAOS_DEFECT" in os.environ:
+        from tests.chaos.defects.catalogue import plant_by_environment
+
+        plant_by_environment(os.environ)
     put_around_everything(Armed.by_environment(os.environ).reach)
     if words[:1] == ["pool"]:
         return _start_pool(*words[1:])

@@ -82,7 +82,7 @@ def try_seed(
         offences = trouble.offences | made.offences_of_pools()
         with made.connect() as connection:
             checker.load(connection, directory)
-            offences |= checker.check(connection, but=checker.BY_THE_CLOCK if "clock" in plan.features else ())
+            offences |= checker.check(connection, has_steady_clock="clock" not in plan.features)
             row = connection.execute("select count(*) from pgworker.job_executions").fetchone()
         acked = sum(producer.acked for producer in producers)
         happened = dict(made.log.happened)

@@ -70,7 +70,7 @@ def _commit_apart(bed: Bed) -> None:
 
     def commit_and_settle(connection: Connection[Any], settlement: Settlement) -> None:
         connection.execute("commit")
-        time.sleep(0.02)
+        time.sleep(0.2)  # in which a worker may die
         connection.execute("begin")
         settle(connection, settlement)
 

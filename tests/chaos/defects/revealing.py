@@ -10,7 +10,6 @@ from contextlib import suppress
 
 from pgworker.errors import JobNotFound
 from pgworker.lifecycle.cancel import cancel_job
-from tests.chaos.faults.catalogue import all_faults
 from tests.chaos.faults.fault import Fault
 from tests.chaos.world import World
 
@@ -86,4 +85,3 @@ WORKERS_KILLED = Fault(_NUMBER, "workers-killed", kill_workers)
 CANCELLED_AND_KILLED = Fault(_NUMBER, "cancelled-and-killed", cancel_and_kill)
 STOPPED_PAST_LEASE = Fault(_NUMBER, "stopped-past-its-lease", stop_past_the_lease)
 DRAINED = Fault(_NUMBER, "drained", drain_one)
-POOL_KILLED = next(fault for fault in all_faults() if fault.name == "pool-killed")
