@@ -135,7 +135,8 @@ class Monitor:
         with selectors.PollSelector() as selector:  # unlike epoll it takes no descriptor: there may be none left
             if not self._control.is_closed:
                 selector.register(self._control, selectors.EVENT_READ)
-            if self._wakeups.listener is not None:
+            # Nobody reads it while the database is away: its end, which it tells of for ever, would keep us busy.
+            if self._connection is not None and self._wakeups.listener is not None:
                 selector.register(self._wakeups.listener, selectors.EVENT_READ)
             selector.select(_TICK)
 

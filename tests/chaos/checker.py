@@ -43,7 +43,7 @@ alter function chaos.see_recorded() security definer;
 alter function chaos.see_lease_ended() security definer;
 
 -- what each lease was for, seen as it was claimed; how it was for its worker when the lease ended; who was given up
-create table chaos.leased (lease_id uuid, job_ids uuid[], executions integer[], slots smallint, at bigint);
+create table chaos.leased (lease_id uuid, job_ids uuid[], executions integer[], slots smallint, moment bigint);
 create table chaos.lease_taken
     (lease_id uuid, expires_at timestamptz, worker_ended_at timestamptz, worker_ended_how text, xid xid8,
      at timestamptz);
@@ -166,10 +166,10 @@ LEDGERS: Mapping[str, str] = {
         select * from chaos.buried where failures < max_attempts
     """,
     "I5: no execution is claimed before the one before it was recorded": """
-        select held.job_id, r.execution, r.at as recorded_at, held.execution as next, leased.at as claimed_at
+        select held.job_id, r.execution, r.moment as recorded, held.execution as next, leased.moment as claimed
         from chaos.leased, unnest(leased.job_ids, leased.executions) as held(job_id, execution)
         join chaos.recorded as r using (job_id)
-        where r.execution < held.execution and r.at > leased.at
+        where r.execution < held.execution and r.moment > leased.moment
     """,
     "I6: a job enqueued by another one is there if and only if that one succeeded": """
         select coalesce(parent.job_id, child.parent) as parent, parent.execution, child.id as child

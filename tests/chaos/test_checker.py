@@ -216,7 +216,7 @@ PLANTED: list[tuple[str, Offence]] = [
     ("I4: no job is given up before its attempts are used up", given_up_early),
     (
         "I5: no execution is claimed before the one before it was recorded",
-        "update chaos.leased set at = 0 where %(retried)s = any (job_ids) and executions = '{2}'",
+        "update chaos.leased set moment = 0 where %(retried)s = any (job_ids) and executions = '{2}'",
     ),
     (
         "I6: a job enqueued by another one is there if and only if that one succeeded",

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import psutil
 import psycopg
 import pytest
 from psycopg import Connection
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.types.json import Jsonb
 
 from pgworker.app.task import Enqueuer, Task
@@ -617,6 +619,28 @@ def test_an_outage_longer_than_the_leases_ends_what_runs_uncharged_and_keeps_wha
         assert scene.outcomes(kind) == [(1, "lost", 0)]
         assert scene.outcomes(finished) == [(1, "succeeded", 0)]
         assert scene.effects() == [(effect, 2)]
+
+
+def test_while_the_database_is_away_the_monitor_sleeps(
+    dsn: str, server: embedded.Server, start_pool: StartPool
+) -> None:
+    """The connection that listens has ended too, and says so to whoever polls it, again and again."""
+    pool = start_pool(dsn=dsn)
+    monitor = psutil.Process(pool.monitor)
+    database, end = (
+        conninfo_to_dict(dsn)["dbname"],
+        "select pg_terminate_backend(pid) from pg_stat_activity where datname",
+    )
+    with psycopg.connect(server.dsn, autocommit=True) as operator:
+        operator.execute(f"alter database {database} allow_connections false".encode())
+        for name in ("pgworker monitor", "pgworker monitor listener"):
+            operator.execute(f"{end} = %s and application_name = %s".encode(), [database, name])
+            pool.wait_for_log("not currently accepting connections")
+        before, began = sum(monitor.cpu_times()[:2]), time.monotonic()
+        eventually(lambda: time.monotonic() > began + 2, "two seconds without a database")
+        used = (sum(monitor.cpu_times()[:2]) - before) / (time.monotonic() - began)
+        operator.execute(f"alter database {database} allow_connections true".encode())
+    assert used < 0.3
 
 
 def lines_per_second(pool: Pool) -> Counter[tuple[str, str]]:
