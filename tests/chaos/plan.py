@@ -14,6 +14,8 @@ from typing import Any
 from tests.chaos.faults.fault import Fault
 
 QUEUES = ("default", "other")
+FAILPOINTS = "failpoints"
+"""The feature of a world whose pools can be armed at every boundary, which costs them some speed."""
 POOLER = "pooler"
 """The feature of a world whose pools and producers come through PgBouncer."""
 

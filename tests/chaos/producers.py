@@ -40,9 +40,9 @@ _CHANCES: dict[str, float] = {
     "snooze": 3,
     "say": 4,
     "obey": 0.5,
-    "hold_gil": 0.2,
-    "crash": 0.2,
-    "hang": 0.1,
+    "hold_gil": 0.1,
+    "crash": 0.1,
+    "hang": 0.05,
 }
 
 
@@ -164,7 +164,7 @@ class Producer(Actor):
             queue=dice.choice(QUEUES), priority=dice.choice([5, 5, 5, 0, 9]), org_id=dice.choice(ORGS)
         )
         if name in ("plain", "plain_async", "effect", "effect_async"):
-            return task.job(key, dice.choice([0, 0, 0, 0, 1, 5, 20]))  # type: ignore[no-any-return]
+            return task.job(key, dice.choice([0, 0, 0, 0, 0, 0, 0, 0, 1, 10]))  # type: ignore[no-any-return]
         extra = {
             "fail": dice.randint(1, 3),
             "obey": 0.3,

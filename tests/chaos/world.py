@@ -25,7 +25,7 @@ from tests.chaos import checker
 from tests.chaos.evidence import FaultLog
 from tests.chaos.failpoints import DIRECTORY as FAILPOINTS_DIRECTORY
 from tests.chaos.failpoints import SEED as FAILPOINTS_SEED
-from tests.chaos.plan import Plan, PoolPlan
+from tests.chaos.plan import FAILPOINTS, Plan, PoolPlan
 from tests.chaos.pooler import Pooler
 from tests.chaos.proxy import Proxy
 from tests.chaos.servers import PostgresServer, SmallDisk
@@ -48,9 +48,13 @@ _LOGINS = {"chaos_worker": "pgworker_worker", "chaos_producer": "pgworker_enqueu
 class KeptPool:
     """A pool that is started again whenever it ends, each time with a log of its own, as systemd would."""
 
-    def __init__(self, plan: PoolPlan, dsn: str, directory: Path, log: FaultLog, *, has_pooler: bool) -> None:
+    def __init__(
+        self, plan: PoolPlan, dsn: str, directory: Path, log: FaultLog, *, has_pooler: bool, has_failpoints: bool
+    ) -> None:
         self.plan = plan
         self._has_pooler = has_pooler
+        failpoints = {FAILPOINTS_DIRECTORY: str(directory / plan.name), FAILPOINTS_SEED: plan.name}
+        self._armed = failpoints if has_failpoints else {}
         self._dsn = dsn
         self._directory = directory
         self._log = log
@@ -108,8 +112,7 @@ class KeptPool:
                     **os.environ,
                     "PYTHONPATH": str(ROOT),
                     VARIABLE: str(self._directory),
-                    FAILPOINTS_DIRECTORY: str(self._directory / self.plan.name),
-                    FAILPOINTS_SEED: self.plan.name,
+                    **self._armed,
                 },
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -243,8 +246,15 @@ def world(plan: Plan, directory: Path, binaries: Path | None = None) -> Iterator
             made.pooler = stack.enter_context(pooler)
         stack.callback(_end_pools, made)
         for pool in plan.pools:
-            dsn, has_pooler = made.dsn("chaos_worker"), made.pooler is not None
-            made.pools.append(KeptPool(pool, dsn, directory, made.log, has_pooler=has_pooler))
+            kept = KeptPool(
+                pool,
+                made.dsn("chaos_worker"),
+                directory,
+                made.log,
+                has_pooler=made.pooler is not None,
+                has_failpoints=FAILPOINTS in plan.features,
+            )
+            made.pools.append(kept)
         for kept in made.pools:
             kept.pool.wait_for_log("the pool is ready")
             kept.keep()

@@ -10,6 +10,7 @@ from contextlib import suppress
 from tests.chaos.boundaries import POINTS
 from tests.chaos.failpoints import fired
 from tests.chaos.faults.fault import Fault
+from tests.chaos.plan import FAILPOINTS
 from tests.chaos.world import World
 
 
@@ -33,4 +34,4 @@ def fail_at_a_boundary(world: World, dice: random.Random) -> None:
                 os.kill(int(hit["pid"]), signal.SIGCONT)
 
 
-FAULTS = (Fault(2, "boundary", fail_at_a_boundary, touches="pools"),)
+FAULTS = (Fault(2, "boundary", fail_at_a_boundary, frozenset({FAILPOINTS}), touches="pools"),)
