@@ -48,8 +48,9 @@ def fail_over(world: World, dice: random.Random) -> None:
     with world.server.connect() as connection:  # it would wait for a standby that there is not yet
         connection.execute("alter system reset synchronous_standby_names")
         connection.execute("select pg_reload_conf()")
-    world.proxy.target = (world.server.address, world.server.port)
-    world.proxy.cut()
+    for proxy in world.proxies:
+        proxy.target = (world.server.address, world.server.port)
+        proxy.cut()
     world.goes_on(_RESUMED)
     world.add_standby()
 
