@@ -175,7 +175,16 @@ class World:
 
     def add_standby(self) -> None:
         """Put a synchronous standby behind the primary of the moment."""
-        self.standby = self._whatever_lives.enter_context(self.server.add_standby(synchronous=True))
+        clock = self.server.clock
+        made = self.server.add_standby(synchronous=True, with_clock=clock is not None)
+        self.standby = self._whatever_lives.enter_context(made)
+        if clock is not None:
+            self.standby.step_clock(clock.offset)
+
+    def step_clock(self, seconds: float) -> None:
+        """Set the clock of all servers."""
+        for server in filter(None, (self.server, self.standby)):
+            server.step_clock(seconds)
 
     @property
     def superuser_dsn(self) -> str:

@@ -85,11 +85,11 @@ def lock_table(world: World, dice: random.Random) -> None:
 def step_clock(world: World, dice: random.Random) -> None:
     """Forward for good, or back for a while: a job that is due in an hour would not come to rest."""
     if dice.random() < 0.5:
-        world.server.step_clock(dice.choice([60.0, 3600.0]))
+        world.step_clock(dice.choice([60.0, 3600.0]))
         return
-    world.server.step_clock(-3600.0)
+    world.step_clock(-3600.0)
     world.pause(dice.uniform(1, 4))
-    world.server.step_clock(3600.0)
+    world.step_clock(3600.0)
 
 
 def pin_xmin(world: World, dice: random.Random) -> None:
