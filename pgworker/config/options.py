@@ -85,6 +85,13 @@ OPTIONS: Final = (
     Option("cpus", TEXT, _LIMIT, "CPUs of its own for each: if there are enough, never, or 0-3,6.", "auto|none|LIST"),
     Option("nice", WHOLE, _LIMIT, "How far workers stand back.", "0-19"),
     Option("metrics_listen", or_off(TEXT), _LOOK, "Where /metrics and the health pages are.", "HOST:PORT|off"),
+    Option(
+        "metrics_token_file",
+        or_off(TEXT),
+        _LOOK,
+        "/metrics asks for the token in this file, read anew each time. Beyond this host: needed, or off.",
+        "FILE|off",
+    ),
     Option("log_format", choice("text", "json"), _LOOK, "How a line of the log looks.", "text|json"),
     Option("log_level", choice("debug", "info", "warning"), _LOOK, "What is logged.", "debug|info|warning"),
     Option("reload", SWITCH, _DEVELOP, "Replace the workers when a Python file of the app changes."),

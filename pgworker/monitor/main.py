@@ -37,6 +37,7 @@ from pgworker.model.names import host_name
 from pgworker.model.retry import Backoff
 from pgworker.model.state import Outcome
 from pgworker.monitor.activity import Activities
+from pgworker.monitor.bearer import Bearer
 from pgworker.monitor.clock import DatabaseClock
 from pgworker.monitor.http import Pages
 from pgworker.monitor.neighbours import end_the_gone
@@ -112,7 +113,9 @@ class Monitor:
 
     def run(self) -> int:
         if self._shared.listening is not None:
-            Pages(self._shared.listening, self._metrics.registry, self._is_healthy, self._is_ready).serve_in_thread()
+            bearer = Bearer(self._settings.metrics_token_file)
+            pages = Pages(self._shared.listening, self._metrics.registry, bearer, self._is_healthy, self._is_ready)
+            pages.serve_in_thread()
         Thread(target=self._hear_workers, name="events", daemon=True).start()
         self._activities.look_in_thread()
         partitions = Partitions(self._dsn, self._settings.retention)

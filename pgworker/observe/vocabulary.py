@@ -85,6 +85,8 @@ POOL_EVENTS: Final[Mapping[str, str]] = {
     "counts_missing": "what the database holds can't be counted, so /metrics does not show it",
     "labels_folded": "more pairs of queue and task than /metrics shows: new ones are other, other there",
     "pages_exhausted": "clients of /metrics wait: no descriptors or memory are left for their connections",
+    "token_readable": "every user of this host can read the file with the token of /metrics",
+    "token_unreadable": "the file with the token of /metrics can't be read any more: nobody sees the page until it can",
     "page_failed": "a bug in pgworker: a page such as /metrics can't be made",
     "partitions_made": "the days ahead have partitions",
     "partition_dropped": "an expired day is gone",
