@@ -77,6 +77,7 @@ POOL_EVENTS: Final[Mapping[str, str]] = {
     "database_away": "PostgreSQL can't be used; at most once a second for a pool",
     "database_back": "PostgreSQL can be used again",
     "clock_set": "the database's clock was set forward or back: expired leases of others are left alone for a while",
+    "line_slow": "round trips to the database take so long that leases can't be kept",
     "listening_lost": "new jobs are not heard of; workers poll",
     "lease_lost": "a lease could not be renewed: others have its jobs",
     "reclaim_failed": "a lease could not be taken back; the others are",
