@@ -83,7 +83,9 @@ class JobTransactions:
                     connection.patience = patience_at_the_end(execution)
                 _settle(connection, execution)
                 has_settled = True
-        except psycopg.OperationalError as error:
+        except (psycopg.OperationalError, psycopg.InternalError) as error:
+            if isinstance(error, psycopg.InternalError):  # the driver's, for a farewell right after the reply to COMMIT
+                connection.close()
             if not (connection.closed and self._has_committed(execution)):
                 raise
             log_found_commit(execution, error)

@@ -59,7 +59,9 @@ class AsyncJobTransactions:
                     connection.patience = patience_at_the_end(execution)
                 await _settle(connection, execution)
                 has_settled = True
-        except psycopg.OperationalError as error:
+        except (psycopg.OperationalError, psycopg.InternalError) as error:
+            if isinstance(error, psycopg.InternalError):  # the driver's, for a farewell right after the reply to COMMIT
+                await connection.close()
             if not (connection.closed and await self._has_committed(execution)):
                 raise
             log_found_commit(execution, error)
