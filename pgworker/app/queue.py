@@ -21,7 +21,6 @@ from pgworker.app.leases import ClaimedJob, HeldLease, News
 from pgworker.app.producer import enqueue_on
 from pgworker.app.task import Task
 from pgworker.app.verdict import judge_anyhow
-from pgworker.db.patience import server_limit_ms
 from pgworker.errors import LeaseLost
 from pgworker.lifecycle.cancel import cancel_waiting_job
 from pgworker.lifecycle.claim import ClaimedRow, Lanes, claim_jobs, floor_of, lower_floor
@@ -31,6 +30,7 @@ from pgworker.lifecycle.reclaim import Findings, Reclaimable, TakenLease, reclai
 from pgworker.lifecycle.release import Returned, release_jobs
 from pgworker.lifecycle.renew import renew_leases
 from pgworker.lifecycle.settle import Ended, Settlement, check_settled, is_settled, settle_jobs
+from pgworker.lifecycle.transaction import limit_statements
 from pgworker.linux.board import Floors, Row
 from pgworker.model.job import JobRequest
 from pgworker.model.payload import describe_error
@@ -445,8 +445,7 @@ class PostgresQueue:
 
 def _begin(connection: Connection[Any], *, settles: bool) -> None:
     connection.execute("begin isolation level read committed")
-    if limit := server_limit_ms(connection):
-        connection.execute("select set_config('statement_timeout', %s, true)", [str(limit)])
+    limit_statements(connection)
     if not settles:
         connection.execute("set local synchronous_commit = off")  # a durable settle implies its claim
 

@@ -217,7 +217,7 @@ _EXHAUSTED = _Cause(DatabaseUnavailable, "Raise the limits of this process: open
 _CONTENDED = _Cause(DatabaseUnavailable, "Somebody else's transaction was in the way. Try again.")
 _CANCELLED = _Cause(
     DatabaseUnavailable,
-    "Somebody cancelled the statement, or statement_timeout is too short: commands that only look give each statement"
+    "Somebody cancelled the statement, or it took too long, behind a lock maybe: commands that only look give each one"
     " 60 s, or what PGOPTIONS='-c statement_timeout=10min' says. Try again.",
 )
 _POOLED = _Cause(

@@ -87,8 +87,7 @@ class PatientAsyncConnection(psycopg.AsyncConnection[Row]):
 
 
 def server_limit_ms(connection: psycopg.Connection[Any]) -> int:
-    """A statement_timeout with which the server gives up before we do, so that nothing is done with nobody there to
-    hear of it; 0: none."""
+    """A statement_timeout, with which the server gives up before we do; 0: none."""
     if not isinstance(connection, PatientConnection) or connection.patience is None:
         return 0
     return round(connection.patience * 800)

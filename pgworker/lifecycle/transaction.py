@@ -9,6 +9,8 @@ from typing import Any
 import psycopg
 from psycopg import Connection, Cursor
 
+from pgworker.db.patience import server_limit_ms
+
 
 @contextmanager
 def read_committed(connection: Connection[Any]) -> Iterator[Cursor[Any]]:
@@ -50,6 +52,13 @@ def in_one_trip(
         except BaseException:
             _roll_back(connection)
             raise
+
+
+def limit_statements(connection: Connection[Any]) -> None:
+    """In an open transaction: each statement ends at the server before we give up its answer. What is only begun then
+    is not done later, with nobody there to hear of it."""
+    if limit := server_limit_ms(connection):
+        connection.execute("select set_config('statement_timeout', %s, true)", [str(limit)])
 
 
 def _roll_back(connection: Connection[Any]) -> None:

@@ -171,6 +171,7 @@ class Proxy:
 
     def silence_from(self, match: Match, times: int | None = 1, *, only: str = "*") -> None:
         """Swallow what matches, and from there on all bytes of its connection, which stays open."""
+        self._set(self._healed.clear)
         self._add_rule("silence", match, times, only, None)
 
     def heal(self) -> None:
@@ -399,7 +400,7 @@ class _Link:
 
     async def _until_heard(self) -> None:
         """One side has ended, which the other hears of when the network lets it."""
-        if self._proxy.is_silent(self.name):
+        if self._has_lost_bytes or self._proxy.is_silent(self.name):
             await self._proxy.until_healed()
 
 

@@ -1,10 +1,11 @@
-"""A line that is cut, dead or slow: a pool is back soon after it heals, and slowness costs no lease."""
+"""A line that is cut, silent, dead or slow: a pool is back soon after it heals, and slowness costs no lease."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from psycopg import Connection
 
 from pgworker.db.migrate import migrate
 from pgworker.db.scratch import scratch_database
+from pgworker.lifecycle.cancel import cancel_job
 from tests.chaos.hosts import hosts, why_no_hosts
 from tests.chaos.proxy import Proxy
 from tests.chaos.trials.trial import Bench, Figure, Trial
@@ -20,10 +22,11 @@ from tests.process import jobs
 from tests.process.pool import Pool, eventually, start
 from tests.sql.invariants import STORED, offences
 
-_TTL = 15.0
+_TTL = 6.0
 _SLOW = 0.5
 _FOUND = 10.0
 _LONG_TTL = 20.0
+_SILENCE = 20.0  # seconds of it, unless the trial is to be short: longer than a lease
 _CABLE = 15.0  # seconds without it: longer than it takes to be found, and not as long as a lease
 
 _RENEWED = """
@@ -38,6 +41,7 @@ def run(bench: Bench) -> Sequence[Figure]:
         migrate(dsn)
         connection = stack.enter_context(psycopg.connect(dsn, autocommit=True))
         found, lost = _cut_and_slow(bench, connection, dsn)
+        silent = [_fall_silent(bench, connection, dsn, n) for n in range(max(1, bench.size // 5))]
         cables = bench.size // 3
         missing = why_no_hosts()
         pulled = [] if missing else [_pull_the_cable(bench, connection, dsn, n) for n in range(cables)]
@@ -45,6 +49,9 @@ def run(bench: Bench) -> Sequence[Figure]:
     return [
         Figure("back after a cut", f"< {_FOUND:g} s", f"{max(found):.1f} s at worst", max(found) < _FOUND),
         Figure(f"executions lost to {_SLOW * 1000:g} ms of latency", "0", f"{lost}", lost == 0),
+        Figure("silence is found", f"< {_FOUND:g} s", *_worst([one.found for one in silent], _FOUND)),
+        Figure("at work again after it", f"< {_FOUND:g} s", *_worst([one.back for one in silent], _FOUND)),
+        Figure("work stops before its lease ends", f"< {_TTL:g} s", *_worst([one.stopped for one in silent], _TTL)),
         Figure(
             "a pulled cable is found",
             f"< {_FOUND:g} s",
@@ -76,6 +83,52 @@ def _cut_and_slow(bench: Bench, connection: Connection[Any], dsn: str) -> tuple[
     lost = connection.execute("select count(*) from pgworker.job_executions where outcome <> 'succeeded'").fetchone()
     assert lost is not None
     return found, int(lost[0])
+
+
+@dataclass(frozen=True, slots=True)
+class _Silent:
+    """Seconds of one silence: until the log speaks of it, until the job that ran has stopped, counted from the last
+    renewal that the database knows of; and from the end of it until a new job runs."""
+
+    found: float
+    stopped: float
+    back: float
+
+
+def _fall_silent(bench: Bench, connection: Connection[Any], dsn: str, number: int) -> _Silent:
+    """Everything is swallowed, or a byte a second goes through; TCP is content."""
+    name = f"silent{number}"
+    log = bench.directory / f"{name}.log"
+    with Proxy.before(dsn) as proxy, start(proxy.dsn(dsn), log, workers=2, lease_ttl=_TTL) as pool:
+        pool.wait_for_log("the pool is ready")
+        job = jobs.cooperate.using(connection).enqueue(str(bench.directory), name)
+        _wait_for_start(bench, name)
+        if number % 2:
+            proxy.throttle(1)
+        else:
+            proxy.blackhole()
+        began = time.monotonic()
+        pool.wait_for_log("event=database_away", within=_SILENCE)
+        found = time.monotonic() - began
+        eventually(lambda: f"stop {name} 1 " in Path(bench.directory, "ledger").read_text(), pool.log)
+        left = connection.execute("select min(expires_at) - clock_timestamp() from pgworker.job_leases").fetchone()
+        assert left is not None
+        stopped = _TTL - left[0].total_seconds()
+        if bench.size > 1:
+            time.sleep(max(0.0, began + _SILENCE - time.monotonic()))
+        proxy.heal()
+        healed = time.monotonic()
+        _enqueue(bench, connection, jobs.quick, f"after {name}")
+        _wait_for_start(bench, f"after {name}")
+        back = time.monotonic() - healed
+        eventually(lambda: f"start {name} 2 " in Path(bench.directory, "ledger").read_text(), pool.log)
+        cancel_job(connection, job.id)
+        eventually(_asks(connection, "select count(*) = 0 from pgworker.job_leases"), pool.log)
+    return _Silent(found, stopped, back)
+
+
+def _worst(seconds: Sequence[float], bound: float) -> tuple[str, bool]:
+    return f"{max(seconds):.1f} s at worst", max(seconds) < bound
 
 
 def _pull_the_cable(bench: Bench, connection: Connection[Any], dsn: str, number: int) -> float:
@@ -115,7 +168,7 @@ def _asks(connection: Connection[Any], statement: str, *parameters: Any) -> Call
 
 TRIAL = Trial(
     name="dead_link",
-    promise="a dead line is found within 10 s, and 500 ms of latency cost no lease",
+    promise="a dead or silent line is found within 10 s, work stops in its lease, and 500 ms of latency cost no lease",
     unit="times each",
     full=30,
     short=1,
