@@ -76,6 +76,7 @@ LOOK_AT_ONE, DECIDE, (RUN_ONE,) = commands("Why isn't my job running?")
 (SEE,) = commands("See what it does")
 ((LOGGED, FOLLOW),) = commands("Logs")
 (LIMITED,) = commands("Isolation and limits")
+(POOLED,) = commands("Between pgworker and PostgreSQL")
 (PRUNE,) = commands("Retention")
 (HANDLES,) = blocks("Handles and results", "python")
 (QUEUE,) = blocks("The queue itself", "python")
@@ -86,7 +87,7 @@ TRIED = (
     *(MAKE_ROLES, COUNT_ORDERS, LOGINS, ORDERS, IN_AN_ORG),
     *(*TASKS, REFUND, WITH_SLOTS, *QUEUES, *CANCEL, FROM_PYTHON),
     *(*LOOK_AT_ONE, *DECIDE, RUN_ONE, SETTINGS, SHOW_SETTINGS, RELOADING, COMPLETION, *SEE, LOGGED, FOLLOW),
-    *(*LIMITED, *PRUNE, HANDLES, QUEUE, SQLALCHEMY, DJANGO, CONFTEST, TESTS),
+    *(*LIMITED, *POOLED, *PRUNE, HANDLES, QUEUE, SQLALCHEMY, DJANGO, CONFTEST, TESTS),
 )
 
 
@@ -211,7 +212,7 @@ def test_a_pool_on_a_postgresql_of_ones_own_runs_what_python_and_sql_enqueue(she
 
 def test_pools_with_limits_and_a_preloaded_app_run_jobs(shell: Shell, dsn: str) -> None:
     shell.run(f"export PGWORKER_DSN={shlex.quote(dsn)}")
-    for line in LIMITED:
+    for line in (*LIMITED, *POOLED):
         pool = shell.start(f"{line} --metrics-listen off")
         job_id = shell.run("""pgworker enqueue shop.greet '{"name": "Ada"}'""").strip()
         eventually(lambda job_id=job_id: "hello Ada" in shell.run(f"pgworker jobs show {job_id}"), "the greeting")  # type: ignore[misc]
