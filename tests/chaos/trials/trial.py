@@ -22,7 +22,8 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """Where a trial runs: a private server, an empty directory, its dice, and how often or how long it is tried."""
+    """Where a trial runs: a server with no other trial meanwhile, an empty directory, its dice, and how often or how long
+    it is tried."""
 
     server: Server
     directory: Path
