@@ -180,6 +180,6 @@ TRIAL = Trial(
     promise="workers killed every 2 s: nothing lost, nothing acknowledged twice, no effect wrong; reclaimed within 1 s",
     unit="jobs",
     full=1_000_000,
-    short=1500,
+    short=900,
     run=run,
 )

@@ -86,7 +86,7 @@ def _rate(bench: Bench, before: float, after: float) -> Figure:
 
 
 def _claim_times(bench: Bench, before: Sequence[float], after: Sequence[float]) -> Figure:
-    one, two = percentile(before, 99), percentile(after, 99)
+    one, two = (percentile(claims, 99) if claims else 0.0 for claims in (before, after))
     times = two / one if one else 0.0
     found = f"{times:.2f}× ({one:.2f} → {two:.2f} ms)"
     return Figure("claims, p99", "≤ 2×", found, timed(bench, _LONG, 0 < times <= 2))
