@@ -20,11 +20,15 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 
 from pgworker.app.per_process import PerProcess
 from pgworker.db.connect import conninfo, explain
+from pgworker.db.patience import ANSWER, PatientConnection
 from pgworker.errors import DatabaseUnavailable, PgworkerError
 
 MAX_CONNECTIONS: Final = 4
 PATIENCE: Final = 10.0
 """Seconds that one waits for a connection: a restart of PostgreSQL fits in."""
+
+ANSWERED: Final = 60.0
+"""Seconds that one waits for each answer on it."""
 
 _NAME: Final = "pgworker producer"
 _SLICE: Final = 0.5
@@ -99,9 +103,11 @@ class _Pool:
     @contextmanager
     def connection(self) -> Iterator[Connection[Any]]:
         connection = self._checkout()
+        connection.patience = ANSWERED
         try:
             yield connection
         finally:
+            connection.patience = ANSWER
             self._connections.putconn(connection)
 
     def _close(self) -> None:
@@ -139,8 +145,10 @@ class _Pool:
             raise
 
 
-class _Connection(Connection[Any]):
+class _Connection(PatientConnection[Any]):
     """Tells its pool why it can't be made: psycopg_pool only logs it."""
+
+    patience = ANSWER
 
     @classmethod
     def connect(  # type: ignore[override]

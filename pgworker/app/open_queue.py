@@ -15,6 +15,7 @@ from pgworker.app.leases import ClaimedJob
 from pgworker.app.queue import PostgresQueue, Queue
 from pgworker.app.task import Task
 from pgworker.db.connect import connect_to_schema, explain
+from pgworker.db.patience import ANSWER
 from pgworker.errors import ConfigurationError, PgworkerError
 from pgworker.lifecycle.claim import Lanes
 from pgworker.lifecycle.settle import Ended, Next
@@ -106,7 +107,12 @@ class OpenQueue(PostgresQueue):
 
     def _connected(self) -> Connection[Any]:
         if self._connection is None or self._connection.closed:
-            self._connection = connect_to_schema(self._dsn, application_name="pgworker queue", prepare_threshold=None)
+            self._connection = connect_to_schema(
+                self._dsn,
+                application_name="pgworker queue",
+                prepare_threshold=None,
+                patience=max(ANSWER, self._lease_ttl),
+            )
         return self._connection
 
     def _disconnect(self) -> None:

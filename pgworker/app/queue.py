@@ -21,6 +21,7 @@ from pgworker.app.leases import ClaimedJob, HeldLease, News
 from pgworker.app.producer import enqueue_on
 from pgworker.app.task import Task
 from pgworker.app.verdict import judge_anyhow
+from pgworker.db.patience import server_limit_ms
 from pgworker.errors import LeaseLost
 from pgworker.lifecycle.cancel import cancel_waiting_job
 from pgworker.lifecycle.claim import ClaimedRow, Lanes, claim_jobs, floor_of, lower_floor
@@ -199,9 +200,7 @@ class PostgresQueue:
         claiming = connection.cursor(binary=True)
         try:
             with connection.pipeline():
-                connection.execute("begin isolation level read committed")
-                if not news:
-                    connection.execute("set local synchronous_commit = off")  # a durable settle implies its claim
+                _begin(connection, settles=bool(news))
                 for told in news:
                     settling += self._tell(connection, told)
                 if silenced := [job_id for told in news for job_id in told.silenced]:
@@ -209,9 +208,11 @@ class PostgresQueue:
                 if claim is not None:
                     self._send(claiming, claim)
                 connection.execute("commit")
-        except _UNSTORABLE:
+        except (*_UNSTORABLE, psycopg.errors.QueryCanceled) as error:
             if claim is not None:
                 del self._lost_claims[claim.lease_id]  # rolled back
+            if isinstance(error, psycopg.errors.QueryCanceled):
+                raise
             self._settle_one_by_one(news)
             return []
         for cursor, settlement in settling:
@@ -440,6 +441,14 @@ class PostgresQueue:
     def _lower_floors(self, returned: Sequence[Returned]) -> None:
         for back in returned:
             lower_floor(self._floors, self._lanes, back.queue, back.priority, back.run_at, back.job_id)
+
+
+def _begin(connection: Connection[Any], *, settles: bool) -> None:
+    connection.execute("begin isolation level read committed")
+    if limit := server_limit_ms(connection):
+        connection.execute("select set_config('statement_timeout', %s, true)", [str(limit)])
+    if not settles:
+        connection.execute("set local synchronous_commit = off")  # a durable settle implies its claim
 
 
 def _none_has_started(taken: TakenLease) -> Findings:

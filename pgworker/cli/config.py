@@ -27,7 +27,7 @@ def config() -> None:
 def show(origin: bool, as_json: bool) -> None:
     """What `pgworker start` would go by, without flags, in this directory and environment.
 
-    A file that holds the DSN is not read.
+    Files that hold the DSN or the token of /metrics are not read.
     """
     found = configure(sources({}), workers=default_workers()).origins
     if as_json:
@@ -48,6 +48,6 @@ def _object(option: Option, setting: Setting, *, with_origin: bool) -> dict[str,
 
 
 def _shown(option: Option, setting: Setting) -> str:
-    if setting.value is None and not option.is_of_the_pool:
+    if setting.value == "" or (setting.value is None and not option.is_of_the_pool):
         return "-"
     return redact(setting.value) if option.key == "dsn" else option.kind.show(setting.value)

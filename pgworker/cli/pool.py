@@ -11,8 +11,10 @@ import resource
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from uuid import UUID, uuid4
 
 import click
@@ -21,6 +23,7 @@ import setproctitle
 from pgworker.cli import boot, reload
 from pgworker.config.settings import MAX_WORKERS, PoolSettings, parse_cpus, parse_listen
 from pgworker.config.sources import embedded_directory, redact
+from pgworker.config.token import is_readable_by_all, read_token
 from pgworker.db import embedded
 from pgworker.errors import ConfigurationError, PgworkerError
 from pgworker.lifecycle.claim import PRIORITIES
@@ -55,6 +58,7 @@ def start_pool(dsn: str, app_path: str, settings: PoolSettings, *, starts_server
     with boot.Interruptible():
         setproctitle.setproctitle("pgworker: master")
         cpus = _choose_cpus(settings)
+        settings = _with_token(settings)
         listening = _bind(settings.metrics_listen)
         directory = embedded_directory(dsn)
         if directory is not None:
@@ -155,6 +159,21 @@ def _warn_of_memory(settings: PoolSettings) -> None:
             allowed >> 20,
             extra=logs.fields("memory_overcommitted", workers=settings.workers),
         )
+
+
+def _with_token(settings: PoolSettings) -> PoolSettings:
+    """The same, once there is a token in its file; whose path holds from every directory, as an app may change that."""
+    if settings.metrics_listen is None or not settings.metrics_token_file:
+        return settings
+    file = Path(settings.metrics_token_file).absolute()
+    read_token(file)
+    if is_readable_by_all(file):
+        log.warning(
+            "every user of this host can read the token of /metrics: chmod o= %s",
+            file,
+            extra=logs.fields("token_readable"),
+        )
+    return replace(settings, metrics_token_file=str(file))
 
 
 def _bind(listen: str | None) -> socket.socket | None:

@@ -50,7 +50,7 @@ def _click_option(option: Option) -> _Decorator:
 def _form(option: Option) -> Any:
     if option.kind.words:
         return click.Choice(option.kind.words)
-    if option.key == "dsn_file":
+    if option.key in ("dsn_file", "metrics_token_file"):
         return click.Path()
 
     def as_written(text: str) -> str:

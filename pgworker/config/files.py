@@ -18,7 +18,7 @@ else:
 OWN_FILE: Final = "pgworker.toml"
 PROJECT_FILE: Final = "pyproject.toml"
 _TABLE: Final = "[tool.pgworker]"
-_RELATIVE: Final = ("dsn_file", "embedded")
+_RELATIVE: Final = ("dsn_file", "embedded", "metrics_token_file")
 
 
 def read_own(path: Path, *, must_exist: bool, is_strict: bool) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def _take(table: dict[str, Any], path: Path, place: str, *, is_strict: bool) -> 
                 found = BY_KEY[key].kind.take(value)
             except ConfigurationError as error:
                 raise ConfigurationError(f"{place}: {key}: {error}") from None
-            taken[key] = str(path.parent / found) if key in _RELATIVE and found is not None else found
+            taken[key] = str(path.parent / found) if key in _RELATIVE and found else found
     return taken
 
 

@@ -26,6 +26,8 @@ _DSN: Final = BY_KEY["dsn"].variable
 _DEFAULT: Final = "default"
 _OTHER_VARIABLES: Final = ["CONFIG", "PG_BINDIR"]
 _OF_TESTS: Final = "TEST_"
+_OTHERS: Final[Mapping[str, Any]] = MappingProxyType({"workers": 1, "metrics_token_file": None})
+"""With what any setting that can work alone does: an address may be any where there is no token on purpose."""
 _LONGEST_DSN: Final = 1 << 16
 """Bytes; a file with more is another file."""
 
@@ -179,7 +181,7 @@ def _refuse_two(found: Mapping[str, Setting]) -> None:
 def _check_alone(key: str, setting: Setting) -> None:
     """PoolSettings says what can't work; only here is known who has said it."""
     try:
-        PoolSettings(**{"workers": 1, key: setting.value})
+        PoolSettings(**{**_OTHERS, key: setting.value})
     except ConfigurationError as error:
         raise ConfigurationError(setting.blame(str(error))) from None
 

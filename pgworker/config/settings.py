@@ -70,6 +70,9 @@ class PoolSettings:
     """How long the history of jobs is kept, in whole days; what waits is kept however long it waits."""
     metrics_listen: str | None = "127.0.0.1:9464"
     """host:port of /metrics and the health pages; None for none."""
+    metrics_token_file: str | None = ""
+    """What holds the token of /metrics; None for none, on purpose; empty where nobody has said: then none, but only on
+    addresses that no other host reaches."""
     boot_timeout: float = 60.0
     """After HUP, how long the app may take to be imported, and a new worker to be ready; and how long a worker that has
     drained may take to end."""
@@ -112,11 +115,18 @@ class PoolSettings:
         if self.reload and self.preload:
             raise ConfigurationError("reload needs an app that every worker imports anew, so leave preload out")
         if self.metrics_listen is not None:
-            parse_listen(self.metrics_listen)
+            self._check_reach(self.metrics_listen)
         if self.log_format not in ("text", "json"):
             raise ConfigurationError(f"log_format must be text or json, not {self.log_format!r}")
         if self.log_level not in ("debug", "info", "warning"):
             raise ConfigurationError(f"log_level must be debug, info or warning, not {self.log_level!r}")
+
+    def _check_reach(self, listen: str) -> None:
+        if self.metrics_token_file == "" and not is_loopback(parse_listen(listen)[0]):
+            raise ConfigurationError(
+                f"/metrics at {listen}, beyond this host, needs --metrics-token-file FILE"
+                " (or PGWORKER_METRICS_TOKEN_FILE), or off if your network keeps strangers away"
+            )
 
     def _check_limits(self) -> None:
         parse_cpus(self.cpus)
@@ -145,6 +155,14 @@ def parse_listen(text: str) -> tuple[str, int]:
     if not _HOST.fullmatch(host):
         raise ConfigurationError(f"{text!r} is not host:port; an IPv6 address goes in brackets, like [::1]:9464")
     return host, int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether nobody but this host reaches it, as far as that can be said without asking a resolver."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def parse_cpus(text: str) -> tuple[int, ...]:

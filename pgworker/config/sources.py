@@ -6,6 +6,7 @@ Only the outer form is judged here; libpq has the last word on the rest when it 
 from __future__ import annotations
 
 import re
+from itertools import zip_longest
 from pathlib import Path
 from typing import Final
 from urllib.parse import parse_qsl
@@ -31,7 +32,7 @@ _URI: Final = re.compile(
     r"(?P<hosts>[^@/?]*)(?:/(?P<dbname>[^@/?]*))?(?:\?(?P<query>[^@]*))?",
     re.DOTALL,
 )
-_HOSTS: Final = re.compile(r"(?:\[[0-9A-Fa-f:.%]*\]|[^\s:,\[\]]*)(?::[0-9]*)?")
+_HOST: Final = re.compile(r"(?:\[(?P<ip6>[0-9A-Fa-f:.%]*)\]|(?P<name>[^\s:,\[\]]*))(?::(?P<port>[0-9]*))?")
 
 
 def accept_dsn(text: str, source: str) -> str:
@@ -69,9 +70,17 @@ def redact(dsn: str) -> str:
 
 def _words_of_uri(uri: str) -> dict[str, str] | None:
     parts = _URI.fullmatch(uri)
-    if parts is None or not all(_HOSTS.fullmatch(host) for host in parts["hosts"].split(",")):
+    if parts is None:
         return None
-    words = {"user": parts["user"] or "", "dbname": parts["dbname"] or "", "address": parts["hosts"]}
+    hosts = [found for one in parts["hosts"].split(",") if (found := _HOST.fullmatch(one))]
+    if len(hosts) <= parts["hosts"].count(","):
+        return None
+    words = {
+        "user": parts["user"] or "",
+        "dbname": parts["dbname"] or "",
+        "host": ",".join(host["ip6"] or host["name"] or "" for host in hosts),
+        "port": ",".join(host["port"] or "" for host in hosts),
+    }
     return words | dict(parse_qsl(parts["query"] or ""))
 
 
@@ -89,9 +98,18 @@ def _words_of_conninfo(dsn: str) -> dict[str, str] | None:
 
 def _location(words: dict[str, str]) -> str:
     user, dbname, service = words.get("user"), words.get("dbname"), words.get("service")
-    host, port = words.get("host") or words.get("hostaddr"), words.get("port")
-    address = f"{host or ''}{f':{port}' if port else ''}" or words.get("address", "")
-    if any(sign in f"{user}{dbname}{host}" for sign in ("://", "=")):  # a whole DSN, in the wrong place
+    host, port = words.get("host") or words.get("hostaddr") or "", words.get("port") or ""
+    address = _address(host.split(","), port.split(","))
+    if any(sign in f"{user}{dbname}{host}{port}" for sign in ("://", "=")):  # a whole DSN, in the wrong place
         return UNREADABLE
     shown = f"{f'{user}@' if user else ''}{address}{f'/{dbname}' if dbname else ''}"
     return shown or (f"service {service}" if service else "(libpq's defaults)")
+
+
+def _address(hosts: list[str], ports: list[str]) -> str:
+    """host:port of each; a single port is that of all."""
+    named = [f"[{host}]" if ":" in host and "/" not in host else host for host in hosts]
+    own = ports * len(hosts) if len(ports) == 1 else ports
+    return ",".join(
+        f"{host}:{port}" if port else host for host, port in zip_longest(named, own[: len(named)], fillvalue="")
+    )

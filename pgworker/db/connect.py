@@ -17,11 +17,13 @@ from psycopg.types.json import set_json_loads
 
 from pgworker.config.sources import embedded_directory, redact
 from pgworker.db import embedded
+from pgworker.db.patience import PatientAsyncConnection, PatientConnection, Silence
 from pgworker.errors import ConfigurationError, DatabaseUnavailable, PgworkerError, SchemaError
 from pgworker.sql import load
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 AsyncConnection = psycopg.AsyncConnection[tuple[Any, ...]]
+Row = tuple[Any, ...]
 
 # A peer that vanished is noticed within 10 s. Idle: at the first probe, 3 or 5 s after its last word, that comes after
 # tcp_user_timeout. What is sent until then starts the clock anew, since no probe goes out while it is not acknowledged:
@@ -39,33 +41,46 @@ _PLACE = ("user", "host", "hostaddr", "port", "dbname", "service")
 
 
 def connect(
-    dsn: str, *, application_name: str, autocommit: bool = True, prepare_threshold: int | None = 5
-) -> Connection:
+    dsn: str,
+    *,
+    application_name: str,
+    autocommit: bool = True,
+    prepare_threshold: int | None = 5,
+    patience: float | None = None,
+) -> PatientConnection[Row]:
     """A connection whose json and jsonb results are decoded by msgspec.
 
-    `dsn` is what libpq takes, or `embedded:DIR`. `prepare_threshold=None` never prepares on the server.
+    `dsn` is what libpq takes, or `embedded:DIR`. `prepare_threshold=None` never prepares on the server. `patience`:
+    seconds that one waits for each answer, see `PatientConnection`; who is no person should not wait for ever.
     Raises ConfigurationError for what only the user can mend, DatabaseUnavailable for what may pass by itself.
     """
     try:
-        connection = psycopg.connect(
+        connection: PatientConnection[Row] = PatientConnection.connect(
             conninfo(dsn, application_name), autocommit=autocommit, prepare_threshold=prepare_threshold
         )
     except (psycopg.Error, OSError) as error:
         raise explain(error, dsn) from error
+    connection.patience = patience
     decode_json(connection)
     return connection
 
 
 async def connect_async(
-    dsn: str, *, application_name: str, autocommit: bool = True, prepare_threshold: int | None = 5
-) -> AsyncConnection:
+    dsn: str,
+    *,
+    application_name: str,
+    autocommit: bool = True,
+    prepare_threshold: int | None = 5,
+    patience: float | None = None,
+) -> PatientAsyncConnection[Row]:
     """`connect`, for an event loop."""
     try:
-        connection = await psycopg.AsyncConnection.connect(
+        connection: PatientAsyncConnection[Row] = await PatientAsyncConnection.connect(
             conninfo(dsn, application_name), autocommit=autocommit, prepare_threshold=prepare_threshold
         )
     except (psycopg.Error, OSError) as error:
         raise explain(error, dsn) from error
+    connection.patience = patience
     decode_json(connection)
     return connection
 
@@ -86,9 +101,11 @@ def decode_json(connection: psycopg.BaseConnection[Any]) -> None:
     set_json_loads(msgspec.json.decode, context=connection)
 
 
-def connect_to_schema(dsn: str, *, application_name: str, prepare_threshold: int | None) -> Connection:
+def connect_to_schema(
+    dsn: str, *, application_name: str, prepare_threshold: int | None, patience: float | None = None
+) -> PatientConnection[Row]:
     """`connect`, to a database with this package's schema; else SchemaError, with nothing left open."""
-    connection = connect(dsn, application_name=application_name, prepare_threshold=prepare_threshold)
+    connection = connect(dsn, application_name=application_name, prepare_threshold=prepare_threshold, patience=patience)
     try:
         check_schema(connection)
     except BaseException:
@@ -184,6 +201,10 @@ _NOT_MIGRATED = _Cause(SchemaError, "Run `pgworker migrate`.")
 _UNKNOWN_HOST = _Cause(DatabaseUnavailable, "Check the host's name in the DSN, and that DNS answers here.")
 _NOBODY_THERE = _Cause(DatabaseUnavailable, "Start PostgreSQL, or correct host and port in the DSN.")
 _SILENCE = _Cause(DatabaseUnavailable, "Check host and port in the DSN, and the firewalls on the way.")
+_HANGS = _Cause(
+    DatabaseUnavailable,
+    "The server hangs, or what is between (a pooler, a load balancer), or a lock is in the way: see pg_stat_activity.",
+)
 _FULL = _Cause(
     DatabaseUnavailable, "Use fewer workers, raise max_connections, or put a pooler between. Trying again may work."
 )
@@ -262,6 +283,8 @@ def _cause(error: psycopg.Error | OSError, words: str) -> _Cause:
         if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
             return _EXHAUSTED
         return _LOST if isinstance(error, ConnectionError | TimeoutError) else _BUG
+    if isinstance(error, Silence):
+        return _HANGS
     if state := error.sqlstate:
         if state in _MISSING and "pgworker" in words:
             return _NOT_MIGRATED

@@ -21,9 +21,12 @@ class Listener:
     and look for jobs at once, since notifications were missed meanwhile.
     """
 
-    def __init__(self, dsn: str, *, application_name: str = "pgworker listener") -> None:
-        """Connect and listen. Raises what `connect` raises; DatabaseUnavailable on a standby, which can't LISTEN."""
-        self._connection = connect(dsn, application_name=application_name, prepare_threshold=None)
+    def __init__(self, dsn: str, *, application_name: str = "pgworker listener", patience: float | None = None) -> None:
+        """Connect and listen. Raises what `connect` raises; DatabaseUnavailable on a standby, which can't LISTEN.
+
+        `patience`: seconds that each method waits for an answer, None: for ever.
+        """
+        self._connection = connect(dsn, application_name=application_name, prepare_threshold=None, patience=patience)
         self._payloads: list[str] = []
         self._asleep: set[str] = set()
         self._connection.add_notify_handler(self._keep)
@@ -62,6 +65,10 @@ class Listener:
             return False
         self._asleep.remove(queue)
         return self._ask(_WAKE, queue)
+
+    def ask_whether_it_lives(self) -> None:
+        """Nothing but an answer: who only waits to be told never hears that its server is gone."""
+        self._connection.execute("")
 
     def close(self) -> None:
         """Close the connection, which ends every sleep lock."""

@@ -25,8 +25,13 @@ def read_committed(connection: Connection[Any]) -> Iterator[Cursor[Any]]:
             raise
 
 
-def in_one_trip(connection: Connection[Any], statement: str, parameters: Mapping[str, Any]) -> list[Any]:
-    """The rows of one statement, in a transaction of its own at READ COMMITTED, however long it takes.
+def in_one_trip(
+    connection: Connection[Any],
+    statement: str,
+    parameters: Mapping[str, Any],
+    setting: str = "set local statement_timeout = 0",
+) -> list[Any]:
+    """The rows of one statement, in a transaction of its own at READ COMMITTED with `setting`: however long it takes.
 
     The server commits without waiting for us: what is locked must not stay so when this process is stopped meanwhile.
     """
@@ -35,7 +40,7 @@ def in_one_trip(connection: Connection[Any], statement: str, parameters: Mapping
             with connection.pipeline():
                 try:
                     connection.execute("begin isolation level read committed")
-                    connection.execute("set local statement_timeout = 0")
+                    connection.execute(setting.encode())
                     cursor.execute(statement, parameters)
                     connection.execute("commit")
                 except KeyboardInterrupt:  # between two calls of the driver, which cancels what it waits for itself

@@ -22,6 +22,7 @@ from pgworker.model import pydantic_models
 from pgworker.model.exact import full_type_name
 
 MAX_PAYLOAD_BYTES = 1 << 20
+"""Of JSON. The tables allow 8 MiB of jsonb, which takes up to six times as much: 12 bytes for `0,` in an array."""
 MAX_RESULT_BYTES = 64 << 10
 MAX_ERROR_BYTES = 16 << 10
 MAX_DEPTH = 64

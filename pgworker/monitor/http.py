@@ -1,5 +1,7 @@
 """/metrics, /healthz and /readyz, in threads of the monitor; the socket was bound by the master.
 
+/metrics may ask for a token. The other two say nothing but their state, and are asked by kubelets and load balancers.
+
 Slow clients can't keep others out: of the connections that are open at a time, the oldest gives way to the newest. Nor
 can many scrapes at once: whoever asks while a page is being made gets the next one, made once for all who wait.
 """
@@ -16,13 +18,14 @@ import socketserver
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
+from pgworker.monitor.bearer import Bearer
 from pgworker.observe.logs import Throttle, fields, logger
 
 _PATIENCE = 5.0  # seconds a client may take for each part of its request, and for taking the answer
@@ -32,6 +35,9 @@ _BREATH = 0.5  # seconds to the next try to take a connection when the process o
 _SAID_EVERY = 60.0
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _TEXT = "text/plain; charset=utf-8"
+_ALLOW: Final[Mapping[str, str]] = {"Allow": "GET, HEAD"}
+_CHALLENGE: Final[Mapping[str, str]] = {"WWW-Authenticate": "Bearer"}
+_NO_MORE: Final[Mapping[str, str]] = {}
 _VERSIONS = re.compile(r"; version=(0\.0\.1|0\.0\.4|1\.0\.0);")  # of both formats
 _PAGES = b"""pgworker
 
@@ -52,12 +58,14 @@ class Pages(socketserver.ThreadingMixIn, http.server.HTTPServer):
         self,
         listening: socket.socket,
         registry: CollectorRegistry,
+        bearer: Bearer,
         is_healthy: Callable[[], bool],
         is_ready: Callable[[], bool],
     ) -> None:
         super().__init__(listening.getsockname()[:2], _Page, bind_and_activate=False)
         self.socket.close()
         self.socket = listening
+        self.bearer = bearer
         self.is_healthy = is_healthy
         self.is_ready = is_ready
         self._registry = registry
@@ -162,8 +170,7 @@ class _Page(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
         if path == "/metrics":
-            page, content_type = self.server.scrape(self.headers.get("Accept", ""))
-            self._answer(HTTPStatus.OK, page, content_type)
+            self._answer_metrics()
         elif path == "/healthz":
             self._say("alive", "the monitor is stuck", good=self.server.is_healthy())
         elif path == "/readyz":
@@ -177,23 +184,32 @@ class _Page(http.server.BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_POST(self) -> None:
-        self._answer(HTTPStatus.METHOD_NOT_ALLOWED, b"these pages are only read: GET or HEAD\n", allow="GET, HEAD")
+        self._answer(HTTPStatus.METHOD_NOT_ALLOWED, b"these pages are only read: GET or HEAD\n", headers=_ALLOW)
 
     do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_TRACE = do_CONNECT = do_POST  # noqa: N815  the names are http.server's
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  the name is the standard library's
         """Requests are not logged."""
 
+    def _answer_metrics(self) -> None:
+        if self.server.bearer.admits(self.headers.get_all("Authorization", [])):
+            page, content_type = self.server.scrape(self.headers.get("Accept", ""))
+            self._answer(HTTPStatus.OK, page, content_type)
+        else:
+            self._answer(HTTPStatus.UNAUTHORIZED, b"", headers=_CHALLENGE)
+
     def _say(self, yes: str, no: str, *, good: bool) -> None:
         status = HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE
         self._answer(status, f"{yes if good else no}\n".encode())
 
-    def _answer(self, status: HTTPStatus, body: bytes, content_type: str = _TEXT, allow: str | None = None) -> None:
+    def _answer(
+        self, status: HTTPStatus, body: bytes, content_type: str = _TEXT, headers: Mapping[str, str] = _NO_MORE
+    ) -> None:
         self.send_response(status)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
-        if allow is not None:
-            self.send_header("Allow", allow)
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)

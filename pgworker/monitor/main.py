@@ -23,6 +23,7 @@ from psycopg import Connection
 
 from pgworker.config.settings import PoolSettings
 from pgworker.db.connect import connect_to_schema, explain
+from pgworker.db.patience import Patience
 from pgworker.errors import PgworkerError
 from pgworker.inspection.database import read_clock
 from pgworker.lifecycle.claim import Lanes, lower_floor
@@ -37,6 +38,7 @@ from pgworker.model.names import host_name
 from pgworker.model.retry import Backoff
 from pgworker.model.state import Outcome
 from pgworker.monitor.activity import Activities
+from pgworker.monitor.bearer import Bearer
 from pgworker.monitor.clock import DatabaseClock
 from pgworker.monitor.http import Pages
 from pgworker.monitor.neighbours import end_the_gone
@@ -56,6 +58,7 @@ _STUCK = 15.0  # seconds without a tick after which /healthz says so
 _HELD_UP_NS = 1_000_000_000  # a clerk hands back after a quarter of it; what is still there then, its clerk can't
 _LAST_CLAIMS = 1.5  # seconds during which a claim of a worker that was just killed may still commit
 _SWITCH_INTERVAL = 0.001  # seconds: how soon a round gets the GIL from a scrape, which may take it for 50 ms
+_ROUND_TRIPS = 5  # that a lease must outlast: one when a third of it is over, behind another, and a reserve
 _SILENT_BEATS = 2  # beats that a worker of another pool has missed when we look whether its process is gone
 _ORPHAN_PATIENCE = 4.0  # seconds to see the workers of a dead master end and to reclaim what they held
 
@@ -93,26 +96,38 @@ class Monitor:
         self._renewals = Renewals(self._board, settings, self._metrics)
         self._silence = _SILENT_BEATS * settings.heartbeat_interval
         self._reclaims = Reclaims(self._board, self._pool, settings.lease_ttl, self._silence, Backoff(), self._metrics)
+        self._patience = Patience(settings.lease_ttl)
         self._wakeups = Wakeups(
-            dsn, settings.queues, self._board, [write for _, write in shared.wakes], listens=not settings.pooler
+            dsn,
+            settings.queues,
+            self._board,
+            [write for _, write in shared.wakes],
+            listens=not settings.pooler,
+            patience=self._patience.seconds,
+            between=self._renew_meanwhile,
         )
         self._connection: Connection[Any] | None = None
         self._next_connect = 0.0
         self._was_away = False
         self._back_at = 0.0
         self._next_beat = 0.0
+        self._renewed_at = 0.0
         self._beaten: set[tuple[UUID, int]] = set()
         self._unanswered: set[UUID] = set()
         self._last_look = 0.0
         self._last_beat: float | None = None
         self._steady_since = 0.0
         self._clock = DatabaseClock()
+        self._is_line_slow = False
+        self._throttle = logs.Throttle(interval=60.0)
         self._is_stopping = False
         self._orphaned_at: float | None = None
 
     def run(self) -> int:
         if self._shared.listening is not None:
-            Pages(self._shared.listening, self._metrics.registry, self._is_healthy, self._is_ready).serve_in_thread()
+            bearer = Bearer(self._settings.metrics_token_file)
+            pages = Pages(self._shared.listening, self._metrics.registry, bearer, self._is_healthy, self._is_ready)
+            pages.serve_in_thread()
         Thread(target=self._hear_workers, name="events", daemon=True).start()
         self._activities.look_in_thread()
         partitions = Partitions(self._dsn, self._settings.retention)
@@ -157,30 +172,48 @@ class Monitor:
             self._see_orphans_end()
 
     def _talk(self) -> None:
-        """What needs the database."""
+        """What needs the database. On a slow line a tick takes longer than a short lease may wait for its renewal, so
+        renewals come first, and again between one statement and the next."""
         now = time.monotonic()
         try:
             connection = self._connected(now)
             if connection is None:
                 return
+            self._renew()
             cancelled = self._wakeups.read()
             if cancelled:
                 self._renewals.renew_due(connection, time.monotonic_ns(), set(cancelled))
-            self._renewals.renew_due(connection, time.monotonic_ns())
             self._record_deaths(connection)
+            self._renew()
             if now >= self._next_beat or self._beaten != {_shown(row) for row in self._living()}:
                 self._beat(connection)
+            self._renew()
             if now - self._last_look >= (_URGENT if self._reclaims.is_urgent else self._settings.heartbeat_interval):
                 self._look_for_leases(connection)
+            self._renew()
             draw_lines(
                 self._board, time.monotonic_ns(), _HELD_UP_NS, partial(self._release, connection), self._unanswered
             )
+            self._patience.answered()
         except (psycopg.Error, OSError, PgworkerError) as error:
             self._lose_connection(error)
             return
         self._wakeups.look(now)
         if self._wakeups.is_deaf:  # what ended that connection may have ended ours: find out soon
             self._next_beat = min(self._next_beat, now + _IN_DOUBT)
+
+    def _renew(self) -> None:
+        """What is due, once per tick of time however often it is called."""
+        if self._connection is not None and time.monotonic() - self._renewed_at >= _TICK:
+            self._renewals.renew_due(self._connection, time.monotonic_ns())
+            self._renewed_at = time.monotonic()
+
+    def _renew_meanwhile(self) -> None:
+        """`_renew`, while something else than this connection is talked to."""
+        try:
+            self._renew()
+        except (psycopg.Error, OSError, PgworkerError) as error:
+            self._lose_connection(error)
 
     def _beat(self, connection: Connection[Any]) -> None:
         now_ns = time.monotonic_ns()
@@ -199,6 +232,7 @@ class Monitor:
         ]
         if workers:
             beat_workers(connection, self._pool, workers)
+            self._renew()
         self._beaten = shown
         is_set = self._look_at_clock(connection)
         done = time.monotonic()  # a beat that took long was a gap too
@@ -210,7 +244,9 @@ class Monitor:
     def _look_at_clock(self, connection: Connection[Any]) -> bool:
         """Whether the database's clock was set since our last beat."""
         sent = time.monotonic()
-        by = self._clock.see(read_clock(connection), sent, time.monotonic())
+        shown, answered = read_clock(connection), time.monotonic()
+        self._warn_of_slow_line(answered - sent)
+        by = self._clock.see(shown, sent, answered)
         if by:
             log.warning(
                 "the database's clock was set %s by %.0f s: leases of others are left alone for --lease-ttl. Jobs go"
@@ -223,6 +259,21 @@ class Monitor:
             for lane in range(len(self._lanes)):
                 self._board.floors.lower(lane, (0, 0))
         return by != 0.0
+
+    def _warn_of_slow_line(self, trip: float) -> None:
+        """After a round trip of so many seconds, if the one before was slow too: leases can't be kept with those."""
+        ttl, was_slow = self._settings.lease_ttl, self._is_line_slow
+        self._is_line_slow = trip * _ROUND_TRIPS > ttl
+        if was_slow and self._is_line_slow and (more := self._throttle.admit("slow line")) is not None:
+            log.warning(
+                "the database takes %.1f s for an answer: leases of %g s can't be renewed in time, and their jobs are"
+                " stopped. Set --lease-ttl to %.0f s or more%s",
+                trip,
+                ttl,
+                2 * _ROUND_TRIPS * trip + 1,
+                more,
+                extra=logs.fields("line_slow"),
+            )
 
     def _is_steady(self, now: float) -> bool:
         """Whether the last beat is no longer ago than it should be."""
@@ -243,12 +294,14 @@ class Monitor:
         self._last_look = time.monotonic()
         if self._last_look - self._back_at > self._silence:  # after an outage each gets the time to speak for its own
             end_the_gone(connection, self._pool, self._silence)
+            self._renew()
         self._make_findable(self._reclaims.reclaim(connection, self._may_take_expired))
 
     def _may_take_expired(self) -> datetime | None:
         """Others' leases go by expiry only after we have beaten for a whole TTL without a gap: the first monitor back
         after an outage must not take what everybody is about to settle. Until when, by the database's clock, that is
         true if nobody sets it; None: not now."""
+        self._renew()
         now = time.monotonic()
         may = self._is_steady(now) and now - self._steady_since > self._settings.lease_ttl
         return self._clock.latest(now) if may else None
@@ -275,7 +328,12 @@ class Monitor:
             return None
         self._next_connect = now + 0.5
         prepare = None if self._settings.pooler else 2
-        connection = connect_to_schema(self._dsn, application_name="pgworker monitor", prepare_threshold=prepare)
+        connection = connect_to_schema(
+            self._dsn,
+            application_name="pgworker monitor",
+            prepare_threshold=prepare,
+            patience=self._patience.seconds,
+        )
         self._connection = connection
         self._board.is_connected = True
         if self._was_away:
@@ -288,6 +346,7 @@ class Monitor:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+        self._patience.after(error)
         self._board.is_connected = False
         self._was_away = True
         self._last_beat = None

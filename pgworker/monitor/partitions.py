@@ -13,6 +13,7 @@ import psycopg
 from psycopg import Connection
 
 from pgworker.db.connect import connect_to_schema, explain, is_outage
+from pgworker.db.patience import LONGEST
 from pgworker.errors import PgworkerError
 from pgworker.inspection.sample import count_default_jobs
 from pgworker.lifecycle.heartbeat import forget_workers
@@ -48,7 +49,7 @@ class Partitions:
         """One round. False: something is to be tried again soon, and the log says what."""
         try:
             with connect_to_schema(
-                self._dsn, application_name="pgworker monitor, partitions", prepare_threshold=None
+                self._dsn, application_name="pgworker monitor, partitions", prepare_threshold=None, patience=LONGEST
             ) as connection:
                 is_made = self._make(connection)
                 self.tried.set()

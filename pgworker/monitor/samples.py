@@ -15,6 +15,7 @@ import psycopg
 
 from pgworker.config.settings import PoolSettings
 from pgworker.db.connect import connect_to_schema, explain, is_outage
+from pgworker.db.patience import ANSWER
 from pgworker.errors import PgworkerError
 from pgworker.inspection.queues import QueueCounts, Unserved
 from pgworker.inspection.sample import Sample, sample_database
@@ -75,7 +76,7 @@ class Samples:
     def _sample(self) -> Sample | None:
         try:
             with connect_to_schema(
-                self._dsn, application_name="pgworker monitor, counts", prepare_threshold=None
+                self._dsn, application_name="pgworker monitor, counts", prepare_threshold=None, patience=ANSWER
             ) as connection:
                 return sample_database(connection, patience=_PATIENCE)
         except psycopg.errors.QueryCanceled:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from uuid import UUID
 
 import psycopg
@@ -18,6 +18,7 @@ from pgworker.observe.logs import Throttle, fields, logger
 
 _STAY_ALERT = 2.0  # seconds that enqueuers go on notifying after the last worker was seen idle
 _RETRY = 1.0  # seconds between two tries to listen
+_DOUBT = 10.0  # seconds after which a connection that has said nothing is asked whether it lives
 
 log = logger("monitor.wakeups")
 
@@ -26,9 +27,21 @@ class Wakeups:
     """The listening connection, opened and reopened as needed; with `listens` False there is none."""
 
     def __init__(
-        self, dsn: str, queues: Sequence[str], board: Board, pipes: Sequence[int], *, listens: bool = True
+        self,
+        dsn: str,
+        queues: Sequence[str],
+        board: Board,
+        pipes: Sequence[int],
+        *,
+        listens: bool,
+        patience: float,
+        between: Callable[[], None],
     ) -> None:
+        """`patience`: seconds that one waits for an answer. `between` is called between two of them."""
         self._dsn = dsn
+        self._patience = patience
+        self._between = between
+        self._heard_at = 0.0
         self._queues = tuple(queues)
         self._board = board
         self._pipes = tuple(pipes)
@@ -49,10 +62,16 @@ class Wakeups:
         try:
             if self.is_deaf and now >= self._next_try:
                 self._next_try = now + _RETRY
-                self.listener = Listener(self._dsn, application_name="pgworker monitor listener")
+                self.listener = Listener(
+                    self._dsn, application_name="pgworker monitor listener", patience=self._patience
+                )
+                self._heard_at = now
                 self.wake_all()  # what was enqueued while nobody listened
             if self.listener is not None:
                 self._say_who_sleeps(self.listener, now)
+                if now - self._heard_at > _DOUBT:
+                    self.listener.ask_whether_it_lives()
+                    self._heard_at = now
         except (psycopg.Error, OSError, PgworkerError) as error:
             self._lose(error)
 
@@ -103,12 +122,16 @@ class Wakeups:
         if any(row.pid and row.is_idle for row in self._board.rows):
             is_new = now >= self._alert_until
             self._alert_until = now + _STAY_ALERT
-            locked = [listener.sleep_lock(queue) for queue in self._queues]
+            locked = [self._tell(listener.sleep_lock, queue) for queue in self._queues]
             if is_new and all(locked):
                 self.wake(len(self._board.rows))  # a job committed just before the lock notified nobody
         elif now >= self._alert_until:
             for queue in self._queues:
-                listener.sleep_unlock(queue)
+                self._tell(listener.sleep_unlock, queue)
+
+    def _tell(self, say: Callable[[str], bool], queue: str) -> bool:
+        self._between()
+        return say(queue)
 
     def _lose(self, error: psycopg.Error | OSError | PgworkerError) -> None:
         self.close()

@@ -23,6 +23,7 @@ from pgworker.app.queue import PostgresQueue
 from pgworker.app.task import Task
 from pgworker.config.settings import PoolSettings
 from pgworker.db.connect import connect_to_schema, explain, is_outage
+from pgworker.db.patience import Patience
 from pgworker.errors import EXIT_BUG, PgworkerError, SchemaError
 from pgworker.lifecycle.claim import Lanes
 from pgworker.lifecycle.dead_letters import DeadLetterHook, declare_hooks
@@ -100,6 +101,7 @@ class Clerk:
         self._recycling = recycling
         self._prefetch = Prefetch(settings.prefetch_seconds, settings.max_batch, settings.slots)
         self._connection: Connection[Any] | None = None
+        self._patience = Patience(settings.lease_ttl)
         self._failed_connects = 0
         self._starved_at = 0.0
         self._dry_until = 0.0
@@ -212,6 +214,7 @@ class Clerk:
         was_told = self._row.is_idle
         jobs = self._queue.claim(wanted)
         self._settled_at = time.monotonic()
+        self._patience.answered()
         self._reporter.send()
         if wanted:
             has_room = self._runner.free > len(self._runner.todo) + len(jobs)
@@ -308,7 +311,10 @@ class Clerk:
             return
         prepare = None if self._settings.pooler else 1
         self._connection = connect_to_schema(
-            self._dsn, application_name=self._application_name, prepare_threshold=prepare
+            self._dsn,
+            application_name=self._application_name,
+            prepare_threshold=prepare,
+            patience=self._patience.seconds,
         )
         if self._undeclared is not None:
             declare_hooks(self._connection, self._tasks, self._undeclared)
@@ -326,6 +332,7 @@ class Clerk:
             self._connection.close()
             self._connection = None
         self._failed_connects += 1
+        self._patience.after(error)
         self._leave_without_descriptors()
         if self._board.take_outage_line(time.monotonic_ns()):
             waiting = sum(len(lease.ready) for lease in self._queue.leases)

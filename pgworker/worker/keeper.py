@@ -14,6 +14,7 @@ from psycopg import Connection
 
 from pgworker.app.leases import ClaimedJob
 from pgworker.db.connect import connect_to_schema, explain, is_outage
+from pgworker.db.patience import Patience
 from pgworker.errors import PgworkerError
 from pgworker.lifecycle.heartbeat import (
     Activity,
@@ -54,6 +55,7 @@ class Keeper:
         self._sayings = sayings
         self._pool = PoolIdentity(uuid4(), host_name(), process.pid_space(), ())
         self._connection: Connection[Any] | None = None
+        self._patience = Patience(LEASE_TTL)
         self._claimed: ClaimedJob | None = None
         self._next_beat = 0.0
         self._over = threading.Event()
@@ -91,9 +93,11 @@ class Keeper:
         while not self._over.wait(_TICK):
             try:
                 self._talk()
+                self._patience.answered()
                 self._was_away = False
             except (psycopg.Error, OSError, PgworkerError) as error:  # noqa: PERF203  outages pass
                 self._disconnect()
+                self._patience.after(error)
                 if not is_outage(error):
                     log.exception(
                         "the lease can't be kept: what this job does may not be recorded", extra=fields("lease_lost")
@@ -170,7 +174,10 @@ class Keeper:
     def _connected(self) -> Connection[Any]:
         if self._connection is None or self._connection.closed:
             self._connection = connect_to_schema(
-                self._dsn, application_name="pgworker jobs run keeper", prepare_threshold=None
+                self._dsn,
+                application_name="pgworker jobs run keeper",
+                prepare_threshold=None,
+                patience=self._patience.seconds,
             )
         return self._connection
 

@@ -20,6 +20,7 @@ from psycopg.rows import tuple_row
 
 from pgworker.app.leases import ClaimedJob
 from pgworker.db.connect import connect
+from pgworker.db.patience import ANSWER, PatientConnection
 from pgworker.errors import EXIT_BUG, Cancelled, DatabaseUnavailable, LeaseLost
 from pgworker.lifecycle.settle import Ended, Settlement, check_settled, settle_success
 from pgworker.observe.logs import fields, logger
@@ -59,7 +60,7 @@ class JobTransactions:
     def __init__(self, dsn: str, application_name: str) -> None:
         self._dsn = dsn
         self._application_name = application_name
-        self._connection: Connection[Any] | None = None
+        self._connection: PatientConnection[Any] | None = None
         self._is_used = False
 
     @contextmanager
@@ -75,12 +76,16 @@ class JobTransactions:
         try:
             with transaction:
                 try:
+                    connection.patience = None  # the handler has a deadline
                     yield connection
                 finally:
                     leave_if_forked(pid)
+                    connection.patience = patience_at_the_end(execution)
                 _settle(connection, execution)
                 has_settled = True
-        except psycopg.OperationalError as error:
+        except (psycopg.OperationalError, psycopg.InternalError) as error:
+            if isinstance(error, psycopg.InternalError):  # the driver's, for a farewell right after the reply to COMMIT
+                connection.close()
             if not (connection.closed and self._has_committed(execution)):
                 raise
             log_found_commit(execution, error)
@@ -94,6 +99,7 @@ class JobTransactions:
         if connection is None or not self._is_used:
             return None
         self._is_used = False
+        connection.patience = ANSWER
         if connection.prepare_threshold is not None:  # the driver's list of statements would outlive DISCARD ALL
             return self.close()
         try:
@@ -113,13 +119,14 @@ class JobTransactions:
             self._connection.close()
             self._connection = None
 
-    def _begin(self, execution: Settleable) -> tuple[Connection[Any], ExitStack]:
+    def _begin(self, execution: Settleable) -> tuple[PatientConnection[Any], ExitStack]:
         """The connection, and the transaction begun on it: for the org of this job, or expressly for none."""
 
-        def begin() -> tuple[Connection[Any], ExitStack]:
+        def begin() -> tuple[PatientConnection[Any], ExitStack]:
             connection = self._connected()
             refuse_after_the_end(execution)
             self._is_used = True
+            connection.patience = ANSWER
             with ExitStack() as begun:
                 begun.enter_context(connection.transaction())
                 connection.execute(*settings_of(execution))
@@ -143,10 +150,12 @@ class JobTransactions:
             raise_if_it_must_end(execution, error)
             return None
 
-    def _connected(self) -> Connection[Any]:
+    def _connected(self) -> PatientConnection[Any]:
         if self._connection is None or self._connection.closed:
             # Nothing is prepared on it: DISCARD ALL would take the statements and leave the driver's list of them.
-            self._connection = connect(self._dsn, application_name=self._application_name, prepare_threshold=None)
+            self._connection = connect(
+                self._dsn, application_name=self._application_name, prepare_threshold=None, patience=ANSWER
+            )
             self._connection.isolation_level = IsolationLevel.READ_COMMITTED
         return self._connection
 
@@ -184,6 +193,12 @@ def settings_of(execution: Settleable) -> tuple[LiteralString, list[str]]:
         "select set_config('idle_in_transaction_session_timeout', %s, true), set_config('pgworker.org_id', %s, true)",
         [str(execution.idle_limit_ms), execution.claimed.row.org_id or ""],
     )
+
+
+def patience_at_the_end(execution: Settleable) -> float:
+    """Seconds for each answer after the handler: until the server, should it still wait for our COMMIT, has certainly
+    rolled back, so that to look for the execution then is to know."""
+    return execution.commit_limit_ms / 1000 + 1.0
 
 
 def lease_is_gone(settlement: Settlement) -> LeaseLost:

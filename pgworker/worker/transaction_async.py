@@ -16,6 +16,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
 from pgworker.db.connect import connect_async
+from pgworker.db.patience import ANSWER, PatientAsyncConnection
 from pgworker.errors import DatabaseUnavailable, LeaseLost
 from pgworker.lifecycle.settle import check_settled_async, settle_success_async
 from pgworker.worker.transaction import (
@@ -23,6 +24,7 @@ from pgworker.worker.transaction import (
     lease_is_gone,
     leave_if_forked,
     log_found_commit,
+    patience_at_the_end,
     raise_if_it_must_end,
     refuse_after_the_end,
     settings_of,
@@ -38,7 +40,7 @@ class AsyncJobTransactions:
     def __init__(self, dsn: str, application_name: str) -> None:
         self._dsn = dsn
         self._application_name = application_name
-        self._connection: AsyncConnection[Any] | None = None
+        self._connection: PatientAsyncConnection[Any] | None = None
         self._is_used = False
 
     @asynccontextmanager
@@ -50,12 +52,16 @@ class AsyncJobTransactions:
         try:
             async with transaction:
                 try:
+                    connection.patience = None  # the handler has a deadline
                     yield connection
                 finally:
                     leave_if_forked(pid)
+                    connection.patience = patience_at_the_end(execution)
                 await _settle(connection, execution)
                 has_settled = True
-        except psycopg.OperationalError as error:
+        except (psycopg.OperationalError, psycopg.InternalError) as error:
+            if isinstance(error, psycopg.InternalError):  # the driver's, for a farewell right after the reply to COMMIT
+                await connection.close()
             if not (connection.closed and await self._has_committed(execution)):
                 raise
             log_found_commit(execution, error)
@@ -69,6 +75,7 @@ class AsyncJobTransactions:
         if connection is None or not self._is_used:
             return
         self._is_used = False
+        connection.patience = ANSWER
         if connection.prepare_threshold is not None:  # the driver's list of statements would outlive DISCARD ALL
             await self.close()
             return
@@ -90,13 +97,14 @@ class AsyncJobTransactions:
             await self._connection.close()
             self._connection = None
 
-    async def _begin(self, execution: Settleable) -> tuple[AsyncConnection[Any], AsyncExitStack]:
+    async def _begin(self, execution: Settleable) -> tuple[PatientAsyncConnection[Any], AsyncExitStack]:
         """The connection, and the transaction begun on it."""
 
-        async def begin() -> tuple[AsyncConnection[Any], AsyncExitStack]:
+        async def begin() -> tuple[PatientAsyncConnection[Any], AsyncExitStack]:
             connection = await self._connected()
             refuse_after_the_end(execution)
             self._is_used = True
+            connection.patience = ANSWER
             async with AsyncExitStack() as begun:
                 await begun.enter_async_context(connection.transaction())
                 await connection.execute(*settings_of(execution))
@@ -119,10 +127,10 @@ class AsyncJobTransactions:
             raise_if_it_must_end(execution, error)
             return None
 
-    async def _connected(self) -> AsyncConnection[Any]:
+    async def _connected(self) -> PatientAsyncConnection[Any]:
         if self._connection is None or self._connection.closed:
             self._connection = await connect_async(
-                self._dsn, application_name=self._application_name, prepare_threshold=None
+                self._dsn, application_name=self._application_name, prepare_threshold=None, patience=ANSWER
             )
             await self._connection.set_isolation_level(IsolationLevel.READ_COMMITTED)
         return self._connection

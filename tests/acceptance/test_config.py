@@ -64,9 +64,31 @@ def test_as_json_each_setting_is_an_object(project: Path) -> None:
 
 
 def test_a_secret_file_is_named_and_not_read(tmp_path: Path) -> None:
-    shown = run(tmp_path, "config", "show", "--origin", PGWORKER_DSN_FILE="/nowhere/dsn")
+    files = {"PGWORKER_DSN_FILE": "/nowhere/dsn", "PGWORKER_METRICS_TOKEN_FILE": "/nowhere/token"}
+    shown = run(tmp_path, "config", "show", "--origin", **files)
     assert (shown.returncode, shown.stderr) == (0, "")
-    assert "dsn_file        /nowhere/dsn    PGWORKER_DSN_FILE" in shown.stdout
+    rows = [line.split() for line in shown.stdout.splitlines()]
+    assert ["dsn_file", "/nowhere/dsn", "PGWORKER_DSN_FILE"] in rows
+    assert ["metrics_token_file", "/nowhere/token", "PGWORKER_METRICS_TOKEN_FILE"] in rows
+
+
+def test_a_token_that_nobody_has_spoken_of_is_shown_otherwise_than_one_that_is_off(tmp_path: Path) -> None:
+    for variables, row in (
+        ({}, ["metrics_token_file", "-", "default"]),
+        ({"PGWORKER_METRICS_TOKEN_FILE": "off"}, ["metrics_token_file", "off", "PGWORKER_METRICS_TOKEN_FILE"]),
+    ):
+        shown = run(tmp_path, "config", "show", "--origin", **variables)
+        assert row in [line.split() for line in shown.stdout.splitlines()]
+
+
+def test_an_address_of_other_hosts_is_refused_there_too_unless_there_is_a_token_or_off(tmp_path: Path) -> None:
+    """Whichever layers say the two."""
+    (tmp_path / "pgworker.toml").write_text('metrics_listen = "0.0.0.0:9464"\n')
+    refused = run(tmp_path, "config", "show")
+    assert (refused.returncode, refused.stdout) == (78, "")
+    assert "beyond this host, needs --metrics-token-file FILE" in refused.stderr
+    for said in ("off", "/nowhere/token"):
+        assert run(tmp_path, "config", "show", PGWORKER_METRICS_TOKEN_FILE=said).returncode == 0
 
 
 def test_variables_that_look_like_settings_and_are_none_are_told(tmp_path: Path) -> None:

@@ -113,6 +113,7 @@ def complete(*words: str) -> tuple[list[str], list[str]]:
         (["start", "--dr"], ["plain,--drain-timeout"]),
         (["start", "--log-level", ""], ["plain,debug", "plain,info", "plain,warning"]),
         (["start", "--dsn-file", ""], ["file,"]),
+        (["start", "--metrics-token-file", ""], ["file,"]),
         (["status", "--config", "pg"], ["file,pg"]),
         (["completion", ""], ["plain,bash", "plain,zsh", "plain,fish"]),
     ],

@@ -154,7 +154,7 @@ def test_no_sql_is_put_together_from_strings() -> None:
 def test_every_statement_is_loaded_by_one_module_and_every_name_has_its_file() -> None:
     users: dict[str, set[str]] = defaultdict(set)
     for path, tree in _sources():
-        for call in _calls(tree):
+        for call in _calls(tree) if _place(path) != "sql/load.py" else ():  # which reads them all, before the forks
             if isinstance(call.func, ast.Name) and call.func.id == "query":
                 assert isinstance(call.args[0], ast.Constant), f"{_place(path)}:{call.lineno}: a name that can be found"
                 users[str(call.args[0].value)].add(_place(path))

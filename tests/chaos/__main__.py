@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import click
+from _pytest.outcomes import Skipped
 
 from tests.chaos.faults.catalogue import all_faults, choose
 from tests.chaos.machine import Verdict, try_seed
@@ -57,7 +58,11 @@ def main(
         if shows_plan:
             _show(planned)
             continue
-        verdict = _try(planned, minutes * 60, jobs, binaries, keep)
+        try:
+            verdict = _try(planned, minutes * 60, jobs, binaries, keep)
+        except Skipped as missing:
+            click.echo(f"seed {number}: SKIPPED: {missing}")
+            continue
         broken += not verdict.holds
         _report(
             verdict, f"--seed {number} --minutes {minutes:g} --faults {faults}" + (f" --jobs {jobs}" if jobs else "")

@@ -35,8 +35,8 @@ DIRECTORY = "PGWORKER_CHAOS_DIRECTORY"
 SEED = "PGWORKER_CHAOS_SEED"
 """The dice; each process has its own, of the seed and the order in which the processes came."""
 
-ACTIONS = ("kill", "stop", "delay", "raise", "cut", "exit")
-ON_CONNECTIONS = ("raise", "cut")
+ACTIONS = ("kill", "stop", "delay", "raise", "confuse", "cut", "exit")
+ON_CONNECTIONS = ("raise", "confuse", "cut")
 """Actions that need a connection."""
 EXIT_CODE = 3
 ROLES = ("master", "monitor", "worker", "client")
@@ -208,6 +208,8 @@ def act(failpoint: Failpoint, point: str, pgconn: PGconn | None) -> None:
         os._exit(EXIT_CODE)
     elif failpoint.action == "cut":
         _cut(pgconn)
+    elif failpoint.action == "confuse":  # as the driver is by the server's farewell between an answer and its end
+        raise psycopg.InternalError(f"received 2 results from failpoint {point}")
     elif failpoint.action == "raise":
         _raise(point, pgconn)
 

@@ -16,7 +16,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -28,6 +29,9 @@ from tests.process.pool import Pool, eventually
 PROGRAMS = ("ip", "unshare", "nsenter", "setpriv")
 _NAMESPACES = ("--net", "--pid", "--uts", "--ipc", "--mount")
 _networks = itertools.count()
+
+# A host gets SIGKILL when the thread that forked it ends, so it is forked by one that lasts as long as this process.
+_starter = ThreadPoolExecutor(1, "hosts")
 
 # PID 1 of a host: it reaps whatever its children leave behind.
 _INIT = """
@@ -57,15 +61,14 @@ class Host:
     def prefix(self) -> tuple[str, ...]:
         return ("nsenter", f"--target={self._init}", *_NAMESPACES, "--")
 
+    @property
+    def is_up(self) -> bool:
+        return self._init != 0
+
     def boot(self) -> None:
         """Start it, with a network and nothing else."""
         command = ["setpriv", "--pdeathsig=KILL", "unshare", *_NAMESPACES, "--mount-proc", "--fork", "--kill-child"]
-        self._shell = subprocess.Popen(
-            [*command, sys.executable, "-c", _INIT, self.name],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
+        self._shell = _starter.submit(_shell, [*command, sys.executable, "-c", _INIT, self.name]).result()
         assert self._shell.stdout is not None
         assert self._shell.stdout.readline() == b"up\n"
         children = Path(f"/proc/{self._shell.pid}/task/{self._shell.pid}/children")
@@ -177,6 +180,10 @@ def why_no_hosts() -> str | None:
         return f"needs the right to make a bridge: {tried.stderr.decode().strip()}"
     _ip("link", "delete", probe)
     return None
+
+
+def _shell(command: Sequence[str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
 
 def _ip(*words: str) -> None:

@@ -16,6 +16,8 @@ from tests.chaos.faults.fault import Fault
 QUEUES = ("default", "other")
 FAILPOINTS = "failpoints"
 """The feature of a world whose pools can be armed at every boundary, which costs them some speed."""
+HOSTS = "hosts"
+"""The feature of a world whose pools are on two hosts with a network between."""
 POOLER = "pooler"
 """The feature of a world whose pools and producers come through PgBouncer."""
 
@@ -68,7 +70,7 @@ def plan(seed: int, faults: Sequence[Fault], seconds: float, extra: Collection[s
     is_alone = len({fault.number for fault in faults}) == 1
     needs = sorted(frozenset().union(*(fault.needs for fault in faults)))
     features = frozenset(need for need in needs if is_alone or dice.random() < _FEATURE) | frozenset(extra)
-    if not is_alone and dice.random() < _FEATURE:
+    if not is_alone and HOSTS not in features and dice.random() < _FEATURE:
         features |= {POOLER}
     able = [fault for fault in faults if fault.needs <= features]
     pools = tuple(_pool(dice, number) for number in range(dice.choice([1, 2, 2, 3])))

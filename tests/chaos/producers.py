@@ -27,8 +27,13 @@ from tests.chaos.plan import QUEUES
 Connect = Callable[[], Connection[Any]]
 
 ORGS = (None, None, None, "acme", "globex")
-_AWAY = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.errors.ReadOnlySqlTransaction)
-"""How a database is away, however it says so."""
+_AWAY = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    psycopg.InternalError,
+    psycopg.errors.ReadOnlySqlTransaction,
+)
+"""How a database is away. The driver has an InternalError for the server's farewell right after the reply to COMMIT."""
 
 _CHANCES: dict[str, float] = {
     "plain": 50,

@@ -33,6 +33,7 @@ from tests.chaos.wire import CANCEL, GSS, NO_ENCRYPTION, SSL, Conversation, Fram
 Match = str | Callable[[str], bool]
 """Of a statement: a regular expression that is found in its text, whatever the case; or a predicate, called in the
 thread of the proxy."""
+Loss = Literal["reply", "request", "silence"]
 Answer = TypeVar("Answer")
 
 _CHUNK = 1 << 16
@@ -54,7 +55,7 @@ class Dropped:
 
 @dataclass(slots=True)
 class _Rule:
-    kind: Literal["reply", "request"]
+    kind: Loss
     matches: Callable[[str], bool]
     during: Callable[[str], bool] | None
     only: str
@@ -168,6 +169,10 @@ class Proxy:
         """As `drop_reply`, but cut before the server sees what matches."""
         self._add_rule("request", match, times, only, during)
 
+    def silence_from(self, match: Match, times: int | None = 1, *, only: str = "*") -> None:
+        """Swallow what matches, and from there on all bytes of its connection, which stays open."""
+        self._add_rule("silence", match, times, only, None)
+
     def heal(self) -> None:
         """End every fault; what is cut or has lost bytes stays so."""
 
@@ -189,9 +194,7 @@ class Proxy:
 
     # -- in the thread
 
-    def _add_rule(
-        self, kind: Literal["reply", "request"], match: Match, times: int | None, only: str, during: Match | None
-    ) -> None:
+    def _add_rule(self, kind: Loss, match: Match, times: int | None, only: str, during: Match | None) -> None:
         rule = _Rule(kind, _predicate(match), None if during is None else _predicate(during), only, times)
         self._set(lambda: self._rules.append(rule))
 
@@ -261,11 +264,11 @@ class Proxy:
         """Bytes per second, or None for as many as there are."""
         return next((rate for only, rate in reversed(self._rates) if fnmatchcase(name, only)), None)
 
-    def rule_for(self, name: str, text: str, talk: Conversation) -> Literal["reply", "request"] | None:
+    def rule_for(self, name: str, text: str, talk: Conversation) -> Loss | None:
         """What is to be dropped because of this statement."""
         return next((rule.kind for rule in self._rules if rule.catches(name, text, talk)), None)
 
-    def note(self, kind: Literal["reply", "request"], name: str, round_: Round) -> None:
+    def note(self, kind: Loss, name: str, round_: Round) -> None:
         self.counts[kind] += 1
         self.dropped.append(Dropped(name, tuple(round_.texts), round_.has_failed, tuple(round_.before)))
 
@@ -343,6 +346,9 @@ class _Link:
             for message in frames.feed(data):
                 if not self._passes(message):
                     await self._to_server.send(bytes(passed))
+                    if self._has_lost_bytes:
+                        passed.clear()
+                        break
                     return
                 passed += message
             await self._to_server.send(bytes(passed))
@@ -357,6 +363,9 @@ class _Link:
         dropped = self._proxy.rule_for(self.name, text, self._talk)
         if dropped == "request":
             self._proxy.note("request", self.name, round_)
+            return False
+        if dropped == "silence":
+            self._has_lost_bytes = True
             return False
         if dropped == "reply" and self._doomed is None:
             self._doomed = round_

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import psycopg
@@ -21,14 +22,14 @@ from pgworker.model.state import Status
 from tests.chaos import failpoints
 from tests.chaos.boundaries import POINTS, REPLACED, UNREACHED, VERBS
 from tests.chaos.boundary_client import Ledger
-from tests.chaos.boundary_jobs import look_for_strangers
+from tests.chaos.boundary_jobs import effect, effect_async, look_for_strangers
 from tests.chaos.failpoints import Armed, Failpoint, Misspelt, fired, parse, reached
 from tests.chaos.launch import pool_command
 from tests.chaos.sweep import check, prepare
 from tests.process.jobs import die, quick
 from tests.process.pool import APP, ROOT, Pool, eventually, start
 from tests.sql.actors import ask, leases
-from tests.sql.invariants import STORED, offences
+from tests.sql.invariants import STORED, WITNESSES, offences
 
 Connect = Callable[[], psycopg.Connection[TupleRow]]
 
@@ -101,6 +102,23 @@ def test_a_new_monitor_hears_who_has_died_before_it_takes_back_what_they_held(
     assert {fault["point"] for fault in fired(tmp_path)} == {"take_lease.after", "fork_monitor.after"}
     found = ask(connection, "select outcome::text, started_at is null from pgworker.job_executions order by execution")
     assert found == [("crashed", False), ("succeeded", False)]
+
+
+@pytest.mark.parametrize("task", [effect, effect_async])
+def test_a_commit_whose_reply_confuses_the_driver_is_found(
+    dsn: str, tmp_path: Path, connect: Connect, task: Any
+) -> None:
+    """A server that ends the connection between the reply to COMMIT and its end has committed all the same."""
+    connection = connect()
+    connection.execute(WITNESSES.encode())
+    verb = "transaction" if task is effect else "transaction_async"
+    with launch(dsn, tmp_path, f"{verb}.after_commit=confuse@once", "tests.chaos.boundary_jobs:app") as pool:
+        job = task.using(connection).enqueue(str(tmp_path))
+        pool.wait_for_log("the commit was found")
+        assert read_status(connection, job.id) is Status.SUCCEEDED
+        assert "job failed" not in pool.log()
+    assert ask(connection, "select outcome::text from pgworker.job_executions") == ["succeeded"]
+    assert ask(connection, "select count(*) from chaos.effect") == [1]
 
 
 def test_pgworker_has_no_line_of_it() -> None:

@@ -25,7 +25,8 @@ from tests.chaos import checker
 from tests.chaos.evidence import FaultLog
 from tests.chaos.failpoints import DIRECTORY as FAILPOINTS_DIRECTORY
 from tests.chaos.failpoints import SEED as FAILPOINTS_SEED
-from tests.chaos.plan import FAILPOINTS, Plan, PoolPlan
+from tests.chaos.hosts import Host, hosts
+from tests.chaos.plan import FAILPOINTS, HOSTS, Plan, PoolPlan
 from tests.chaos.pooler import Pooler
 from tests.chaos.proxy import Proxy
 from tests.chaos.servers import PostgresServer, SmallDisk
@@ -49,9 +50,18 @@ class KeptPool:
     """A pool that is started again whenever it ends, each time with a log of its own, as systemd would."""
 
     def __init__(
-        self, plan: PoolPlan, dsn: str, directory: Path, log: FaultLog, *, has_pooler: bool, has_failpoints: bool
+        self,
+        plan: PoolPlan,
+        dsn: str,
+        directory: Path,
+        log: FaultLog,
+        *,
+        host: Host | None,
+        has_pooler: bool,
+        has_failpoints: bool,
     ) -> None:
         self.plan = plan
+        self._host = host
         self._has_pooler = has_pooler
         failpoints = {FAILPOINTS_DIRECTORY: str(directory / plan.name), FAILPOINTS_SEED: plan.name}
         self._armed = failpoints if has_failpoints else {}
@@ -68,12 +78,19 @@ class KeptPool:
     def keep(self) -> None:
         self._thread.start()
 
+    def send(self, number: int) -> None:
+        """Send its master a signal, unless Python has not read yet what to do with it: that would end it."""
+        with suppress(OSError, StopIteration):
+            master = next(pid for pid, title in self.pool.processes().items() if title.startswith("pgworker: master"))
+            caught = int(Path(f"/proc/{master}/status").read_text().partition("SigCgt:")[2].split()[0], 16)
+            if number == signal.SIGKILL or caught >> (number - 1) & 1:
+                os.kill(master, number)
+
     def end(self, within: float) -> int:
         """Drain it; its exit code. AssertionError if it takes longer."""
         self._is_ending.set()
         self._thread.join()
-        with suppress(ProcessLookupError):
-            self.pool.send(signal.SIGTERM)
+        self.send(signal.SIGTERM)
         try:
             return self.pool.wait(within)
         except subprocess.TimeoutExpired:
@@ -97,16 +114,19 @@ class KeptPool:
                 continue
             self.exits.append(code)
             self._log.tell("pool ended", pool=self.plan.name, code=code)
-            if not self._is_ending.wait(0.2):
+            while not self._is_ending.wait(0.2) and self._host is not None and not self._host.is_up:
+                pass
+            if not self._is_ending.is_set():
                 self.pool = self._start()
 
     def _start(self) -> Pool:
         self._starts += 1
         log_file = self._directory / f"{self.plan.name}-{self._starts:03}.log"
         settings = json.dumps({"metrics_listen": None, "pooler": self._has_pooler, **self.plan.settings})
+        prefix = self._host.prefix if self._host is not None else ()
         with log_file.open("wb") as out:
             process = subprocess.Popen(
-                [sys.executable, "-m", "tests.chaos.launch", "pool", self._dsn, APP, settings],
+                [*prefix, sys.executable, "-m", "tests.chaos.launch", "pool", self._dsn, APP, settings],
                 cwd=ROOT,
                 env={
                     **os.environ,
@@ -138,6 +158,7 @@ class World:
         self.standby: PostgresServer | None = None
         self.proxy = proxy
         self.pooler: Pooler | None = None
+        self.hosts: list[Host] = []
         self.directory = directory
         self.log = FaultLog(directory)
         self.database = str(conninfo_to_dict(server.make_database())["dbname"])
@@ -154,7 +175,16 @@ class World:
 
     def add_standby(self) -> None:
         """Put a synchronous standby behind the primary of the moment."""
-        self.standby = self._whatever_lives.enter_context(self.server.add_standby(synchronous=True))
+        clock = self.server.clock
+        made = self.server.add_standby(synchronous=True, with_clock=clock is not None)
+        self.standby = self._whatever_lives.enter_context(made)
+        if clock is not None:
+            self.standby.step_clock(clock.offset)
+
+    def step_clock(self, seconds: float) -> None:
+        """Set the clock of all servers."""
+        for server in filter(None, (self.server, self.standby)):
+            server.step_clock(seconds)
 
     @property
     def superuser_dsn(self) -> str:
@@ -178,6 +208,11 @@ class World:
             row = connection.execute(query.encode()).fetchone()
         assert row is not None
         return row[0]
+
+    @property
+    def proxies(self) -> list[Proxy]:
+        """All that lead to the server."""
+        return [self.proxy, *(host.proxy for host in self.hosts)]
 
     def waiting_jobs(self) -> int:
         return int(self.ask("select count(*) from pgworker.job_queue"))
@@ -244,22 +279,34 @@ def world(plan: Plan, directory: Path, binaries: Path | None = None) -> Iterator
         if "pooler" in plan.features:
             pooler = Pooler(proxy.dsn(made.superuser_dsn), directory, users=tuple(_LOGINS))
             made.pooler = stack.enter_context(pooler)
+        if HOSTS in plan.features:
+            made.hosts = stack.enter_context(hosts(made.superuser_dsn, "ash", "oak"))
         stack.callback(_end_pools, made)
-        for pool in plan.pools:
-            kept = KeptPool(
-                pool,
-                made.dsn("chaos_worker"),
-                directory,
-                made.log,
-                has_pooler=made.pooler is not None,
-                has_failpoints=FAILPOINTS in plan.features,
-            )
-            made.pools.append(kept)
+        made.pools.extend(_pool(made, number) for number in range(len(plan.pools)))
         for kept in made.pools:
             kept.pool.wait_for_log("the pool is ready")
             kept.keep()
         made.log.begin()
         yield made
+
+
+def _pool(made: World, number: int) -> KeptPool:
+    """On the hosts in turn, if there are any."""
+    host = made.hosts[number % len(made.hosts)] if made.hosts else None
+    dsn = (
+        made.dsn("chaos_worker")
+        if host is None
+        else host.proxy.dsn(make_conninfo(made.superuser_dsn, user="chaos_worker"))
+    )
+    return KeptPool(
+        made.plan.pools[number],
+        dsn,
+        made.directory,
+        made.log,
+        host=host,
+        has_pooler=made.pooler is not None,
+        has_failpoints=FAILPOINTS in made.plan.features,
+    )
 
 
 def _nobody_enqueues(*_: object, **__: object) -> None:

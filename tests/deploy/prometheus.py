@@ -72,12 +72,15 @@ def tool(name: str) -> str:
 
 
 @contextmanager
-def start(directory: Path, targets: Sequence[str]) -> Iterator[Prometheus]:
-    """Prometheus scraping `targets` as the job `pgworker` of the example; its data and log are in `directory`."""
+def start(directory: Path, targets: Sequence[str], token: Path | None = None) -> Iterator[Prometheus]:
+    """Prometheus scraping `targets` as the job `pgworker` of the example; its data and log are in `directory`.
+
+    With the token of a file, sent as the comment of the example says.
+    """
     program = tool("prometheus")
     address = f"127.0.0.1:{free_port()}"
     configuration = directory / "prometheus.yml"
-    configuration.write_text(yaml.safe_dump(_configuration(targets)))
+    configuration.write_text(yaml.safe_dump(_configuration(targets, token)))
     options = [f"--config.file={configuration}", f"--storage.tsdb.path={directory}/data", "--log.level=warn"]
     with (directory / "prometheus.log").open("wb") as log:
         process = subprocess.Popen([program, *options, f"--web.listen-address={address}"], stdout=log, stderr=log)
@@ -90,10 +93,12 @@ def start(directory: Path, targets: Sequence[str]) -> Iterator[Prometheus]:
         process.wait()
 
 
-def _configuration(targets: Sequence[str]) -> Any:
+def _configuration(targets: Sequence[str], token: Path | None) -> Any:
     example = yaml.safe_load((PROMETHEUS_FILES / "prometheus.yml").read_text("utf-8"))
     example["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     example["rule_files"] = [str(PROMETHEUS_FILES / name) for name in example["rule_files"]]
     (job,) = (job for job in example["scrape_configs"] if job["job_name"] == "pgworker")
     job["static_configs"] = [{"targets": list(targets)}]
+    if token is not None:
+        job["authorization"] = {"credentials_file": str(token)}
     return {**example, "scrape_configs": [job]}

@@ -19,6 +19,7 @@ import yaml
 from pgworker.config.kinds import parse_size, parse_time
 from pgworker.config.options import OPTIONS
 from pgworker.config.settings import PoolSettings, parse_listen
+from pgworker.errors import ConfigurationError
 from pgworker.master import main as master
 from pgworker.master.drain import LAST_CALL
 from pgworker.monitor import main as monitor
@@ -300,9 +301,37 @@ def test_every_pod_is_as_restricted_as_kubernetes_can_make_it(manifests: dict[st
             "capabilities": {"drop": ["ALL"]},
         }
         assert runs["image"] == "registry.example/shop:1"
-        (secret,) = (volume for volume in spec["volumes"] if "secret" in volume)
-        (mount,) = (mount for mount in runs["volumeMounts"] if mount["name"] == secret["name"])
-        assert {"name": "PGWORKER_DSN_FILE", "value": f"{mount['mountPath']}/dsn"} in runs["env"]
+        mounts = {mount["name"]: mount for mount in runs["volumeMounts"]}
+        secrets = [volume for volume in spec["volumes"] if "secret" in volume]
+        assert {volume["secret"]["defaultMode"] for volume in secrets} == {0o440}
+        assert all(mounts[volume["name"]]["readOnly"] for volume in secrets)
+        files = {"dsn": ("PGWORKER_DSN_FILE", "dsn"), "metrics-token": ("PGWORKER_METRICS_TOKEN_FILE", "token")}
+        asked = [(*files[volume["name"]], mounts[volume["name"]]["mountPath"]) for volume in secrets]
+        assert runs["env"] == [{"name": name, "value": f"{path}/{key}"} for name, key, path in asked]
+
+
+def test_the_prometheus_operator_sends_the_token_that_the_pods_ask_for(
+    manifests: dict[str, list[dict[str, Any]]],
+) -> None:
+    volumes = pod(kind(manifests["example"], "Deployment"))["volumes"]
+    (mounted,) = (one["secret"]["secretName"] for one in volumes if one["name"] == "metrics-token")
+    (endpoint,) = kind(manifests["example"], "PodMonitor")["spec"]["podMetricsEndpoints"]
+    assert endpoint["authorization"] == {"credentials": {"name": mounted, "key": "token"}}
+
+
+def test_an_image_that_other_hosts_may_reach_has_not_said_that_no_token_is_needed() -> None:
+    """Compose has: its pools are in a network of their own, on which nothing is published."""
+    given = next(step for step in RUNTIME.steps if step.name == "ENV").pairs
+    assert "PGWORKER_METRICS_TOKEN_FILE" not in given
+    with pytest.raises(ConfigurationError, match="needs --metrics-token-file FILE"):
+        PoolSettings(workers=1, metrics_listen=given["PGWORKER_METRICS_LISTEN"])
+    assert SERVICES["pool"]["environment"]["PGWORKER_METRICS_TOKEN_FILE"] == "off"
+    assert "ports" not in SERVICES["pool"]
+    assert {name for name, one in SERVICES.items() if "monitoring" in one["networks"]} == {
+        "pool",
+        "prometheus",
+        "grafana",
+    }
 
 
 def test_selectors_find_the_pods_and_names_are_those_of_what_is_there(

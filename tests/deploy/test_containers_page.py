@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import shlex
 import shutil
@@ -16,6 +17,7 @@ import yaml
 from pgworker.config.files import read_own
 from pgworker.config.options import BY_KEY
 from pgworker.config.sources import accept_dsn, redact
+from pgworker.config.token import read_token
 from tests.deploy.dockerfile_steps import DEPLOY, ROOT
 
 PAGE = (DEPLOY / "README.md").read_text("utf-8")
@@ -24,7 +26,7 @@ COMMANDS = [line.removeprefix("$ ") for line in SECTION.splitlines() if line.sta
 NEEDS_DOCKER = ("docker build ", "docker compose ")
 NEEDS_A_CLUSTER = ("kubectl delete job ", "kubectl wait ", "kubectl rollout status ")
 BUILT = "kubectl apply -k "
-DRY = "kubectl create "
+DRY = ("kubectl create ", "openssl rand -hex 32 | tr -d '\\n' | kubectl create ")
 
 
 TRIED = [command for command in COMMANDS if not command.startswith((*NEEDS_DOCKER, *NEEDS_A_CLUSTER))]
@@ -36,7 +38,7 @@ def commands(*starts: str) -> list[str]:
 
 
 def files_for_compose() -> list[str]:
-    return [command for command in COMMANDS if not command.startswith((*NEEDS_DOCKER, "kubectl "))]
+    return [command for command in COMMANDS if not command.startswith((*NEEDS_DOCKER, "kubectl ", *DRY))]
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +74,15 @@ def test_kubectl_makes_what_the_page_has_it_make(kubectl: str, tmp_path: Path) -
     secrets.mkdir(parents=True)
     for name in ("dsn", "migrate-dsn"):
         (secrets / name).write_text("postgresql://somebody@db/shop")
-    made = [yaml.safe_load(run(f"{command} --dry-run=client --output=yaml", tmp_path)) for command in commands(DRY)]
-    assert [one["kind"] for one in made] == ["Namespace", "Secret", "Secret"]
-    found = {one["metadata"]["name"]: (one["metadata"]["namespace"], list(one["data"])) for one in made[1:]}
-    assert found == {name: (made[0]["metadata"]["name"], ["dsn"]) for name in mounted_secrets(kubectl)}
+    made = [yaml.safe_load(run(f"{command} --dry-run=client --output=yaml", tmp_path)) for command in commands(*DRY)]
+    assert [one["kind"] for one in made] == ["Namespace", "Secret", "Secret", "Secret"]
+    keys = {one["metadata"]["name"]: list(one["data"]) for one in made[1:]}
+    assert keys.keys() == mounted_secrets(kubectl)
+    assert keys == {"pgworker-dsn": ["dsn"], "pgworker-migrate-dsn": ["dsn"], "pgworker-metrics": ["token"]}
+    assert {one["metadata"]["namespace"] for one in made[1:]} == {made[0]["metadata"]["name"]}
+    token = next(base64.b64decode(one["data"]["token"]) for one in made[1:] if "token" in one["data"])
+    (tmp_path / "token").write_bytes(token)
+    assert read_token(tmp_path / "token") == token, "without a line end, which not everybody strips"
 
 
 def mounted_secrets(kubectl: str) -> set[str]:
@@ -115,7 +122,7 @@ def test_docker_is_asked_for_files_services_and_an_image_that_are_there() -> Non
 
 
 def test_no_command_is_left_out_here() -> None:
-    known = (*NEEDS_DOCKER, *NEEDS_A_CLUSTER, BUILT, DRY)
+    known = (*NEEDS_DOCKER, *NEEDS_A_CLUSTER, BUILT, *DRY)
     assert [one for one in COMMANDS if one.startswith(known) or one in files_for_compose()] == COMMANDS
     assert not [one for one in files_for_compose() if "secrets" not in one]
 

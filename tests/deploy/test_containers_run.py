@@ -34,6 +34,8 @@ pytestmark = [
 
 OURS = Path(__file__).parent / "container_app"
 SECRET = "/run/secrets/dsn"
+TOKEN_FILE = "/run/secrets/metrics_token"
+TOKEN = "canary-of-the-metrics"
 READY = "the pool is ready"
 
 Start = Callable[..., Container]
@@ -67,7 +69,10 @@ def containers(image: Image, tmp_path: Path) -> Iterator[Callable[..., Container
                 for path in [copied, *copied.iterdir()]:
                     path.chmod(0o755)
                 binds[copied] = "/app"
-            given = {"PGWORKER_DSN_FILE": SECRET, **variables}
+            token = tmp_path / "token"
+            token.write_text(TOKEN)
+            binds[token] = TOKEN_FILE
+            given = {"PGWORKER_DSN_FILE": SECRET, "PGWORKER_METRICS_TOKEN_FILE": TOKEN_FILE, **variables}
             return running.enter_context(
                 engine.run(image, tmp_path, *command, variables=given, binds=binds, has_tmp=has_tmp)
             )
@@ -104,11 +109,12 @@ def health(container: Container) -> int:
     return container.execute(health_command()).returncode
 
 
-def page(container: Container, path: str) -> int:
+def page(container: Container, path: str, token: str = "") -> int:
     """The status of a page of the pool's, asked for inside."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
     ask = (
         "import http.client as h; c = h.HTTPConnection('127.0.0.1', 9464, timeout=10);"
-        f" c.request('GET', '{path}'); print(c.getresponse().status)"
+        f" c.request('GET', '{path}', headers={headers}); print(c.getresponse().status)"
     )
     answer = container.execute(["python", "-c", ask])
     assert answer.returncode == 0, answer.stderr
@@ -177,6 +183,15 @@ def test_a_pool_runs_as_pid_1_without_root_and_without_a_place_to_write(
     assert result("errands.write_somewhere") == []
     assert health(container) == 0
     assert page(container, "/readyz") == 200
+    assert [page(container, "/metrics", token) for token in (TOKEN, "", f"{TOKEN}0")] == [200, 401, 401]
+
+
+def test_a_pool_of_whose_page_nobody_has_said_who_may_see_it_does_not_start(
+    containers: Callable[..., Container], roles_dsn: str
+) -> None:
+    container = containers(roles_dsn, PGWORKER_METRICS_TOKEN_FILE="")
+    assert container.wait() == 78
+    assert "PGWORKER_METRICS_TOKEN_FILE), or off if your network" in container.log()
 
 
 def test_handlers_write_to_tmp_if_there_is_one_and_nowhere_else(pool: Start, result: Callable[..., Any]) -> None:

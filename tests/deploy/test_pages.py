@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 DEPLOY, LOGS, GRAFANA, TESTS = (
     ROOT / name for name in ("deploy/README.md", "deploy/logs.md", "grafana/README.md", "tests/README.md")
 )
+MACHINE = ".venv/bin/python -m tests.chaos"
 ALL = [DEPLOY, LOGS, GRAFANA, TESTS]
 IDS = [str(page.relative_to(ROOT)) for page in ALL]
 NEED_WHAT_NO_TEST_HAS = {
@@ -104,11 +105,19 @@ def test_grafana_finds_the_dashboard_where_its_page_puts_it(tmp_path: Path) -> N
 
 def test_what_the_page_of_the_tests_runs_selects_tests() -> None:
     """They are collected, not run: they are running."""
-    setup, *selections = commands(TESTS.read_text("utf-8"))
+    setup, *others = commands(TESTS.read_text("utf-8"))
     assert setup in re.findall(r"^    (\S.*)$", test_readme.README, re.MULTILINE), "as the README says"
-    for selection in selections:
+    for selection in [one for one in others if not one.startswith(MACHINE)]:
         command = selection.replace(".venv/bin/pytest", f"{sys.executable} -m pytest --collect-only")
         assert re.search(r"[1-9]\d* tests collected|[1-9]\d*/\d+ tests collected", run(command)), selection
+
+
+def test_the_machine_takes_the_commands_of_the_page_of_the_tests() -> None:
+    """What takes a night there is asked only for what it would do; short slices of it are tests of their own."""
+    for command in [one for one in commands(TESTS.read_text("utf-8")) if one.startswith(MACHINE)]:
+        asks = "--plan" if command.startswith(f"{MACHINE} ") else "--list"
+        asked = command if command.endswith("--list") else f"{command} {asks}"
+        assert run(asked.replace(".venv/bin/python", sys.executable)).strip(), command
 
 
 @pytest.mark.parametrize("page", ALL, ids=IDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import datetime, timedelta, timezone
@@ -37,6 +38,7 @@ def pools(dsn: str, tmp_path: Path) -> Iterator[dict[str, Pool]]:
         for name, workers in (("one", 2), ("other", 1)):
             address = f"127.0.0.1:{free_port()}"
             settings = {"workers": workers, "slots": 2, "queues": ["default", "mail"], "metrics_listen": address}
+            settings["metrics_token_file"] = str(token_file(tmp_path))
             begun = start(dsn, tmp_path / f"{name}.log", app="tests.deploy.load:app", cwd=ROOT, **settings)
             found[address] = started.enter_context(begun)
         for pool in found.values():
@@ -46,8 +48,17 @@ def pools(dsn: str, tmp_path: Path) -> Iterator[dict[str, Pool]]:
 
 @pytest.fixture
 def scraper(pools: dict[str, Pool], tmp_path: Path) -> Iterator[Prometheus]:
-    with prometheus.start(tmp_path, list(pools)) as server:
+    with prometheus.start(tmp_path, list(pools), token_file(tmp_path)) as server:
         yield server
+
+
+def token_file(directory: Path) -> Path:
+    """One for the pools and for Prometheus; which strips what is around it too."""
+    file = directory / "metrics_token"
+    if not file.exists():
+        file.touch(0o600)
+        file.write_text(f"{secrets.token_urlsafe(24)}\n")
+    return file
 
 
 def enqueue_what_stays(connection: psycopg.Connection[Any]) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from pgworker import App
 from pgworker.errors import InvalidJob, InvalidPayload
-from pgworker.model.payload import MAX_DEPTH, MAX_PAYLOAD_BYTES
+from pgworker.model.payload import MAX_DEPTH, MAX_PAYLOAD_BYTES, encode_payload
 from tests.process import jobs, test_pool
 from tests.process.test_pool import Scene, StartPool
 from tests.sql.actors import ask
@@ -102,6 +102,20 @@ def test_in_sql_too_much_is_refused_by_the_tables(roles_dsn: str, enqueuer: psyc
     assert {name: state for name, state in states.items() if state[:2] not in ("22", "23", "54")} == {}
     with psycopg.connect(roles_dsn) as connection:
         assert ask(connection, "select count(*) from pgworker.jobs") == [0]
+
+
+@pytest.mark.parametrize("value", [0, 1, "", [], {}, None, 0.5], ids=repr)
+def test_whatever_python_lets_through_the_tables_take_though_jsonb_is_larger_than_json(
+    enqueuer: psycopg.Connection[Any], value: object
+) -> None:
+    """Nothing is larger than six times its text: digits, one each. A dead letter with it can be copied whole, too."""
+    each = len(json.dumps(value)) + 1
+    payload = {"a": [value] * ((MAX_PAYLOAD_BYTES - 16) // each)}
+    sent = encode_payload(payload)
+    assert MAX_PAYLOAD_BYTES - 32 < len(sent) <= MAX_PAYLOAD_BYTES
+    (stored,) = ask(enqueuer, "select pg_column_size(%s::jsonb)", sent.decode())
+    assert stored <= 6 * MAX_PAYLOAD_BYTES
+    assert ask(enqueuer, "select pgworker.enqueue('t', %s)", sent.decode())
 
 
 def test_a_payload_that_comes_compressed_counts_by_what_it_will_be(enqueuer: psycopg.Connection[Any]) -> None:

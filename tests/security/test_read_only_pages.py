@@ -1,5 +1,5 @@
-"""The pages of a pool only tell: nothing on them changes a state, so none needs to know who asks; and they are at home
-on loopback unless somebody says otherwise."""
+"""The pages of a pool only tell: nothing on them changes a state, so no request needs to prove where it comes from; and
+they are at home on loopback unless somebody says otherwise. Who may see /metrics is tried in test_metrics_token."""
 
 from __future__ import annotations
 

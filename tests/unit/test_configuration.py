@@ -206,6 +206,26 @@ def test_a_file_without_a_dsn_is_named_and_its_content_is_not(content: bytes | N
 
 
 @pytest.mark.usefixtures("directory")
+def test_the_file_of_a_token_is_found_beside_the_file_that_names_it_and_off_is_no_file() -> None:
+    Path("etc").mkdir()
+    settings = Path("etc/mail.toml")
+    for said, meant in (("token", "etc/token"), ("/run/token", "/run/token"), ("off", None), ("", "")):
+        settings.write_text(f'metrics_token_file = "{said}"\n')
+        assert read(config=str(settings)).settings.metrics_token_file == meant
+    assert read(PGWORKER_METRICS_TOKEN_FILE="token").settings.metrics_token_file == "token"
+    assert read(metrics_token_file="off", PGWORKER_METRICS_TOKEN_FILE="token").settings.metrics_token_file is None
+
+
+@pytest.mark.usefixtures("directory")
+def test_address_and_token_may_come_from_different_layers() -> None:
+    own = 'metrics_listen = "0.0.0.0:9464"\n'
+    assert "needs --metrics-token-file FILE" in refused(own)
+    assert read(own, metrics_token_file="off").settings.metrics_listen == "0.0.0.0:9464"
+    assert read(own, PGWORKER_METRICS_TOKEN_FILE="token").settings.metrics_token_file == "token"
+    assert read(own, metrics_listen="127.0.0.1:9464").settings.metrics_token_file == ""
+
+
+@pytest.mark.usefixtures("directory")
 def test_an_app_looks_for_its_database_only() -> None:
     Path("pgworker.toml").write_text('dsn = "dbname=file"\nfrom_a_later_release = 1\nnice = "x"\n')
     assert find_dsn(Sources({}, Path()), is_strict=False) == "dbname=file"
@@ -295,6 +315,7 @@ def test_a_named_pyproject_toml_is_read_as_one() -> None:
         ("max_age", None, "off"),
         ("preload", False, "false"),
         ("queues", ("a", "b"), "a, b"),
+        ("metrics_token_file", None, "off"),
     ],
 )
 def test_a_value_is_shown_as_it_may_be_written(key: str, value: object, shown: str) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from tests.chaos.app import BROKEN
 from tests.chaos.faults.fault import Fault
 from tests.chaos.world import World
-from tests.process.pool import Pool
 
 
 def kill_worker(world: World, dice: random.Random) -> None:
@@ -22,9 +21,9 @@ def kill_worker(world: World, dice: random.Random) -> None:
 
 def kill_master(world: World, dice: random.Random) -> None:
     """Its workers are gone at once; its monitor has reclaimed what they held and is gone soon after."""
-    pool = world.pick_pool(dice).pool
-    workers = pool.workers
-    pool.send(signal.SIGKILL)
+    kept = world.pick_pool(dice)
+    pool, workers = kept.pool, kept.pool.workers
+    kept.send(signal.SIGKILL)
     if world.is_alone:
         world.eventually(lambda: not any(map(_is_alive, workers)), "no worker of a master that is gone", 3)
         world.eventually(lambda: not pool.processes(), "nothing left of its pool", 10)
@@ -72,7 +71,7 @@ def stop_master_or_monitor(world: World, dice: random.Random) -> None:
 
 def signal_pool(world: World, dice: random.Random) -> None:
     """Whatever an operator may send, in any order; a pool that ends by it is started again."""
-    pool = world.pick_pool(dice).pool
+    kept = world.pick_pool(dice)
     kinds = [
         signal.SIGHUP,
         signal.SIGTTIN,
@@ -83,36 +82,27 @@ def signal_pool(world: World, dice: random.Random) -> None:
         signal.SIGQUIT,
     ]
     for _ in range(dice.randint(1, 4)):
-        _send_to_master(pool, dice.choice(kinds))
+        kept.send(dice.choice(kinds))
         time.sleep(dice.uniform(0, 0.5))
 
 
 def break_app(world: World, dice: random.Random) -> None:
     """A new version of the app that can't be imported, and a rolling restart: the old workers go on."""
     broken = world.directory / BROKEN
-    pool = world.pick_pool(dice).pool
+    kept = world.pick_pool(dice)
     broken.touch()
     try:
-        _send_to_master(pool, signal.SIGHUP)
+        kept.send(signal.SIGHUP)
         world.pause(dice.uniform(0.5, 3))
     finally:
         broken.unlink()
 
 
 def pause_pool(world: World, dice: random.Random) -> None:
-    pool = world.pick_pool(dice).pool
+    kept = world.pick_pool(dice)
     for _ in range(2):
-        _send_to_master(pool, signal.SIGUSR2)
+        kept.send(signal.SIGUSR2)
         time.sleep(dice.uniform(0.1, 1))
-
-
-def _send_to_master(pool: Pool, number: int) -> None:
-    """Unless it has only just begun, and Python not yet read what to do with a signal: that would end it."""
-    with suppress(OSError, ProcessLookupError):
-        status = Path(f"/proc/{pool.master}/status").read_text()
-        caught = int(status.partition("SigCgt:")[2].split()[0], 16)
-        if caught >> (number - 1) & 1:
-            pool.send(number)
 
 
 def _send(pid: int, number: int) -> None:

@@ -48,8 +48,9 @@ def fail_over(world: World, dice: random.Random) -> None:
     with world.server.connect() as connection:  # it would wait for a standby that there is not yet
         connection.execute("alter system reset synchronous_standby_names")
         connection.execute("select pg_reload_conf()")
-    world.proxy.target = (world.server.address, world.server.port)
-    world.proxy.cut()
+    for proxy in world.proxies:
+        proxy.target = (world.server.address, world.server.port)
+        proxy.cut()
     world.goes_on(_RESUMED)
     world.add_standby()
 
@@ -84,11 +85,11 @@ def lock_table(world: World, dice: random.Random) -> None:
 def step_clock(world: World, dice: random.Random) -> None:
     """Forward for good, or back for a while: a job that is due in an hour would not come to rest."""
     if dice.random() < 0.5:
-        world.server.step_clock(dice.choice([60.0, 3600.0]))
+        world.step_clock(dice.choice([60.0, 3600.0]))
         return
-    world.server.step_clock(-3600.0)
+    world.step_clock(-3600.0)
     world.pause(dice.uniform(1, 4))
-    world.server.step_clock(3600.0)
+    world.step_clock(3600.0)
 
 
 def pin_xmin(world: World, dice: random.Random) -> None:

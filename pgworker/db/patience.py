@@ -1,0 +1,112 @@
+"""How long one waits for an answer of the database.
+
+TCP finds a peer that has vanished (keepalives, tcp_user_timeout). A peer that acknowledges every byte and says nothing
+(a load balancer or pooler with a dead server behind it) is found by these clocks alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from typing import Any, Final, TypeVar
+
+import psycopg
+
+Answer = TypeVar("Answer")
+Row = TypeVar("Row")
+
+ANSWER: Final = 10.0
+"""Seconds for one answer, where waiting longer helps nobody."""
+
+_LEAST: Final = 3.0
+"""Seconds for one answer, however short leases are."""
+
+LONGEST: Final = 3600.0
+"""Seconds for what may take long by itself, such as the copy of a day."""
+
+_A_PIECE: Final = 0.1
+"""Seconds that each piece of an answer buys: a large one on a slow line comes in more than ten a second."""
+
+
+class Silence(psycopg.OperationalError):
+    """No answer within the connection's patience; the connection is closed."""
+
+
+class Patience:
+    """Of somebody who asks again on a new connection: twice as long each time that nothing was answered.
+
+    So what takes long by itself is done at last, and a lock that lasts for hours doesn't gather backends that wait for
+    it with nobody at their other end.
+    """
+
+    def __init__(self, lease_ttl: float) -> None:
+        """`lease_ttl`: seconds that the leases last that depend on the answers."""
+        self._shortest = max(_LEAST, min(ANSWER, lease_ttl / 4))
+        self.seconds = self._shortest
+
+    def after(self, error: BaseException) -> None:
+        """It ended in this."""
+        if isinstance(error, Silence | psycopg.errors.QueryCanceled):
+            self.seconds = min(2 * self.seconds, LONGEST)
+
+    def answered(self) -> None:
+        """All that was asked for was answered."""
+        self.seconds = self._shortest
+
+
+class PatientConnection(psycopg.Connection[Row]):
+    """Raises Silence, and is closed, when an answer takes longer than `patience` (seconds; None: for ever)."""
+
+    patience: float | None = None
+
+    def wait(self, gen: Generator[Any, Any, Answer], *args: Any, **kwargs: Any) -> Answer:
+        """What every statement of the driver waits in."""
+        if self.patience is None:
+            return super().wait(gen, *args, **kwargs)
+        try:
+            return super().wait(_within(self.patience, gen), *args, **kwargs)
+        except Silence:
+            self.pgconn.finish()
+            raise
+
+
+class PatientAsyncConnection(psycopg.AsyncConnection[Row]):
+    """As PatientConnection, for an event loop."""
+
+    patience: float | None = None
+
+    async def wait(self, gen: Generator[Any, Any, Answer], *args: Any, **kwargs: Any) -> Answer:
+        """What every statement of the driver waits in."""
+        if self.patience is None:
+            return await super().wait(gen, *args, **kwargs)
+        try:
+            return await super().wait(_within(self.patience, gen), *args, **kwargs)
+        except Silence:
+            self.pgconn.finish()
+            raise
+
+
+def server_limit_ms(connection: psycopg.Connection[Any]) -> int:
+    """A statement_timeout with which the server gives up before we do, so that nothing is done with nobody there to
+    hear of it; 0: none."""
+    if not isinstance(connection, PatientConnection) or connection.patience is None:
+        return 0
+    return round(connection.patience * 800)
+
+
+def _within(seconds: float, gen: Generator[Any, Any, Answer]) -> Generator[Any, Any, Answer]:
+    """`gen`, which yields what it waits for and is sent what is ready: 0 about ten times a second for nothing."""
+    give_up_at = time.monotonic() + seconds
+    try:
+        wanted = next(gen)
+        while True:
+            ready = yield wanted
+            wanted = gen.send(ready)  # before a look at the clock: this process may have been stopped
+            now = time.monotonic()
+            if now > give_up_at:
+                raise Silence(f"no answer within {seconds:g} s")
+            if ready:
+                give_up_at = min(give_up_at + _A_PIECE, now + seconds)
+    except StopIteration as end:
+        answer: Answer = end.value
+        return answer
