@@ -132,7 +132,7 @@ UNREACHED: Mapping[str, str] = {
         _LOOKS,
     ),
     "claim_job": "only `pgworker jobs run` and the drain of tests claim one job by its id: neither is a pool",
-    "sleep_unlock": "half a minute after the last worker has slept, longer than a round takes",
+    "sleep_unlock": "all workers must be busy for more than two seconds, and the jobs of a round are shorter than that",
 }
 """Statements and functions that a pool and its producers never come to, and why."""
 

@@ -6,7 +6,9 @@ Each has directories, a port and processes of its own, and leaves none of them b
 
 from __future__ import annotations
 
+import atexit
 import os
+import pwd
 import random
 import shutil
 import signal
@@ -17,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
@@ -427,7 +430,8 @@ class PostgresServer:
     def _initialise(self) -> None:
         home = self._disk if self._small_disk == "data" else self.directory
         version = embedded._major_version(self._binaries, self._account)
-        embedded._initialise(home / "data", self._binaries, version, self._account, durable=False)
+        made = _initialised(self._binaries, version, self._account)
+        subprocess.run(["cp", "-a", "--reflink=auto", str(made), str(home / "data")], check=True)
         if home != self.directory:
             self.data.symlink_to(home / "data")
         if self._small_disk == "wal":
@@ -505,6 +509,16 @@ class Standby(PostgresServer):
                 return connection.execute(state, [self.name]).fetchone() == ("sync",)
 
             eventually(look, f"{self.name} is synchronous", PATIENCE)
+
+
+@cache
+def _initialised(binaries: Path, version: str, account: pwd.struct_passwd) -> Path:
+    """A data directory that nobody has started yet, made once a process: what copies cost is little."""
+    place = Path(tempfile.mkdtemp(prefix=f"pgworker-chaos-{os.getpid()}-", dir="/tmp"))
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    place.chmod(0o755)
+    embedded._initialise(place / "data", binaries, version, account, durable=False)
+    return place / "data"
 
 
 def binaries_of(pid: int) -> Path:

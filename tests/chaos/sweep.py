@@ -30,7 +30,7 @@ from tests.chaos import failpoints
 from tests.chaos.boundary_client import Ledger
 from tests.chaos.failpoints import Failpoint, fired, reached
 from tests.chaos.launch import pool_command
-from tests.process.pool import ROOT, Pool, eventually
+from tests.process.pool import ROOT, Pool, eventually, launched
 from tests.process.pool import start as start_pool
 from tests.sql.actors import Worker, ask, enqueue
 from tests.sql.history import enqueue_ago
@@ -131,22 +131,9 @@ def _plain(settings: Mapping[str, object]) -> dict[str, Any]:
 @contextmanager
 def first(one: Round) -> Iterator[Pool]:
     """The pool with the failpoints."""
-    log_file = one.directory / "first.log"
-    with log_file.open("wb") as log:
-        process = subprocess.Popen(
-            pool_command(one.dsn, APP, {**_FIRST, "slots": one.slots}),
-            cwd=ROOT,
-            env=environment(one.armed, one.chaos),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    pool = Pool(process, log_file)
-    try:
+    command = pool_command(one.dsn, APP, {**_FIRST, "slots": one.slots})
+    with launched(command, one.directory / "first.log", environment(one.armed, one.chaos)) as pool:
         yield pool
-    finally:
-        pool.kill()
 
 
 def environment(armed: Sequence[Failpoint], directory: Path) -> dict[str, str]:

@@ -27,7 +27,7 @@ from tests.chaos.failpoints import Armed, Failpoint, Misspelt, fired, parse, rea
 from tests.chaos.launch import pool_command
 from tests.chaos.sweep import check, prepare
 from tests.process.jobs import die, quick
-from tests.process.pool import APP, ROOT, Pool, eventually, start
+from tests.process.pool import APP, ROOT, Pool, eventually, launched, start
 from tests.sql.actors import ask, leases
 from tests.sql.invariants import STORED, WITNESSES, offences
 
@@ -40,22 +40,11 @@ def launch(dsn: str, directory: Path, armed: str, app: str = APP, **settings: ob
     given = {"workers": 2, "metrics_listen": None, "heartbeat_interval": 0.2, "lease_ttl": 2, **settings}
     environment = {**os.environ, failpoints.FAILPOINTS: armed, failpoints.DIRECTORY: str(directory)}
     log_file = directory / "log"
-    with log_file.open("wb") as log:
-        process = subprocess.Popen(
-            pool_command(dsn, app, given),
-            cwd=ROOT,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    pool = Pool(process, log_file)
     try:
-        yield pool
+        with launched(pool_command(dsn, app, given), log_file, environment) as pool:
+            yield pool
     finally:
-        pool.kill()
-        print(pool.log())  # noqa: T201 - pytest shows it when the test fails
+        print(log_file.read_text(errors="replace"))  # noqa: T201 - pytest shows it when the test fails
 
 
 def run_one(connection: psycopg.Connection[TupleRow], directory: Path, name: str) -> None:

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,14 +137,29 @@ def start(dsn: str, log_file: Path, *, app: str = APP, cwd: Path = ROOT, **setti
     quiet = settings.pop("quiet", False)
     prefix = settings.pop("prefix", ())
     assert isinstance(prefix, tuple)
+    command = [*prefix, *_command(dsn, app, {"workers": 2, **settings})]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    try:
+        with launched(command, log_file, environment, cwd, stderr if isinstance(stderr, int) else None) as pool:
+            yield pool
+    finally:
+        if not quiet:
+            print(log_file.read_text(errors="replace"))  # noqa: T201 - pytest shows it when the test fails
+
+
+@contextmanager
+def launched(
+    command: Sequence[str], log_file: Path, env: Mapping[str, str], cwd: Path = ROOT, stderr: int | None = None
+) -> Iterator[Pool]:
+    """The pool that this command is; kill what is left at the end."""
     with log_file.open("wb") as log:
         process = subprocess.Popen(
-            [*prefix, *_command(dsn, app, {"workers": 2, **settings})],
+            command,
             cwd=cwd,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env=env,
             stdin=subprocess.DEVNULL,
             stdout=log,
-            stderr=stderr if isinstance(stderr, int) else log,
+            stderr=log if stderr is None else stderr,
             start_new_session=True,
         )
     pool = Pool(process, log_file)
@@ -152,8 +167,6 @@ def start(dsn: str, log_file: Path, *, app: str = APP, cwd: Path = ROOT, **setti
         yield pool
     finally:
         pool.kill()
-        if not quiet:
-            print(pool.log())  # noqa: T201 - pytest shows it when the test fails
 
 
 def _command(dsn: str, app: str, settings: dict[str, object]) -> list[str]:

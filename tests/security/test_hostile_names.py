@@ -135,7 +135,7 @@ def test_no_command_passes_a_sign_of_a_name_on_to_the_terminal(
 ) -> None:
     """Also by rows that only an owner could have written: a name is never trusted for where it stands."""
     connection = connect()
-    enqueue_jobs(connection, [JobRequest("t", "{}", org_id=org) for org in HOSTILE])
+    _, hostile, *_ = enqueue_jobs(connection, [JobRequest("t", "{}", org_id=org) for org in HOSTILE])
     for table, column in (("jobs", "task"), ("jobs", "queue"), ("job_queue", "task"), ("job_queue", "queue")):
         if table == "jobs":
             connection.execute(f"alter table pgworker.jobs drop constraint jobs_{column}_check".encode())
@@ -150,7 +150,7 @@ def test_no_command_passes_a_sign_of_a_name_on_to_the_terminal(
         [list(HOSTILE)],
     )
     for words in COMMANDS:
-        page = on_a_terminal(*words.split(), dsn=dsn)
+        page = on_a_terminal(*words.format(id=hostile).split(), dsn=dsn)
         plain = re.sub(r"\x1b\[[0-9;]*m", "", page)
         assert is_clean(plain), f"{words}: {plain!r}"
 

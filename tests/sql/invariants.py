@@ -123,6 +123,8 @@ create trigger see_lease_ended after delete on pgworker.job_leases referencing o
     for each statement execute function chaos.see_lease_ended();
 """
 
+EFFECTS = "I6: an effect happened if and only if its execution succeeded, once"
+
 WITNESSED: Mapping[str, str] = {
     "I1: an acknowledged enqueue is stored": """
         select job_id from chaos.enqueued where not exists (select from pgworker.jobs where jobs.id = enqueued.job_id)
@@ -162,12 +164,13 @@ WITNESSED: Mapping[str, str] = {
           and not exists (select from pgworker.job_leases as lease where said.job_id = any (lease.job_ids))
           and not exists (select from pgworker.dead_letter_jobs as dead where dead.job_id = said.job_id)
     """,
-    "I6: an effect happened if and only if its execution succeeded, once": """
+    EFFECTS: """
         select job_id, execution, effects, outcome
         from (select job_id, execution, count(*) as effects from chaos.effect group by job_id, execution) as effect
         full join (select job_id, execution, outcome from pgworker.job_executions as e
                    join pgworker.jobs on jobs.id = e.job_id
-                   where jobs.task like 'effect%' and outcome = 'succeeded') as success using (job_id, execution)
+                   where jobs.task like 'effect%' and jobs.task not like '%:dead_letter'
+                     and outcome = 'succeeded') as success using (job_id, execution)
         where effects is distinct from 1 or outcome is null
     """,
 }

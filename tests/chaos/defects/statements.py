@@ -16,6 +16,9 @@ _NO_LOCK = """due as (
     where ctid = any (array("""
 
 
+_SILENT = "or worker.beat_at < clock_timestamp() - %(silence)s"
+
+
 def _reclaim_again(bed: Bed) -> None:
     bed.replace(
         "reclaim_jobs",
@@ -51,13 +54,13 @@ def _cancel_nothing(bed: Bed) -> None:
 
 
 def _reclaim_never(bed: Bed) -> None:
-    bed.replace("find_reclaimable_leases", "where worker.ended_at is not null", "where false")
+    bed.replace("find_reclaimable_leases", "where (worker.ended_at is not null", "where (false")
     bed.replace("find_reclaimable_leases", "(%(by_expiry)s::boolean and", "(false and %(by_expiry)s::boolean and")
 
 
 def _reclaim_from_the_living(bed: Bed) -> None:
     bed.replace("find_reclaimable_leases", "and lease.expires_at < clock_timestamp()", "")
-    bed.replace("find_reclaimable_leases", "or worker.beat_at <", "or true or worker.beat_at <")
+    bed.replace("find_reclaimable_leases", _SILENT, f"or true {_SILENT}")
     bed.replace("take_lease", "(not %(only_expired)s::boolean or", "(true or not %(only_expired)s::boolean or")
 
 
@@ -198,8 +201,8 @@ DEFECTS = (
         "Jobs that are handed back, not started, have a failure more.",
         _replaced(
             "release_jobs",
-            "select job_id, run_at, execution, priority, failures, queue, task, org_id from found",
-            "select job_id, run_at, execution, priority, (failures + 1)::smallint, queue, task, org_id from found",
+            "priority, failures, queue, task, org_id\n    from found",
+            "priority, (failures + 1)::smallint, queue, task, org_id\n    from found",
         ),
         frozenset({"I4: failures count the executions that are charged"}),
         (DRAINED,),

@@ -6,13 +6,15 @@ import json
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 from _pytest.outcomes import Skipped
 
 from pgworker.db import embedded
+from pgworker.db.embedded import Server
 from pgworker.db.scratch import scratch_directory
 from tests.chaos.trials.catalogue import all_trials
 from tests.chaos.trials.trial import Bench, Figure, Trial
@@ -50,7 +52,8 @@ def main(
         click.echo(f"{trial.name}: {trial.promise}; {tries:,} {trial.unit}, seed {seed}")
         began = time.monotonic()
         try:
-            figures = run(trial, tries, seed, binaries)
+            with started([trial], binaries) as server:
+                figures = run(trial, tries, seed, server)
         except Skipped as missing:
             click.echo(f"  SKIPPED: {missing}")
             continue
@@ -67,13 +70,21 @@ def main(
     sys.exit(0 if holds else 1)
 
 
-def run(trial: Trial, size: int, seed: int, binaries: Path | None = None) -> Sequence[Figure]:
-    """One trial on a private server of its own."""
-    options = {"fsync": "off", **dict(trial.server_options)}
+@contextmanager
+def started(trials: Sequence[Trial], binaries: Path | None = None) -> Iterator[Server]:
+    """A private server with what these trials need."""
+    options = {"fsync": "off"} | {name: value for trial in trials for name, value in trial.server_options}
+    connections = "max_connections"
+    most = max((int(dict(trial.server_options).get(connections, 100)) for trial in trials), default=100)
+    options[connections] = str(most)
     with scratch_directory() as directory, embedded.start(directory, options=options, binaries=binaries) as server:
-        files = directory / "trial"
-        files.mkdir()
-        return trial.run(Bench(server, files, random.Random(f"{trial.name} {seed}"), size, _tell))
+        yield server
+
+
+def run(trial: Trial, size: int, seed: int, server: Server) -> Sequence[Figure]:
+    """One trial, in a directory of its own."""
+    with scratch_directory() as directory:
+        return trial.run(Bench(server, directory, random.Random(f"{trial.name} {seed}"), size, _tell))
 
 
 def _tell(line: str) -> None:

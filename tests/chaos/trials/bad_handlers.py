@@ -13,8 +13,9 @@ from typing import Any
 from uuid import UUID
 
 from tests.chaos.trials import ledgers
-from tests.chaos.trials.ground import Ground, ground, none_of, percentile, told
-from tests.chaos.trials.jobs import deaf, effect, effect_mess, leak, multiply, plain, poison
+from tests.chaos.trials.apps.jobs import deaf, effect, effect_mess, leak, multiply, plain, poison
+from tests.chaos.trials.figures import none_of, percentile, told
+from tests.chaos.trials.ground import Ground, ground
 from tests.chaos.trials.trial import Bench, Figure, Trial
 from tests.process.pool import Pool, eventually
 from tests.sql.invariants import offences

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.chaos.trials.common import database, none
+from tests.chaos.trials.figures import none_of, told
+from tests.chaos.trials.ground import database
 from tests.chaos.trials.trial import Bench, Figure, Trial
 from tests.sql.invariants import STORED, WITNESSED, WITNESSES, offences
 from tests.sql.test_cancel_races import ENDS, PAIRS, Against, Pair, store
@@ -28,20 +29,20 @@ def run(bench: Bench) -> Sequence[Figure]:
             ]
         for pair in pairs:
             store(observer, pair)
-        told = sum((pair.told for pair in pairs), Counter())
+        answers = sum((pair.told for pair in pairs), Counter())
         possible = {(against, answer) for against in Against for answer in ENDS[against]}
-        unseen = possible - {(against, answer) for against, _, answer in +told}
+        unseen = possible - {(against, answer) for against, _, answer in +answers}
         broken = offences(observer, {**STORED, **WITNESSED})
     return [
-        Figure("races", "", f"{bench.size // PAIRS * PAIRS:,}", None),
-        none("races after which a side was told an untruth", wrong),
+        told("races", f"{bench.size // PAIRS * PAIRS:,}"),
+        none_of("races after which a side was told an untruth", wrong),
         Figure(
             "ends of which each was seen",
             f"{len(possible)}",
             f"{len(possible) - len(unseen)}",
             not unseen if bench.size >= _ENOUGH else None,
         ),
-        none("invariants that are broken", broken),
+        none_of("invariants that are broken", broken),
     ]
 
 
@@ -50,6 +51,6 @@ TRIAL = Trial(
     promise="of a cancel and what it races with one is first, and both are told",
     unit="races",
     full=10_000,
-    short=320,
+    short=160,
     run=run,
 )

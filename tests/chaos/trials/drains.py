@@ -17,8 +17,9 @@ from typing import Any
 
 from pgworker.model.job import JobRequest
 from tests.chaos.trials import ledgers
-from tests.chaos.trials.ground import READY, Ground, durations, ground, none_of, pause, told
-from tests.chaos.trials.jobs import effect, plain, plain_async
+from tests.chaos.trials.apps.jobs import effect, plain, plain_async
+from tests.chaos.trials.figures import durations, none_of, told
+from tests.chaos.trials.ground import READY, Ground, ground, pause
 from tests.chaos.trials.trial import Bench, Figure, Trial
 from tests.process.pool import Pool, eventually
 from tests.sql.invariants import STORED, offences

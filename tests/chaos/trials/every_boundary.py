@@ -133,7 +133,7 @@ TRIAL = Trial(
     promise="a process killed, stopped or cut off at any boundary loses nothing and does nothing twice",
     unit="failpoints",
     full=_ALL,
-    short=6,
+    short=4,
     run=run,
     server_options=(("max_connections", "300"),),
 )

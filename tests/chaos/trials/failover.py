@@ -14,13 +14,16 @@ from typing import Any
 from psycopg.conninfo import make_conninfo
 
 from tests.chaos.servers import PostgresServer, binaries_of
+from tests.chaos.trials.figures import in_time, told
+from tests.chaos.trials.ground import running_pool
 from tests.chaos.trials.trial import Bench, Figure, Trial
 from tests.chaos.trials.work import APP, Work
-from tests.process.pool import eventually, start
+from tests.process.pool import eventually
 
 _SECONDS = 0.02
 _PROMISED = 10.0
-_TTL = 4.0
+_SETTINGS: dict[str, Any] = {"workers": 2, "slots": 2, "lease_ttl": 4.0, "heartbeat_interval": 0.5}
+_ENOUGH = 3  # pairs from which on a time is judged
 
 
 def run(bench: Bench) -> Sequence[Figure]:
@@ -40,7 +43,7 @@ def _fail_over(bench: Bench, files: Path, *, synchronous: bool) -> list[Figure]:
     ):
         database = primary.make_database()
         work = Work(bench, _of_both(database, primary, standby), files)
-        pool = start(work.dsn, files / "log", app=APP, workers=2, slots=2, lease_ttl=_TTL, heartbeat_interval=0.5)
+        pool = running_pool(work.dsn, files / "log", app=APP, **_SETTINGS)
         work.enqueue(30, seconds=_SECONDS)
         with pool as running:
             work.wait_until_done()
@@ -61,7 +64,7 @@ def _fail_over(bench: Bench, files: Path, *, synchronous: bool) -> list[Figure]:
                 seconds = _until_work(work, before, gone)
             work.wait_until_done()
             running.wait_for_log("event=database_back")
-        return _figures(work, seconds, synchronous)
+        return _figures(bench, work, seconds, synchronous)
 
 
 def _fall_behind(standby: PostgresServer) -> None:
@@ -96,20 +99,20 @@ def _until_work(work: Work, before: set[str], gone: float) -> float:
     return min(eventually(look, "work again", 60)) - gone
 
 
-def _figures(work: Work, seconds: float, synchronous: bool) -> list[Figure]:
+def _figures(bench: Bench, work: Work, seconds: float, synchronous: bool) -> list[Figure]:
     kind = "synchronous" if synchronous else "asynchronous"
     jobs = work.produced()
     stored = {str(row[0]) for row in work.ask("select id from pgworker.jobs")}
     tail = sum(job not in stored for job in jobs.values())
     again = [key for key in set(work.run_again()) if jobs.get(key) in stored]
     figures = [
-        Figure(f"{kind}: to work again", f"{_PROMISED:g} s", f"{seconds:.1f} s", seconds < _PROMISED),
+        in_time(bench, _ENOUGH, f"{kind}: to work again", _PROMISED, seconds),
         *work.figures(charged=None, lost=0 if synchronous else tail),
     ]
     if not synchronous:
         figures += [
-            Figure("asynchronous: jobs in the tail that is lost", "", str(tail), None),
-            Figure("asynchronous: jobs that ran again for it", "", str(len(again)), None),
+            told("asynchronous: jobs in the tail that is lost", str(tail)),
+            told("asynchronous: jobs that ran again for it", str(len(again))),
         ]
     return figures
 

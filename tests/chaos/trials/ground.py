@@ -1,44 +1,100 @@
-"""What trials of whole pools stand on: a database with witnesses, a directory for ledgers and logs, and figures."""
+"""What trials stand on: databases, with witnesses or without, pools, gates, and what goes on beside them."""
 
 from __future__ import annotations
 
 import itertools
-import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import Any
 from uuid import UUID
 
 import psycopg
 from psycopg import Connection
+from psycopg.conninfo import make_conninfo
 
 from pgworker.bench.drain import own_database
+from pgworker.db.roles import make_roles
 from pgworker.model.job import JobRequest
-from tests.chaos.trials.jobs import app
-from tests.chaos.trials.ledgers import TABLES
+from tests.chaos.trials.apps.jobs import app
+from tests.chaos.trials.figures import invariants
+from tests.chaos.trials.ledgers import NAME, RECORD, TABLES
 from tests.chaos.trials.trial import Bench, Figure
 from tests.process.pool import Pool, eventually, start
-from tests.sql.invariants import STORED, WITNESSES, offences
+from tests.sql.actors import ask
+from tests.sql.invariants import WITNESSES
 
-APP = "tests.chaos.trials.jobs:app"
+APP = "tests.chaos.trials.apps.jobs:app"
 READY = "the pool is ready"
+PATIENCE = 120.0
+"""Seconds in which all that was enqueued has ended, on whatever machine."""
 TAIL = 25
 """Lines of the log of a pool that are shown when a trial breaks off."""
 
+_QUIET = "select not exists (select from pgworker.job_queue) and not exists (select from pgworker.job_leases)"
 _BUSY = """
     select application_name, state, clock_timestamp() - state_change, left(query, 60) from pg_stat_activity
     where datname = current_database() and pid <> pg_backend_pid() and xact_start < clock_timestamp() - interval '1 s'
 """
 
+_logins = itertools.count()
+
+
+@contextmanager
+def database(bench: Bench) -> Iterator[tuple[str, Connection[Any]]]:
+    """A migrated database on the bench's server: its DSN, and a connection in autocommit mode."""
+    with own_database(bench.server.dsn) as dsn, psycopg.connect(dsn, autocommit=True) as connection:
+        yield dsn, connection
+
+
+@contextmanager
+def running_pool(dsn: str, log_file: Path, *, ready: bool = True, **settings: Any) -> Iterator[Pool]:
+    """A pool, killed at the end; the end of its log is shown if anything goes wrong."""
+    with start(dsn, log_file, quiet=True, **settings) as started:
+        try:
+            if ready:
+                started.wait_for_log(READY)
+            yield started
+        except BaseException:
+            sys.stdout.write("".join(f"{line[:300]}\n" for line in started.log().splitlines()[-TAIL:]))
+            raise
+
+
+def scalar(connection: Connection[Any], statement: str, *parameters: Any) -> Any:
+    """The only value of a statement."""
+    [value] = ask(connection, statement, *parameters)
+    return value
+
+
+def is_quiet(connection: Connection[Any]) -> bool:
+    """Whether nothing waits and nothing is leased."""
+    return bool(scalar(connection, _QUIET))
+
+
+def wait_until_quiet(connection: Connection[Any], within: float = PATIENCE) -> None:
+    eventually(lambda: is_quiet(connection), lambda: describe(connection), within)
+
+
+def describe(connection: Connection[Any]) -> str:
+    """What is not quiet."""
+    waiting = scalar(connection, "select count(*) from pgworker.job_queue")
+    leases = ask(
+        connection,
+        "select lease_id, pid, claimed_at, expires_at, job_ids[1], executions[1], cardinality(job_ids)"
+        " from pgworker.job_leases left join pgworker.worker_heartbeats using (worker_id)",
+    )
+    return f"quiet, not {waiting} waiting and the leases {leases}, with {ask(connection, _BUSY)}"
+
 
 @dataclass(slots=True)
 class Ground:
-    """One database and one directory; what was enqueued is remembered here, and nowhere in the database."""
+    """A database with witnesses and a directory; what was enqueued is remembered here, not in the database."""
 
     dsn: str
     connection: Connection[Any]
@@ -53,54 +109,39 @@ class Ground:
         return ids
 
     @contextmanager
-    def pool(self, *, ready: bool = True, **settings: object) -> Iterator[Pool]:
-        """A pool of `jobs`, killed at the end; the end of its log is shown if anything goes wrong."""
+    def pool(self, **settings: Any) -> Iterator[Pool]:
+        """A pool of `apps.jobs`."""
         log = self.directory / f"pool{next(self._pools)}.log"
-        with start(self.dsn, log, app=APP, cwd=self.directory, quiet=True, **settings) as pool:
-            try:
-                if ready:
-                    pool.wait_for_log(READY)
-                yield pool
-            except BaseException:
-                sys.stdout.write("".join(f"{line[:300]}\n" for line in pool.log().splitlines()[-TAIL:]))
-                raise
+        with running_pool(self.dsn, log, **{"app": APP, "cwd": self.directory, **settings}) as started:
+            yield started
 
     def scalar(self, statement: str, *parameters: Any) -> Any:
-        row = self.connection.execute(statement.encode(), parameters).fetchone()
-        assert row is not None
-        return row[0]
+        return scalar(self.connection, statement, *parameters)
 
     def rows(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
         return self.connection.execute(statement.encode(), parameters).fetchall()
 
     @property
     def is_quiet(self) -> bool:
-        """Whether nothing waits and nothing is leased."""
-        return bool(
-            self.scalar(
-                "select not exists (select from pgworker.job_queue) and not exists (select from pgworker.job_leases)"
-            )
-        )
+        return is_quiet(self.connection)
 
     def wait_until_quiet(self, within: float = 60) -> None:
-        eventually(lambda: self.is_quiet, self.describe, within)
+        wait_until_quiet(self.connection, within)
 
     def describe(self) -> str:
-        waiting = self.scalar("select count(*) from pgworker.job_queue")
-        leases = self.rows(
-            "select lease_id, pid, claimed_at, expires_at, job_ids[1], executions[1], cardinality(job_ids)"
-            " from pgworker.job_leases left join pgworker.worker_heartbeats using (worker_id)"
-        )
-        return f"quiet, not {waiting} waiting and the leases {leases}, with {self.rows(_BUSY)}"
+        return describe(self.connection)
+
+    def starts(self) -> int:
+        """How many records the ledger has; a job that waits has written one."""
+        ledger = self.directory / NAME
+        return ledger.stat().st_size // RECORD.size if ledger.exists() else 0
 
     def wait_for_starts(self, count: int) -> None:
-        """Until the ledger has so many records; a job that waits has written one."""
-        ledger = self.directory / "ledger"
-        eventually(lambda: ledger.exists() and ledger.stat().st_size >= 25 * count, f"{count} records")
+        eventually(lambda: self.starts() >= count, f"{count} records")
 
     def offences(self) -> Figure:
         """The invariants of what is stored, as a figure."""
-        return none_of("invariants broken", sum(map(len, offences(self.connection, STORED).values())))
+        return invariants(self.connection)
 
 
 @contextmanager
@@ -108,10 +149,31 @@ def ground(bench: Bench, name: str = "") -> Iterator[Ground]:
     """A migrated database of its own with the tables of witnesses, and a directory of its own."""
     directory = bench.directory / name if name else bench.directory
     directory.mkdir(exist_ok=True)
-    with own_database(bench.server.dsn) as dsn, psycopg.connect(dsn, autocommit=True) as connection:
+    with database(bench) as (dsn, connection):
         connection.execute(WITNESSES.encode())
         connection.execute(TABLES.encode())
         yield Ground(dsn, connection, directory)
+
+
+@contextmanager
+def logins(dsn: str) -> Iterator[Callable[..., str]]:
+    """pgworker's roles, and `login("pgworker_worker")`: the DSN of a new one with this role. Gone afterwards."""
+    make_roles(dsn)
+    made: list[str] = []
+
+    def run(*statements: str) -> None:
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            for statement in statements:
+                connection.execute(statement.encode())
+
+    def make(*roles: str) -> str:
+        made.append(name := f"trial_{next(_logins)}")
+        run(f"create role {name} login", *(f"grant {role} to {name}" for role in roles))
+        return make_conninfo(dsn, user=name)
+
+    yield make
+    for name in made:
+        run(f"drop owned by {name}", f"drop role {name}")
 
 
 @contextmanager
@@ -135,32 +197,17 @@ def open_gate(path: Path) -> None:
 
 def pause(seconds: float) -> None:
     """Let time pass that a fault takes, or that is between two of them."""
-    time.sleep(seconds)
+    time.sleep(max(0.0, seconds))
 
 
-# -- figures
-
-
-def percentile(values: Sequence[float], part: float) -> float:
-    """The smallest of them that so many percent don't exceed."""
-    assert values, "nothing was measured"
-    return sorted(values)[max(0, math.ceil(len(values) * part / 100) - 1)]
-
-
-def none_of(name: str, found: int, among: str = "") -> Figure:
-    """Something of which there must be none."""
-    return Figure(name, "0", f"{found:,}{f' of {among}' if among else ''}", found == 0)
-
-
-def told(name: str, found: str) -> Figure:
-    """A number without a promise."""
-    return Figure(name, "-", found, None)
-
-
-def durations(name: str, promised: float | None, seconds: Sequence[float], part: float = 99) -> Figure:
-    """Seconds as p50, p99 and the longest; at most `part` percent of them may be longer than what is promised."""
-    p50, p99, longest = percentile(seconds, 50), percentile(seconds, 99), max(seconds)
-    found = f"p50 {p50:.2f} p99 {p99:.2f} max {longest:.2f} s (n={len(seconds)})"
-    if promised is None:
-        return told(name, found)
-    return Figure(name, f"p{part:g} < {promised:g} s", found, percentile(seconds, part) < promised)
+@contextmanager
+def meanwhile(act: Callable[[Event], None]) -> Iterator[None]:
+    """Inside, `act` runs in a thread, until its event is set; what it raises, this does at the end."""
+    is_over = Event()
+    with ThreadPoolExecutor(1) as threads:
+        acting = threads.submit(act, is_over)
+        try:
+            yield
+        finally:
+            is_over.set()
+    acting.result()

@@ -13,8 +13,9 @@ from typing import Any
 from uuid import UUID
 
 from tests.chaos.trials import ledgers
-from tests.chaos.trials.ground import Ground, ground, none_of, told
-from tests.chaos.trials.jobs import plain, plain_async, poison, poison_async
+from tests.chaos.trials.apps.jobs import plain, plain_async, poison, poison_async
+from tests.chaos.trials.figures import none_of, told
+from tests.chaos.trials.ground import Ground, ground
 from tests.chaos.trials.trial import Bench, Figure, Trial
 from tests.process.pool import eventually
 from tests.sql.invariants import offences

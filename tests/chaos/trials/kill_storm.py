@@ -14,8 +14,9 @@ import psycopg
 
 from pgworker.model.job import JobRequest
 from tests.chaos.trials import ledgers
-from tests.chaos.trials.ground import Ground, durations, ground, none_of, pause, told
-from tests.chaos.trials.jobs import app, effect, plain
+from tests.chaos.trials.apps.jobs import app, effect, plain
+from tests.chaos.trials.figures import durations, none_of, told
+from tests.chaos.trials.ground import Ground, ground, pause
 from tests.chaos.trials.trial import Bench, Figure, Trial
 from tests.process.pool import Pool
 from tests.sql.invariants import offences
@@ -179,6 +180,6 @@ TRIAL = Trial(
     promise="workers killed every 2 s: nothing lost, nothing acknowledged twice, no effect wrong; reclaimed within 1 s",
     unit="jobs",
     full=1_000_000,
-    short=1500,
+    short=900,
     run=run,
 )

@@ -8,26 +8,24 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event
 from typing import Any
 from uuid import UUID
 
 import psycopg
 from psycopg import Connection
 
-from tests.chaos.trials import common
-from tests.chaos.trials.common import count, database, invariants, timed, wait_until
+from tests.chaos.trials.figures import in_time, invariants, none_of
+from tests.chaos.trials.ground import PATIENCE, database, meanwhile, pause, running_pool, scalar
 from tests.chaos.trials.trial import Bench, Figure, Trial
 from tests.process import jobs
-from tests.process.pool import Pool
+from tests.process.pool import Pool, eventually
 
 PROMISED = 2.0
 """Seconds from the commit to the start of the last job."""
-_PATIENCE = 60.0
 _JOBS = 20
 
 _LAST_START = """
@@ -40,18 +38,18 @@ def run(bench: Bench) -> Sequence[Figure]:
     files = str(bench.directory)
     with (
         database(bench) as (dsn, connection),
-        common.pool(dsn, bench.directory / "pool.log", workers=2) as pool,
-        _flow(dsn, files),
+        running_pool(dsn, bench.directory / "pool.log", workers=2) as pool,
+        meanwhile(lambda is_over: _flow(is_over, dsn, files)),
     ):
         producer = _producer(bench, dsn, connection, files)
         claimer = _claimer(dsn, connection, files)
         killed = _killed(pool, connection, bench.directory)
-        lost = count(connection, "select count(*) from pgworker.job_status where status = 'LOST'")
+        lost = scalar(connection, "select count(*) from pgworker.job_status where status = 'LOST'")
         figures = [
             _late(bench, "last start after the commit of a producer", producer),
             _late(bench, "... after the end of a claimer's transaction", claimer),
             _late(bench, "... after a worker was killed", killed),
-            Figure("jobs that are lost", "0", str(lost), lost == 0),
+            none_of("jobs that are lost", lost),
             invariants(connection),
         ]
         pool.send(signal.SIGTERM)
@@ -59,36 +57,24 @@ def run(bench: Bench) -> Sequence[Figure]:
 
 
 def _late(bench: Bench, name: str, seconds: float) -> Figure:
-    return Figure(name, f"< {PROMISED:g} s", f"{seconds:.2f} s", timed(bench, 30, seconds < PROMISED))
+    return in_time(bench, 30, name, PROMISED, seconds)
 
 
-@contextmanager
-def _flow(dsn: str, files: str) -> Iterator[None]:
+def _flow(is_over: Event, dsn: str, files: str) -> None:
     """Others: a hundred jobs a second, of every priority that the late ones have."""
-    is_over = Event()
-
-    def enqueue() -> None:
-        with psycopg.connect(dsn, autocommit=True) as connection:
-            while not is_over.wait(0.1):
-                requests = [jobs.quick.options(priority=4 + n % 3).job(files, "flow") for n in range(10)]
-                jobs.app.enqueue_many(requests, connection)
-
-    thread = Thread(target=enqueue, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-        thread.join()
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        while not is_over.wait(0.1):
+            requests = [jobs.quick.options(priority=4 + n % 3).job(files, "flow") for n in range(10)]
+            jobs.app.enqueue_many(requests, connection)
 
 
 def _producer(bench: Bench, dsn: str, connection: Connection[Any], files: str) -> float:
     with psycopg.connect(dsn) as producer:
         requests = [jobs.quick.options(priority=4 + n % 3).job(files, "late") for n in range(_JOBS)]
         ids = [job.id for job in jobs.app.enqueue_many(requests, producer)]
-        Event().wait(bench.size)
-        passed = count(connection, "select count(*) from pgworker.job_executions where job_id > %s", max(ids))
-        assert passed or bench.size < 1, "nothing has flowed past"
+        pause(bench.size)
+        passed = "select exists (select from pgworker.job_executions where job_id > %s)"
+        eventually(lambda: scalar(connection, passed, max(ids)), "others flow past", PATIENCE)
         producer.commit()
     return _wait_for(connection, ids, _now(connection))
 
@@ -101,7 +87,7 @@ def _claimer(dsn: str, connection: Connection[Any], files: str) -> float:
     with psycopg.connect(dsn) as claimer:
         claimer.execute("select from pgworker.job_queue where job_id = any(%s) for update", [ids])
         beyond = "select count(*) from pgworker.job_executions as e join pgworker.jobs on id = job_id where run_at > %s"
-        wait_until(lambda: count(connection, beyond, soon + timedelta(seconds=0.5)) > 0, _PATIENCE, "others go on")
+        eventually(lambda: scalar(connection, beyond, soon + timedelta(seconds=0.5)) > 0, "others go on", PATIENCE)
         ended = _now(connection)
         connection.execute("select pg_terminate_backend(%s)", [claimer.info.backend_pid])
         seconds = _wait_for(connection, ids, ended)
@@ -112,7 +98,7 @@ def _claimer(dsn: str, connection: Connection[Any], files: str) -> float:
 def _killed(pool: Pool, connection: Connection[Any], files: Path) -> float:
     job = jobs.hold.using(connection).enqueue(str(files), "held").id
     ledger = files / "ledger"
-    wait_until(lambda: " held 1 " in ledger.read_text(errors="replace"), _PATIENCE, "it runs")
+    eventually(lambda: " held 1 " in ledger.read_text(errors="replace"), "it runs", PATIENCE)
     [line] = [line for line in ledger.read_text().splitlines() if line.startswith("start held 1 ")]
     killed = _now(connection)
     os.kill(int(line.split()[-1]), signal.SIGKILL)
@@ -123,7 +109,7 @@ def _killed(pool: Pool, connection: Connection[Any], files: Path) -> float:
 
 
 def _now(connection: Connection[Any]) -> datetime:
-    moment: datetime = count(connection, "select clock_timestamp()")
+    moment: datetime = scalar(connection, "select clock_timestamp()")
     return moment
 
 
@@ -134,7 +120,7 @@ def _wait_for(connection: Connection[Any], ids: Sequence[UUID], since: datetime)
         seconds, ended = connection.execute(_LAST_START, [since, list(ids)]).fetchall()[0]
         return seconds, ended
 
-    wait_until(lambda: asked()[1] == len(ids), _PATIENCE, "all have succeeded")
+    eventually(lambda: asked()[1] == len(ids), "all have succeeded", PATIENCE)
     return asked()[0]
 
 
@@ -143,6 +129,6 @@ TRIAL = Trial(
     promise="what becomes visible behind the claim floor is picked up soon, and nothing is left there",
     unit="seconds of an open transaction",
     full=60,
-    short=2,
+    short=1,
     run=run,
 )

@@ -17,6 +17,7 @@ from uuid import UUID
 from psycopg import Connection
 
 from pgworker import Context
+from tests.sql.invariants import EFFECTS, WITNESSED
 
 START, END, COMMITTED = b"S", b"E", b"C"
 """A handler begins; it is about to return, or to commit; its own transaction has been acknowledged."""
@@ -24,7 +25,7 @@ START, END, COMMITTED = b"S", b"E", b"C"
 NAME = "ledger"
 """The file, in the directory in which a pool runs."""
 
-_RECORD = struct.Struct("=c16sii")
+RECORD = struct.Struct("=c16sii")
 _PIECE = 40_000  # records
 
 TABLES = """
@@ -61,7 +62,7 @@ class Seen(NamedTuple):
 def note(ctx: Context, kind: bytes) -> None:
     """Append a record to the ledger in the working directory."""
     job = ctx.job
-    os.write(_file(os.getpid()), _RECORD.pack(kind, job.id.bytes, job.execution, os.getpid()))
+    os.write(_file(os.getpid()), RECORD.pack(kind, job.id.bytes, job.execution, os.getpid()))
 
 
 @cache
@@ -73,12 +74,12 @@ def read(directory: Path, first: int = 0) -> Iterator[Seen]:
     """The records in the order in which they were written, without so many of the first ones."""
     try:
         with (directory / NAME).open("rb") as ledger:
-            ledger.seek(first * _RECORD.size)
+            ledger.seek(first * RECORD.size)
             written = ledger.read()
     except FileNotFoundError:
         return
-    assert len(written) % _RECORD.size == 0, "a record was cut"
-    for kind, job_id, execution, pid in _RECORD.iter_unpack(written):
+    assert len(written) % RECORD.size == 0, "a record was cut"
+    for kind, job_id, execution, pid in RECORD.iter_unpack(written):
         yield Seen(kind, UUID(bytes=job_id), execution, pid)
 
 
@@ -101,10 +102,10 @@ def _pieces(directory: Path) -> Iterator[list[str]]:
     if not path.exists():
         return
     with path.open("rb") as ledger:
-        while piece := ledger.read(_RECORD.size * _PIECE):
+        while piece := ledger.read(RECORD.size * _PIECE):
             yield [
                 f"{chr(kind[0])}\t{job_id.hex()}\t{execution}\t{pid}\n"
-                for kind, job_id, execution, pid in _RECORD.iter_unpack(piece)
+                for kind, job_id, execution, pid in RECORD.iter_unpack(piece)
             ]
 
 
@@ -131,13 +132,6 @@ WRONG: dict[str, str] = {
           and not exists (select from chaos.seen
                           where seen.job_id = e.job_id and seen.execution = e.execution and kind = 'E')
     """,
-    "effects: not exactly one for an execution that succeeded, or one for another": """
-        select job_id, execution, effects, outcome
-        from (select job_id, execution, count(*) as effects from chaos.effect group by job_id, execution) as effect
-        full join (select e.job_id, execution, outcome from pgworker.job_executions as e
-                   join pgworker.jobs on jobs.id = e.job_id
-                   where jobs.task like 'effect%' and outcome = 'succeeded') as success using (job_id, execution)
-        where effects is distinct from 1 or outcome is null
-    """,
+    "effects: not exactly one for an execution that succeeded, or one for another": WITNESSED[EFFECTS],
 }
 """What ledgers, effects and executions must agree in, asked when all is quiet and every job is to have succeeded."""

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.chaos.trials import ledgers
-from tests.chaos.trials.ground import Ground, durations, gate, ground, none_of
-from tests.chaos.trials.jobs import gated
+from tests.chaos.trials.apps.jobs import gated
+from tests.chaos.trials.figures import durations, none_of
+from tests.chaos.trials.ground import Ground, gate, ground
 from tests.chaos.trials.trial import Bench, Figure, Trial
 from tests.process.pool import Pool, eventually
 from tests.sql.invariants import offences
@@ -50,8 +51,7 @@ def kill_masters(bench: Bench, name: str, tries: int) -> Times:
     with ground(bench, name) as place:
         for number in range(tries):
             with place.pool(workers=WORKERS) as pool, gate(place, f"gate{number}") as path:
-                before = place.directory.joinpath(ledgers.NAME)
-                records = before.stat().st_size // 25 if before.exists() else 0
+                records = place.starts()
                 jobs = [gated.job(path.name) for _ in range(WORKERS)]
                 place.enqueue(jobs)
                 place.wait_for_starts(records + WORKERS)
@@ -102,8 +102,7 @@ def take_over(bench: Bench, name: str, elsewhere: bool, tries: int) -> tuple[lis
             other.send(signal.SIGUSR2)
             eventually(lambda paused=number + 1: other.log().count("claiming is paused") == paused, "a pause")  # type: ignore[misc]
             with place.pool(**settings) as pool, gate(place, f"gate{number}") as path:
-                ledger = place.directory / ledgers.NAME
-                records = ledger.stat().st_size // 25 if ledger.exists() else 0
+                records = place.starts()
                 place.enqueue([gated.job(path.name) for _ in range(WORKERS)])
                 place.wait_for_starts(records + WORKERS)
                 killed = kill_some(place, pool, elsewhere, whole=bench.dice.random() < 0.5)
@@ -171,6 +170,6 @@ TRIAL = Trial(
     promise="a killed master leaves no worker after 1 s, and no job leased and no monitor after 5 s",
     unit="masters killed",
     full=200,
-    short=2,
+    short=1,
     run=run,
 )

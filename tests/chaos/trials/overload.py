@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from tests.chaos.trials import ledgers
-from tests.chaos.trials.ground import READY, Ground, ground, none_of, pause, percentile, told
-from tests.chaos.trials.jobs import effect, hold_the_gil, plain
+from tests.chaos.trials.apps.jobs import effect, hold_the_gil, plain
+from tests.chaos.trials.figures import none_of, percentile, told
+from tests.chaos.trials.ground import READY, Ground, ground, pause
 from tests.chaos.trials.trial import Bench, Figure, Trial
 from tests.process.pool import Pool
 from tests.sql.invariants import offences
@@ -122,6 +123,6 @@ TRIAL = Trial(
     promise="with four busy processes for each CPU no lease is taken from a worker that lives",
     unit="seconds",
     full=1800,
-    short=4,
+    short=2,
     run=run,
 )

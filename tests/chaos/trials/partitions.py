@@ -8,27 +8,26 @@ from __future__ import annotations
 
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from threading import Event, Thread
+from threading import Event
 from typing import Any
 
 import psycopg
 from psycopg import Connection
 
 from pgworker.lifecycle.prune import PruneAction, prune
-from tests.chaos.trials import common
-from tests.chaos.trials.common import count, database, invariants, none, percentile, timed, wait_until
+from tests.chaos.trials.figures import invariants, none_of, percentile, timed
+from tests.chaos.trials.ground import PATIENCE, database, meanwhile, running_pool, scalar
 from tests.chaos.trials.trial import Bench, Figure, Trial
 from tests.process import jobs
-from tests.process.pool import free_port
+from tests.process.pool import eventually, free_port
 from tests.sql.actors import Worker, enqueue
 from tests.sql.history import DAY, age, day_of, enqueue_ago, partitions
 
 _YOUNGEST = 10  # days ago; each round has the day after that of the one before
 _ENOUGH = 50  # rounds from which on the longest claim is judged
-_PATIENCE = 60.0
 _SLOWEST = 0.1
 _ATTACH = """
     create table pgworker.jobs_trial partition of pgworker.jobs
@@ -45,20 +44,20 @@ def run(bench: Bench) -> Sequence[Figure]:
         left = [name for name in partitions(connection) if name.startswith("jobs_2") and name <= kept]
         well = invariants(connection)
     claims = [seconds for one in busy for seconds in one.claims]
-    longest, late = max(claims), percentile(claims, 0.999)
+    longest, late = max(claims), percentile(claims, 99.9)
     return [
         *missing,
         Figure("rounds with a reader in the way, and claims in them", "", f"{len(busy)}, {len(claims):,}", None),
-        none("rounds whose drop did not wait for the reader", [one for one in busy if not one.was_busy]),
-        none("rounds after which the day was not dropped", [one for one in busy if not one.is_dropped]),
-        none("claims that failed", [error for one in busy for error in one.errors]),
+        none_of("rounds whose drop did not wait for the reader", [one for one in busy if not one.was_busy]),
+        none_of("rounds after which the day was not dropped", [one for one in busy if not one.is_dropped]),
+        none_of("claims that failed", [error for one in busy for error in one.errors]),
         Figure(
             "longest claim beside all that",
             f"≤ {_SLOWEST * 1000:.0f} ms",
             f"{longest * 1000:.0f} ms (p99.9 {late * 1000:.0f} ms)",
             timed(bench, _ENOUGH, longest <= _SLOWEST),
         ),
-        none("expired days that are still there", left),
+        none_of("expired days that are still there", left),
         well,
     ]
 
@@ -71,14 +70,14 @@ def _missing(bench: Bench, dsn: str, connection: Connection[Any]) -> list[Figure
     enqueue_ago(connection, 3, partition=False)
     ids = [jobs.quick.using(connection).enqueue(str(bench.directory), "early").id for _ in range(20)]
     in_default = "select count(*) from pgworker.jobs_default where id = any(%s)"
-    before = count(connection, in_default, ids)
+    before = scalar(connection, in_default, ids)
     port = free_port()
-    with common.pool(dsn, bench.directory / "pool.log", workers=1, metrics_listen=f"127.0.0.1:{port}") as pool:
+    with running_pool(dsn, bench.directory / "pool.log", workers=1, metrics_listen=f"127.0.0.1:{port}") as pool:
         ended = "select count(*) from pgworker.job_executions where job_id = any(%s) and outcome = 'succeeded'"
-        wait_until(lambda: count(connection, ended, ids) == len(ids), _PATIENCE, "all have run")
-        wait_until(lambda: count(connection, in_default, ids) == 0, _PATIENCE, "all have moved")
+        eventually(lambda: scalar(connection, ended, ids) == len(ids), "all have run", PATIENCE)
+        eventually(lambda: scalar(connection, in_default, ids) == 0, "all have moved", PATIENCE)
         pool.wait_for_log("event=default_partition_used")
-        wait_until(lambda: "\npgworker_default_partition_jobs 1.0\n" in _page(port), _PATIENCE, "the alarm")
+        eventually(lambda: "\npgworker_default_partition_jobs 1.0\n" in _page(port), "the alarm", PATIENCE)
     connection.execute("delete from pgworker.job_queue")  # the stray one
     connection.execute("delete from pgworker.jobs_default")
     return [
@@ -110,11 +109,11 @@ def _round(connection: Connection[Any], dsn: str, bench: Bench, days: int) -> Ro
     assert worker.settle(held.settlement())
     age(connection, ids, 8)
     expired = (days - 1) * DAY
-    with _claims(dsn, one):
+    with meanwhile(lambda is_over: _claims(is_over, dsn, one)):
         with _report(dsn):
             one.was_busy = {partition.action for partition in prune(connection, expired)} == {PruneAction.BUSY}
             _by_hand(connection, bench, days)
-        ends = time.monotonic() + _PATIENCE
+        ends = time.monotonic() + PATIENCE
         while (found := prune(connection, expired)) and time.monotonic() < ends:
             one.is_dropped |= {partition.action for partition in found} == {PruneAction.DROPPED}
     return one
@@ -145,12 +144,9 @@ def _report(dsn: str) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _claims(dsn: str, one: Round) -> Iterator[None]:
+def _claims(is_over: Event, dsn: str, one: Round) -> None:
     """Enqueue, claim, settle, on and on; how long each claim takes."""
-    is_over = Event()
-
-    def work() -> None:
+    try:
         with psycopg.connect(dsn, autocommit=True) as connection:
             worker = Worker(connection)
             while not is_over.is_set():
@@ -160,24 +156,8 @@ def _claims(dsn: str, one: Round) -> Iterator[None]:
                 one.claims.append(time.perf_counter() - began)
                 if not held.rows or not worker.settle(held.settlement()):
                     one.errors.append("a settle was refused, or a claim found nothing")
-
-    thread = Thread(target=_told(work, one), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-        thread.join()
-
-
-def _told(work: Callable[[], None], one: Round) -> Callable[[], None]:
-    def run() -> None:
-        try:
-            work()
-        except Exception as error:  # noqa: BLE001  told as a figure
-            one.errors.append(str(error))
-
-    return run
+    except Exception as error:  # noqa: BLE001  told as a figure
+        one.errors.append(str(error))
 
 
 TRIAL = Trial(

@@ -23,16 +23,15 @@ from pgworker.lifecycle.cancel import cancel_job
 from pgworker.lifecycle.dead_letters import requeue_dead_letters
 from pgworker.model.job import JobRequest
 from pgworker.model.state import CancelAnswer
-from tests.chaos.trials import common
-from tests.chaos.trials.common import count, database, logins, none, wait_until
-from tests.chaos.trials.mixed_app import MAX_ATTEMPTS, app, effect
+from tests.chaos.trials.apps.mixed import MAX_ATTEMPTS, app, effect
+from tests.chaos.trials.figures import none_of
+from tests.chaos.trials.ground import PATIENCE, database, logins, running_pool, scalar, wait_until_quiet
 from tests.chaos.trials.trial import Bench, Figure, Trial
-from tests.process.pool import Pool
+from tests.process.pool import Pool, eventually
 from tests.sql.invariants import STORED, WITNESSED, WITNESSES, offences
 from tests.sql.tenants import ORGS, Tenants, protect_notes
 
 QUEUES = ["urgent", "paused", "default"]
-_PATIENCE = 120.0
 _BURIED = "select job_id from pgworker.dead_letter_jobs"
 
 
@@ -76,8 +75,8 @@ def run(bench: Bench) -> Sequence[Figure]:
     ledger = Ledger()
     with stage(bench) as (tenants, enqueuer):
         owner = tenants.owner
-        settings: dict[str, Any] = {"app": "tests.chaos.trials.mixed_app:app", "workers": 2, "slots": 2}
-        with common.pool(tenants.dsn, bench.directory / "pool.log", queues=QUEUES, **settings) as pool:
+        settings: dict[str, Any] = {"app": "tests.chaos.trials.apps.mixed:app", "workers": 2, "slots": 2}
+        with running_pool(tenants.dsn, bench.directory / "pool.log", queues=QUEUES, **settings) as pool:
             _enqueue(bench, ledger, enqueuer, owner, bench.size // 2)
             during = _pause(bench, ledger, enqueuer, owner)
             _return_dead_letters(ledger, owner)
@@ -90,7 +89,7 @@ def _enqueue(bench: Bench, ledger: Ledger, enqueuer: str, owner: Connection[Any]
     dice = bench.dice
     with psycopg.connect(enqueuer) as connection:
         while jobs > 0:
-            now = count(owner, "select clock_timestamp()")
+            now = scalar(owner, "select clock_timestamp()")
             made = [request(dice, now) for _ in range(dice.randrange(1, 11))]
             ids = [job.id for job in app.enqueue_many([job for job, *_ in made], connection)]
             if dice.random() < 0.1:
@@ -109,14 +108,14 @@ def _pause(bench: Bench, ledger: Ledger, enqueuer: str, owner: Connection[Any]) 
     app.pause("paused")
     held = """select count(*) from pgworker.job_leases as lease, unnest(job_ids) as held
               join pgworker.jobs on id = held where queue = 'paused'"""
-    wait_until(lambda: count(owner, held) == 0, _PATIENCE, "what was claimed before has ended")
+    eventually(lambda: scalar(owner, held) == 0, "what was claimed before has ended", PATIENCE)
     ran = """select count(*) from pgworker.job_executions join pgworker.jobs on id = job_id
              where queue = 'paused' and outcome <> 'cancelled'"""
-    before = count(owner, ran)
+    before = scalar(owner, ran)
     _enqueue(bench, ledger, enqueuer, owner, bench.size - bench.size // 2)
     others = "select count(*) from pgworker.job_queue where queue <> 'paused'"
-    wait_until(lambda: count(owner, others) == 0, _PATIENCE, "the other queues are empty")
-    after = count(owner, ran)
+    eventually(lambda: scalar(owner, others) == 0, "the other queues are empty", PATIENCE)
+    after = scalar(owner, ran)
     app.resume("paused")
     app.close()
     return int(after - before)
@@ -131,11 +130,11 @@ def _return_dead_letters(ledger: Ledger, owner: Connection[Any]) -> None:
         ledger.requeued.update(requeue_dead_letters(owner, dead))
         return doomed <= ledger.requeued
 
-    wait_until(requeue, _PATIENCE, "all that are to die have died, and were returned")
+    eventually(requeue, "all that are to die have died, and were returned", PATIENCE)
 
 
 def _end(pool: Pool, owner: Connection[Any]) -> None:
-    wait_until(lambda: count(owner, common.LEFT) == 0, _PATIENCE, "all have ended")
+    wait_until_quiet(owner)
     pool.send(signal.SIGTERM)
     assert pool.wait() == 0
 
@@ -159,13 +158,13 @@ def _figures(ledger: Ledger, owner: Connection[Any], during_pause: int) -> list[
     ).fetchall()
     return [
         Figure("jobs, cancelled, given up and returned", "", f"{len(ledger.jobs):,}, {_sizes(ledger)}", None),
-        none("jobs without exactly their one effect", wrong),
-        none("rows of another org, or none of one's own (I8)", (found - expected) + (expected - found)),
-        none("what handlers did not expect", unexpected),
-        none("hooks that were not called once, for the org", (told - hooks) + (hooks - told)),
-        none("jobs that ran before their time", early),
-        Figure("executions that began in a paused queue", "0", str(during_pause), during_pause == 0),
-        none("invariants that are broken", offences(owner, {**STORED, **WITNESSED})),
+        none_of("jobs without exactly their one effect", wrong),
+        none_of("rows of another org, or none of one's own (I8)", (found - expected) + (expected - found)),
+        none_of("what handlers did not expect", unexpected),
+        none_of("hooks that were not called once, for the org", (told - hooks) + (hooks - told)),
+        none_of("jobs that ran before their time", early),
+        none_of("executions that began in a paused queue", during_pause),
+        none_of("invariants that are broken", offences(owner, {**STORED, **WITNESSED})),
     ]
 
 
@@ -185,6 +184,6 @@ TRIAL = Trial(
     promise="whatever jobs have at once (org, schedule, pause, checkpoint, hook), each has its one effect, for its org",
     unit="jobs",
     full=20_000,
-    short=250,
+    short=150,
     run=run,
 )

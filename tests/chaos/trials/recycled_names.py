@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 
 from tests.chaos.trials import ledgers
-from tests.chaos.trials.ground import READY, Ground, durations, gate, ground, none_of, open_gate
-from tests.chaos.trials.jobs import effect_gated, gated
+from tests.chaos.trials.apps.jobs import effect_gated, gated
+from tests.chaos.trials.figures import durations, none_of
+from tests.chaos.trials.ground import READY, Ground, gate, ground, open_gate
 from tests.chaos.trials.trial import Bench, Figure, Trial
 from tests.process.pool import Pool, eventually
 from tests.process.test_linux_process import IN_A_PID_NAMESPACE

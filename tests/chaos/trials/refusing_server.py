@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from datetime import datetime
 
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from tests.chaos.servers import PostgresServer, binaries_of
+from tests.chaos.trials.figures import in_time, one_line_a_second, told
+from tests.chaos.trials.ground import pause, running_pool
 from tests.chaos.trials.trial import Bench, Figure, Trial
 from tests.chaos.trials.work import APP, Work
-from tests.process.pool import eventually, start
 
 _PROMISED = 5.0
-_AWAY = re.compile(r"^(\S+Z) .*event=database_away", re.MULTILINE)
+_ENOUGH = 10
+"""Seconds of a refusal from which on times are judged."""
 
 Refusal = Callable[[PostgresServer, str], AbstractContextManager[None]]
 
@@ -64,40 +64,31 @@ def run(bench: Bench) -> Sequence[Figure]:
         small_disk="tablespace", disk_mib=64, settings={"max_connections": "30"}, binaries=binaries_of(bench.server.pid)
     ) as server:
         work = Work(bench, server.make_database())
-        with start(work.dsn, bench.directory / "log", app=APP, workers=2) as pool:
-            pool.wait_for_log("event=pool_ready")
+        with running_pool(work.dsn, bench.directory / "log", app=APP, workers=2) as pool:
             for name, refuse in _REFUSALS.items():
                 seconds = _refused(bench, server, work, refuse)
-                figures.append(
-                    Figure(f"{name}: to work again", f"{_PROMISED:g} s", f"{seconds:.1f} s", seconds < _PROMISED)
-                )
+                figures.append(in_time(bench, _ENOUGH, f"{name}: to work again", _PROMISED, seconds))
             work.wait_until_done()
             assert pool.process.poll() is None
-            lines = _lines_a_second(pool.log())
-            full = "No space left" in pool.log()
-            figures.append(Figure("the pool has met the full disk", "", "yes" if full else "no", None))
-        return [*figures, Figure("lines that say so in one second", "1", str(lines), lines <= 1), *work.figures()]
+            log = pool.log()
+        full = "yes" if "No space left" in log else "no"
+        return [
+            *figures,
+            told("the pool has met the full disk", full),
+            one_line_a_second(bench, _ENOUGH, log),
+            *work.figures(),
+        ]
 
 
 def _refused(bench: Bench, server: PostgresServer, work: Work, refuse: Refusal) -> float:
     """Seconds from the end of the refusal to the end of a job that waited for it."""
     work.enqueue(600 if refuse is _disk_full else 20, task="plain")  # what is recorded of so many needs room
     with refuse(server, work.dsn):
-        _pass(float(bench.size))
+        pause(float(bench.size))
     healed = time.monotonic()
     keys = work.enqueue(2, task="plain")
     work.wait_for("end", keys)
     return max(noted.at for noted in work.worked() if noted.event == "end" and noted.key in keys) - healed
-
-
-def _lines_a_second(log: str) -> int:
-    times = [datetime.fromisoformat(at.replace("Z", "+00:00")).timestamp() for at in _AWAY.findall(log)]
-    return max((sum(first <= at < first + 0.99 for at in times) for first in times), default=0)
-
-
-def _pass(seconds: float) -> None:
-    ends = time.monotonic() + seconds
-    eventually(lambda: time.monotonic() > ends, "the end of it", seconds + 60)
 
 
 TRIAL = Trial(

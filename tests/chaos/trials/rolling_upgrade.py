@@ -12,10 +12,9 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event
 from typing import Any
 from uuid import UUID
 
@@ -24,12 +23,12 @@ from psycopg import Connection
 
 import pgworker
 from pgworker.errors import EXIT_CONFIGURATION
-from tests.chaos.trials import common
-from tests.chaos.trials.common import count, database, invariants, none, wait_until
-from tests.chaos.trials.later_app import later
+from tests.chaos.trials.apps.later import later
+from tests.chaos.trials.figures import invariants, none_of, told
+from tests.chaos.trials.ground import PATIENCE, database, meanwhile, running_pool, scalar, wait_until_quiet
 from tests.chaos.trials.trial import Bench, Figure, Trial
 from tests.process import jobs
-from tests.process.pool import ROOT, start
+from tests.process.pool import ROOT, eventually
 
 MIGRATION = """
 alter table pgworker.jobs add column later_column integer;
@@ -37,41 +36,44 @@ alter table pgworker.job_queue add column later_column integer;
 create table pgworker.later_things (id uuid primary key, job_id uuid not null);
 create index job_executions_later on pgworker.job_executions (worker_id) where outcome = 'crashed';
 """
-_PATIENCE = 120.0
 
 
 def run(bench: Bench) -> Sequence[Figure]:
     files = bench.directory
     with database(bench) as (dsn, connection):
         connection.execute("create table effect (job_id uuid, execution integer)")
+        enqueued: list[UUID] = []
         newer = _next_version(files / "next")
-        with common.pool(dsn, files / "old.log", workers=2) as old, _producer(dsn, files, bench.size) as enqueued:
-            wait_until(lambda: len(enqueued) > bench.size // 4, _PATIENCE, "jobs flow")
+        with (
+            running_pool(dsn, files / "old.log", workers=2) as old,
+            meanwhile(lambda is_over: _produce(is_over, dsn, files, bench.size, enqueued)),
+        ):
+            eventually(lambda: len(enqueued) > bench.size // 4, "jobs flow", PATIENCE)
             migrated = _migrate(newer, dsn)
             passed = _ended(connection)
-            wait_until(lambda: _ended(connection) > passed, _PATIENCE, "the older pool goes on under the newer schema")
+            eventually(lambda: _ended(connection) > passed, "the older pool goes on under the newer schema", PATIENCE)
             refused = _refused(dsn, files)
             unknown = [later.using(connection).enqueue(str(files), f"later{n}").id for n in range(10)]
             after = len(enqueued)
-            wait_until(lambda: len(enqueued) > min(bench.size - 1, after + 20), _PATIENCE, "jobs go on flowing")
-            early = count(connection, "select count(*) from pgworker.job_executions where job_id = any(%s)", unknown)
-            settings: dict[str, Any] = {"cwd": newer, "app": "tests.chaos.trials.later_app:app", "workers": 2}
-            with common.pool(dsn, files / "new.log", **settings) as new:
-                wait_until(lambda: _succeeded(connection, unknown) == len(unknown), _PATIENCE, "unknown tasks run")
+            eventually(lambda: len(enqueued) > min(bench.size - 1, after + 20), "jobs go on flowing", PATIENCE)
+            early = scalar(connection, "select count(*) from pgworker.job_executions where job_id = any(%s)", unknown)
+            settings: dict[str, Any] = {"cwd": newer, "app": "tests.chaos.trials.apps.later:app", "workers": 2}
+            with running_pool(dsn, files / "new.log", **settings) as new:
+                eventually(lambda: _succeeded(connection, unknown) == len(unknown), "unknown tasks run", PATIENCE)
                 old.send(signal.SIGTERM)
                 left = old.wait(within=60)
-                wait_until(lambda: len(enqueued) == bench.size, _PATIENCE, "all are enqueued")
-                wait_until(lambda: _left(connection) == 0, _PATIENCE, "all have ended")
+                eventually(lambda: len(enqueued) == bench.size, "all are enqueued", PATIENCE)
+                wait_until_quiet(connection)
                 new.send(signal.SIGTERM)
                 new.wait(within=60)
         return [
-            Figure("jobs enqueued all the while", "", f"{len(enqueued):,}", None),
+            told("jobs enqueued all the while", f"{len(enqueued):,}"),
             _code("of the migration", migrated, 0),
             _code("of the older pool, drained", left, 0),
             _code("of an older pool that starts later", refused, EXIT_CONFIGURATION),
-            Figure("jobs of unknown tasks that an older worker touched", "0", str(early), early == 0),
-            none("jobs that did not succeed once", _not_once(connection, [*enqueued, *unknown])),
-            none("effects that did not happen once", _wrong_effects(connection, enqueued)),
+            none_of("jobs of unknown tasks that an older worker touched", early),
+            none_of("jobs that did not succeed once", _not_once(connection, [*enqueued, *unknown])),
+            none_of("effects that did not happen once", _wrong_effects(connection, enqueued)),
             invariants(connection),
         ]
 
@@ -96,7 +98,7 @@ def _migrate(newer: Path, dsn: str) -> int:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=_PATIENCE,
+        timeout=PATIENCE,
         check=False,
     )
     assert "0_later" in done.stdout + done.stderr or done.returncode, done
@@ -105,44 +107,27 @@ def _migrate(newer: Path, dsn: str) -> int:
 
 def _refused(dsn: str, files: Path) -> int:
     """The exit code of a pool of this version that starts on the schema of the next."""
-    with common.quiet(), start(dsn, files / "refused.log") as late:
-        code = late.process.wait(_PATIENCE)
+    with running_pool(dsn, files / "refused.log", ready=False) as late:
+        code = late.process.wait(PATIENCE)
         assert "Upgrade pgworker" in late.log(), late.log()
         return code
 
 
-@contextmanager
-def _producer(dsn: str, files: Path, jobs_wanted: int) -> Iterator[list[UUID]]:
+def _produce(is_over: Event, dsn: str, files: Path, wanted: int, enqueued: list[UUID]) -> None:
     """One after the other, a third of them with an effect of their own; what was acknowledged."""
-    enqueued: list[UUID] = []
-    is_over = Event()
-
-    def enqueue() -> None:
-        with psycopg.connect(dsn, autocommit=True) as connection:
-            while len(enqueued) < jobs_wanted and not is_over.wait(0.005):
-                task: Any = jobs.effect if len(enqueued) % 3 == 0 else jobs.quick
-                enqueued.append(task.using(connection).enqueue(str(files), "job").id)
-
-    thread = Thread(target=enqueue, daemon=True)
-    thread.start()
-    try:
-        yield enqueued
-    finally:
-        is_over.set()
-        thread.join()
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        while len(enqueued) < wanted and not is_over.wait(0.005):
+            task: Any = jobs.effect if len(enqueued) % 3 == 0 else jobs.quick
+            enqueued.append(task.using(connection).enqueue(str(files), "job").id)
 
 
 def _ended(connection: Connection[Any]) -> int:
-    return int(count(connection, "select count(*) from pgworker.job_executions"))
+    return int(scalar(connection, "select count(*) from pgworker.job_executions"))
 
 
 def _succeeded(connection: Connection[Any], ids: Sequence[UUID]) -> int:
     asked = "select count(*) from pgworker.job_executions where outcome = 'succeeded' and job_id = any(%s)"
-    return int(count(connection, asked, list(ids)))
-
-
-def _left(connection: Connection[Any]) -> int:
-    return int(count(connection, common.LEFT))
+    return int(scalar(connection, asked, list(ids)))
 
 
 def _not_once(connection: Connection[Any], ids: Sequence[UUID]) -> list[tuple[Any, ...]]:

@@ -10,10 +10,9 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from threading import Event, Thread
+from threading import Event
 from typing import Any
 
 import psutil
@@ -22,9 +21,9 @@ from psycopg import Connection
 
 from pgworker.lifecycle.partitions import make_partitions
 from pgworker.lifecycle.prune import PruneAction, prune
-from tests.chaos.trials import common
-from tests.chaos.trials.common import count, invariants, none, wait_until
-from tests.chaos.trials.mixed_app import app
+from tests.chaos.trials.apps.mixed import app
+from tests.chaos.trials.figures import invariants, none_of, timed, told
+from tests.chaos.trials.ground import PATIENCE, meanwhile, pause, running_pool, scalar, wait_until_quiet
 from tests.chaos.trials.paths import QUEUES, request, stage
 from tests.chaos.trials.trial import Bench, Figure, Trial
 from tests.sql.actors import Worker
@@ -34,8 +33,9 @@ NOISE = 2.0
 """MiB an hour: below that nobody tells a leak from an allocator that breathes."""
 _LONG = 600  # seconds from which on slopes are judged
 _BACKLOG = 1000
-_PATIENCE = 120.0
 _SAMPLES = 200
+_SHORTEST = 0.1  # seconds between two looks at all processes
+_STEADY = 60  # seconds from which on all have grown as much as they do
 _FIRST_DAY = 40  # days ago; each that is dropped is followed by the next
 _T99 = 2.6
 """Of Student's distribution, for a hundred samples or more."""
@@ -67,41 +67,41 @@ class Line:
 def run(bench: Bench) -> Sequence[Figure]:
     with stage(bench) as (tenants, enqueuer):
         owner = tenants.owner
-        settings: dict[str, Any] = {"app": "tests.chaos.trials.mixed_app:app", "workers": 2, "slots": 2}
-        with common.pool(tenants.dsn, bench.directory / "pool.log", queues=QUEUES, **settings) as pool:
+        settings: dict[str, Any] = {"app": "tests.chaos.trials.apps.mixed:app", "workers": 2, "slots": 2}
+        with running_pool(tenants.dsn, bench.directory / "pool.log", queues=QUEUES, **settings) as pool:
             processes = dict(sorted(pool.processes().items()))
             looks: dict[int, list[Look]] = {pid: [] for pid in processes}
             dropped = sizes = 0
             connections: list[int] = []
-            with _load(bench, enqueuer):
+            with meanwhile(lambda is_over: _load(is_over, bench, enqueuer)):
                 ends = time.monotonic() + bench.size
                 while time.monotonic() < ends:
-                    Event().wait(bench.size / _SAMPLES)
+                    pause(max(bench.size / _SAMPLES, _SHORTEST))
                     _look(looks)
-                    connections.append(count(owner, _CONNECTIONS))
-                    sizes = max(sizes, count(owner, _SIZE))
+                    connections.append(scalar(owner, _CONNECTIONS))
+                    sizes = max(sizes, scalar(owner, _SIZE))
                     if len(connections) % (_SAMPLES // 4) == 1:
                         dropped += _expire(owner, _FIRST_DAY - dropped)
-            wait_until(lambda: count(owner, common.LEFT) == 0, _PATIENCE, "all have ended")
-            ran = count(owner, "select count(*) from pgworker.job_executions where outcome = 'succeeded'")
+            wait_until_quiet(owner)
+            ran = scalar(owner, "select count(*) from pgworker.job_executions where outcome = 'succeeded'")
             same = list(processes) == sorted(pool.processes())
             pool.send(signal.SIGTERM)
             pool.wait()
         return [
-            Figure("executions that succeeded a second", "", f"{ran / bench.size:,.0f}", None),
+            told("executions that succeeded a second", f"{ran / bench.size:,.0f}"),
             *[_memory(bench, processes[pid], seen) for pid, seen in looks.items()],
-            none("descriptors or threads that grew", _grown(processes, looks)),
-            _connections(connections),
+            _grown(bench, processes, looks),
+            _connections(bench, connections),
             Figure("job_queue and its like at most", "≤ 64 MiB", f"{sizes / 2**20:.1f} MiB", sizes <= 64 << 20),
             Figure("days that expired and were dropped", "> 0", str(dropped), dropped > 0),
             Figure("processes that are the same at the end", "all", "all" if same else "not all", same),
-            none("what handlers did not expect", owner.execute(_UNEXPECTED).fetchall()),
+            none_of("what handlers did not expect", owner.execute(_UNEXPECTED).fetchall()),
             invariants(owner),
         ]
 
 
 _CONNECTIONS = """
-    select count(*) from pg_stat_activity where application_name like 'pgworker%' and datname = current_database()
+    select count(*) from pg_stat_activity where application_name like 'pgworker%%' and datname = current_database()
 """
 _SIZE = "select " + " + ".join(f"pg_total_relation_size('pgworker.{table}')" for table in _TABLES)
 _UNEXPECTED = """
@@ -110,28 +110,16 @@ _UNEXPECTED = """
 """
 
 
-@contextmanager
-def _load(bench: Bench, dsn: str) -> Iterator[None]:
+def _load(is_over: Event, bench: Bench, dsn: str) -> None:
     """As much as the pool takes: there is always a backlog, and never a large one."""
-    is_over = Event()
-
-    def produce() -> None:
-        with psycopg.connect(dsn, autocommit=True) as connection, psycopg.connect(bench_dsn, autocommit=True) as owner:
-            while not is_over.is_set():
-                if count(owner, "select count(*) from pgworker.job_queue") > min(_BACKLOG, 20 * bench.size):
-                    is_over.wait(0.02)
-                    continue
-                now = count(owner, "select clock_timestamp()")
-                app.enqueue_many([request(bench.dice, now)[0] for _ in range(100)], connection)
-
-    bench_dsn = psycopg.conninfo.make_conninfo(dsn, user="postgres")
-    thread = Thread(target=produce, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-        thread.join()
+    owners = psycopg.conninfo.make_conninfo(dsn, user="postgres")
+    with psycopg.connect(dsn, autocommit=True) as connection, psycopg.connect(owners, autocommit=True) as owner:
+        while not is_over.is_set():
+            if scalar(owner, "select count(*) from pgworker.job_queue") > min(_BACKLOG, 20 * bench.size):
+                is_over.wait(0.02)
+                continue
+            now = scalar(owner, "select clock_timestamp()")
+            app.enqueue_many([request(bench.dice, now)[0] for _ in range(100)], connection)
 
 
 def _look(looks: dict[int, list[Look]]) -> None:
@@ -149,7 +137,7 @@ def _expire(owner: Connection[Any], days: int) -> int:
     assert worker.settle(worker.claim(len(ids), tasks=["expired"]).settlement())
     age(owner, ids, 8)
     make_partitions(owner)
-    ends = time.monotonic() + _PATIENCE
+    ends = time.monotonic() + PATIENCE
     while (found := prune(owner, (days - 1) * DAY)) and time.monotonic() < ends:
         if found[0].action is PruneAction.DROPPED:
             return sum(partition.day is not None for partition in found)
@@ -176,7 +164,7 @@ def fit(points: Sequence[tuple[float, float]]) -> Line:
     return Line(slope * 3600, _T99 * math.sqrt(rest / max(1, n - 2) / spread) * 3600)
 
 
-def _grown(processes: dict[int, str], looks: dict[int, list[Look]]) -> list[str]:
+def _grown(bench: Bench, processes: dict[int, str], looks: dict[int, list[Look]]) -> Figure:
     """More at the end than ever in the middle third."""
     grown = []
     for pid, seen in looks.items():
@@ -186,12 +174,14 @@ def _grown(processes: dict[int, str], looks: dict[int, list[Look]]) -> list[str]
             after = min(getattr(look, what) for look in last)
             if after > before:
                 grown.append(f"{what} of {processes[pid]}: {before} → {after}")
-    return grown
+    found = "; ".join(grown) or "none"
+    return Figure("descriptors or threads that grew", "none", found, timed(bench, _STEADY, not grown))
 
 
-def _connections(seen: Sequence[int]) -> Figure:
+def _connections(bench: Bench, seen: Sequence[int]) -> Figure:
     before, after = max(seen[: len(seen) // 2]), min(seen[-len(seen) // 10 :])
-    return Figure("connections at the end, at most before", "no more", f"{after}, {before}", after <= before)
+    holds = timed(bench, _STEADY, after <= before)
+    return Figure("connections at the end, at most before", "no more", f"{after}, {before}", holds)
 
 
 TRIAL = Trial(
@@ -199,6 +189,6 @@ TRIAL = Trial(
     promise="an hour at full rate and nothing grows: memory, descriptors, threads, connections, tables",
     unit="seconds",
     full=3600,
-    short=5,
+    short=3,
     run=run,
 )

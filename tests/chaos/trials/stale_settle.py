@@ -22,8 +22,9 @@ from uuid import UUID
 
 from pgworker.model.job import JobRequest
 from tests.chaos.trials import ledgers
-from tests.chaos.trials.ground import READY, Ground, durations, gate, ground, none_of, open_gate, pause, told
-from tests.chaos.trials.jobs import effect_gated, effect_gated_async, gated, gated_async
+from tests.chaos.trials.apps.jobs import effect_gated, effect_gated_async, gated, gated_async
+from tests.chaos.trials.figures import durations, none_of, told
+from tests.chaos.trials.ground import READY, Ground, gate, ground, open_gate, pause
 from tests.chaos.trials.trial import Bench, Figure, Trial
 from tests.process.pool import Pool, eventually
 from tests.sql.invariants import WITNESSED, offences

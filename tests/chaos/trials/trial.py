@@ -22,7 +22,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """Where a trial runs: a private server, an empty directory, its dice, and how often or how long it is tried."""
+    """Where a trial runs: a server that no other uses now, an empty directory, dice, and how often it is tried."""
 
     server: Server
     directory: Path

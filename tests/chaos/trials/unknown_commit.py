@@ -7,8 +7,8 @@ import random
 import re
 import signal
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -17,18 +17,17 @@ from uuid import UUID
 import psycopg
 from psycopg import Connection
 
-from pgworker.db.migrate import migrate
-from pgworker.db.scratch import scratch_database
 from pgworker.lifecycle.cancel import cancel_job
 from tests.chaos.proxy import Dropped, Proxy
+from tests.chaos.trials.figures import none_of, told
+from tests.chaos.trials.ground import database, running_pool, scalar, wait_until_quiet
 from tests.chaos.trials.trial import Bench, Figure, Trial
 from tests.process import jobs
-from tests.process.pool import Pool, eventually, start
+from tests.process.pool import Pool
 from tests.process.test_pool import with_effects
 from tests.sql.invariants import STORED, WITNESSED, WITNESSES, offences
 
 _ODDS = 0.25
-_PATIENCE = 120.0
 
 # What a round of statements was for, told by what only that statement says; a trip may be for several.
 _VERBS = {
@@ -104,11 +103,13 @@ class _Client(Thread):
 
 def run(bench: Bench) -> Sequence[Figure]:
     """So many replies of commits are dropped, of producers, workers and monitors alike, while workers die and drain."""
-    with _database(bench) as (connection, dsn), Proxy.before(dsn) as proxy:
+    with database(bench) as (dsn, plain), Proxy.before(dsn) as proxy:
+        connection = with_effects(plain)
+        connection.execute(WITNESSES.encode())
         through = proxy.dsn(dsn)
         log = bench.directory / "pool.log"
-        with start(through, log, workers=3, slots=2, poll_interval=0.1, heartbeat_interval=1, max_batch=5) as pool:
-            pool.wait_for_log("the pool is ready")
+        settings: dict[str, Any] = {"slots": 2, "poll_interval": 0.1, "heartbeat_interval": 1, "max_batch": 5}
+        with running_pool(through, log, workers=3, **settings) as pool:
             client = _Client(through, bench.directory, random.Random(bench.dice.random()))
             proxy.drop_reply(_now_and_then(bench), times=None)
             client.start()
@@ -117,18 +118,8 @@ def run(bench: Bench) -> Sequence[Figure]:
             client.join()
             proxy.heal()
             assert client.failure is None, client.failure
-            left = "select (select count(*) from pgworker.job_queue) + (select count(*) from pgworker.job_leases)"
-            eventually(lambda: _number(connection, left) == 0, pool.log, _PATIENCE)
+            wait_until_quiet(connection)
         return _judge(bench, connection, client, proxy.dropped)
-
-
-@contextmanager
-def _database(bench: Bench) -> Iterator[tuple[Connection[Any], str]]:
-    with scratch_database(bench.server.dsn, "template0") as dsn:
-        migrate(dsn)
-        with psycopg.connect(dsn, autocommit=True) as connection:
-            connection.execute(WITNESSES.encode())
-            yield with_effects(connection), dsn
 
 
 def _now_and_then(bench: Bench) -> Any:
@@ -138,7 +129,7 @@ def _now_and_then(bench: Bench) -> Any:
 
 def _disturb(bench: Bench, proxy: Proxy, pool: Pool, client: _Client) -> None:
     """Until enough is dropped: kill a worker, or have one drain, which gives back what it holds."""
-    told, seconds = 0, 0.0
+    thousands, seconds = 0, 0.0
     while proxy.counts["reply"] < bench.size:
         assert client.is_alive(), client.failure
         pause = bench.dice.uniform(1, 4)
@@ -147,8 +138,8 @@ def _disturb(bench: Bench, proxy: Proxy, pool: Pool, client: _Client) -> None:
         if workers := pool.workers:
             with suppress(ProcessLookupError):
                 os.kill(bench.dice.choice(workers), bench.dice.choice([signal.SIGKILL, signal.SIGTERM]))
-        if proxy.counts["reply"] // 1000 > told:
-            told = proxy.counts["reply"] // 1000
+        if proxy.counts["reply"] // 1000 > thousands:
+            thousands = proxy.counts["reply"] // 1000
             bench.tell(f"{proxy.counts['reply']:,} replies dropped in {seconds:,.0f} s")
 
 
@@ -161,15 +152,15 @@ def _judge(bench: Bench, connection: Connection[Any], client: _Client, dropped: 
     starts = Counter((bench.directory / "ledger").read_text().splitlines())
     again = [line for line, times in Counter(line.rsplit(" ", 1)[0] for line in starts.elements()).items() if times > 1]
     of_what = Counter(verb for one in dropped if not one.has_failed for verb in _verbs(one))
-    total = _number(connection, "select count(*) from pgworker.jobs")
+    total = scalar(connection, "select count(*) from pgworker.jobs")
     return [
         Figure("replies of commits dropped", f"{bench.size:,}", f"{len(dropped):,}", len(dropped) >= bench.size),
-        *(Figure(f"  of a {verb}", "", f"{times:,}", None) for verb, times in sorted(of_what.items())),
-        Figure("jobs", "", f"{total:,}, {client.unknown:,} enqueues unknown", None),
-        Figure("jobs that happened twice", "0", f"{len(twice)} {twice[:3] or ''}", not twice),
-        Figure("executions that started twice", "0", f"{len(again)} {again[:3] or ''}", not again),
-        Figure("effects lost, or of no success", "0", f"{len(wrong)} {wrong[:3] or ''}", not wrong),
-        Figure("invariants broken, acknowledged jobs lost", "0", f"{len(broken)} {broken or ''}", not broken),
+        *(told(f"  of a {verb}", f"{times:,}") for verb, times in sorted(of_what.items())),
+        told("jobs", f"{total:,}, {client.unknown:,} enqueues unknown"),
+        none_of("jobs that happened twice", twice),
+        none_of("executions that started twice", again),
+        none_of("effects lost, or of no success", wrong),
+        none_of("invariants broken, acknowledged jobs lost", broken),
     ]
 
 
@@ -179,12 +170,6 @@ def _verbs(dropped: Dropped) -> list[str]:
     if found == ["settle"] and not any("whole as (" in text for text in dropped.texts):
         return ["settle in ctx.transaction()"]
     return [" and ".join(found)] if found else ["commit of something else"]
-
-
-def _number(connection: Connection[Any], statement: str) -> int:
-    row = connection.execute(statement.encode()).fetchone()
-    assert row is not None
-    return int(row[0])
 
 
 TRIAL = Trial(

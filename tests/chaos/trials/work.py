@@ -7,35 +7,36 @@ is not asked what it has done; it is asked whether that agrees.
 from __future__ import annotations
 
 import json
-import os
-import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import psycopg
 from psycopg import Connection
 
-from pgworker import App, Backoff, Context
 from pgworker.lifecycle.enqueue import enqueue_jobs
 from pgworker.model.job import JobRequest
+from tests.chaos.evidence import Ledger, read
+from tests.chaos.trials.apps.noting import WORKED
+from tests.chaos.trials.figures import none_of
+from tests.chaos.trials.ground import is_quiet, meanwhile
 from tests.chaos.trials.trial import Bench, Figure
 from tests.process.pool import eventually
 from tests.sql.invariants import STORED, WITNESSED, WITNESSES, offences
 
-APP = "tests.chaos.trials.work:app"
+APP = "tests.chaos.trials.apps.noting:app"
 PATIENCE = 90.0
+_PRODUCED = "produced"
 
-app = App()
-_SOON = Backoff(base=0.05, cap=0.2)
-_LOOK = 0.02  # seconds between two looks at a gate
-
-_CHARGED = "select count(*) from pgworker.job_executions where outcome in ('failed', 'timed_out', 'crashed')"
+# A handler whose own connection ends in the middle of its transaction has failed, as with any other error.
+_CHARGED = """
+    select count(*) from pgworker.job_executions as e join pgworker.jobs on jobs.id = e.job_id
+    where e.outcome in ('failed', 'timed_out', 'crashed') and jobs.task <> 'effect'
+"""
 _OUTCOMES = "select outcome::text, count(*) from pgworker.job_executions group by 1 order by 1"
-_LEFT = "select (select count(*) from pgworker.job_queue) + (select count(*) from pgworker.job_leases)"
 _OVERLAP = "I5: executions of a job never overlap"
 _SETTLED_LATE = "I2: nothing is settled after its lease was lost"
 
@@ -59,49 +60,6 @@ class Noted:
     key: str
     execution: int
     at: float
-
-
-def append(file: Path, line: str) -> None:
-    """In one write: whole also when the next instruction kills this process."""
-    ledger = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        os.write(ledger, f"{line}\n".encode())
-    finally:
-        os.close(ledger)
-
-
-def note(ctx: Context, directory: str, event: str, key: str) -> None:
-    append(Path(directory, "worked"), f"{event} {key} {ctx.job.execution} {time.monotonic():.6f}")
-
-
-@app.task(name="plain", backoff=_SOON, max_attempts=3)
-def plain(ctx: Context, directory: str, key: str, seconds: float = 0.0) -> None:
-    """Take a moment."""
-    note(ctx, directory, "start", key)
-    time.sleep(seconds)
-    note(ctx, directory, "end", key)
-
-
-@app.task(name="effect", backoff=_SOON, max_attempts=3)
-def effect(ctx: Context, directory: str, key: str, seconds: float = 0.0) -> None:
-    """Take a moment, and write a row in the transaction of the job."""
-    note(ctx, directory, "start", key)
-    time.sleep(seconds)
-    with ctx.transaction() as connection:
-        connection.execute("insert into chaos.effect values (%s, %s)", [ctx.job.id, ctx.job.execution])
-    note(ctx, directory, "end", key)
-
-
-@app.task(name="hold", backoff=_SOON, max_attempts=1)
-def hold(ctx: Context, directory: str, key: str) -> None:
-    """Run until the gate `key` opens, or one is asked to stop."""
-    note(ctx, directory, "start", key)
-    while not Path(directory, key).exists():
-        if ctx.cancelled:
-            note(ctx, directory, "stop", key)
-            ctx.raise_if_cancelled()
-        time.sleep(_LOOK)
-    note(ctx, directory, "end", key)
 
 
 class Work:
@@ -132,53 +90,39 @@ class Work:
     def _enqueue(self, connection: Connection[Any], jobs: int, task: str, seconds: float) -> list[str]:
         keys = [f"k{self._keys + number}" for number in range(jobs)]
         self._keys += jobs
-        ledger = self.directory / "produced"
         requests = []
         for key in keys:
             name = task or self._dice.choice(["plain", "plain", "effect"])
             arguments: dict[str, object] = {"directory": str(self.directory), "key": key}
             arguments |= {} if name == "hold" else {"seconds": seconds}
             requests.append(JobRequest(name, json.dumps(arguments), max_attempts=1 if name == "hold" else 3))
-        append(ledger, "\n".join(f"plan {key}" for key in keys))
+        ledger = Ledger(self.directory / _PRODUCED)
+        ledger.note_all([("plan", key) for key in keys])
         ids = enqueue_jobs(connection, requests)
-        append(ledger, "\n".join(f"acked {key} {job_id}" for key, job_id in zip(keys, ids, strict=True)))
+        ledger.note_all([("acked", key, job_id) for key, job_id in zip(keys, ids, strict=True)])
         return keys
 
     @contextmanager
     def producing(self, rate: float, *, batch: int = 1, seconds: float = 0.0) -> Iterator[None]:
         """Inside, a producer commits so many batches a second; what fails it enqueues no second time."""
-        over = threading.Event()
 
-        def produce() -> None:
-            connection: Connection[Any] | None = None
-            while not over.wait(1 / rate):
-                try:
-                    if connection is None or connection.closed:
-                        connection = self.connect()
-                    self._enqueue(connection, batch, "", seconds)
-                except psycopg.Error:  # noqa: PERF203  each by itself is what this is for
-                    if connection is not None:
-                        connection.close()
-                        connection = None
-            if connection is not None:
-                connection.close()
+        def produce(is_over: Event) -> None:
+            while not is_over.is_set():
+                with suppress(psycopg.Error), self.connect() as connection:
+                    while not is_over.wait(1 / rate):
+                        self._enqueue(connection, batch, "", seconds)
 
-        thread = threading.Thread(target=produce, daemon=True)
-        thread.start()
-        try:
+        with meanwhile(produce):
             yield
-        finally:
-            over.set()
-            thread.join(PATIENCE)
 
     # -- what was seen
 
     def produced(self) -> dict[str, str]:
         """The keys whose commit was acknowledged, and their jobs."""
-        return {words[1]: words[2] for words in self._lines("produced") if words[0] == "acked"}
+        return {words[1]: words[2] for words in self._lines(_PRODUCED) if words[0] == "acked"}
 
     def worked(self) -> list[Noted]:
-        return [Noted(event, key, int(number), float(at)) for event, key, number, at in self._lines("worked")]
+        return [Noted(event, key, int(number), float(at)) for event, key, number, at in self._lines(WORKED)]
 
     def ends(self) -> list[float]:
         """When jobs have ended, in order."""
@@ -186,7 +130,7 @@ class Work:
 
     def _lines(self, name: str) -> list[list[str]]:
         file = self.directory / name
-        return [line.split() for line in file.read_text().splitlines()] if file.exists() else []
+        return list(read(file)) if file.exists() else []
 
     def wait_for(self, event: str, keys: Sequence[str]) -> None:
         """Return when handlers have noted this of all these keys."""
@@ -198,11 +142,11 @@ class Work:
         """Return when nothing waits or runs any more, whatever is wrong with the server meanwhile."""
 
         def look() -> bool:
-            with suppress(psycopg.OperationalError):
-                return bool(self.ask(_LEFT)[0][0] == 0)
+            with suppress(psycopg.OperationalError), self.connect() as connection:
+                return is_quiet(connection)
             return False
 
-        eventually(look, lambda: f"all done, not {self.outcomes()} and {self.ask(_LEFT)} left", within)
+        eventually(look, lambda: f"all done, not {self.outcomes()}", within)
 
     # -- what must be true
 
@@ -246,18 +190,14 @@ class Work:
         missing = [job for job in self.produced().values() if job not in jobs]
         return [
             Figure("acknowledged jobs that are lost", f"{lost} at most", str(len(missing)), len(missing) <= lost),
-            Figure("invariants that are broken", "none", _shorten(found), not found),
+            none_of("invariants broken", found),
             Figure(
-                "executions that were charged",
+                "executions charged without a transaction of their own",
                 "any" if charged is None else f"{charged} at most",
                 str(charges),
                 charged is None or charges <= charged,
             ),
         ]
-
-
-def _shorten(found: dict[str, list[tuple[Any, ...]]]) -> str:
-    return "; ".join(f"{name}: {len(rows)}, such as {rows[0]}" for name, rows in found.items()) or "none"
 
 
 def rate_in(moments: Sequence[float], begin: float, end: float) -> float:

@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 from pgworker import App, Backoff, Context, Discard, Retry, Snooze
-from tests.chaos.trials import hostile
+from tests.chaos.trials.apps import hostile_values as hostile
 
 app = App()
 _AT_ONCE = Backoff(base=0, cap=0)

@@ -1,4 +1,4 @@
-"""python -m tests.chaos.trials.hostile_doors DSN SEED N: try N hostile values at the doors of API, commands and SQL.
+"""python -m tests.chaos.trials.apps.hostile_doors DSN SEED N: try N hostile values at the doors of the API and SQL.
 
 Of each a line of JSON says how it was answered, and how quickly. The last line is the MiB of memory that it took. A
 program of its own: what crashes it is seen, and its memory is its own.
@@ -30,8 +30,8 @@ from sqlalchemy import create_engine, text
 from pgworker import App, PgworkerError
 from pgworker.cli.root import main as pgworker_command
 from pgworker.errors import EXIT_CONFIGURATION, EXIT_USAGE
-from tests.chaos.trials import hostile
-from tests.chaos.trials.hostile_app import app, narrow, swallow
+from tests.chaos.trials.apps import hostile_values as hostile
+from tests.chaos.trials.apps.hostile import app, narrow, swallow
 
 TYPED = (PgworkerError, TypeError, ValueError)
 OPTIONS = ("queue", "priority", "run_at", "max_attempts", "timeout", "org_id", "headers", "id")

@@ -1,0 +1,1 @@
+"""What pools in trials run, and programs beside them; no trial is in here."""
