@@ -115,6 +115,7 @@ class Monitor:
         self._beaten: set[tuple[UUID, int]] = set()
         self._unanswered: set[UUID] = set()
         self._last_look = 0.0
+        self._asked_at = 0.0
         self._last_beat: float | None = None
         self._steady_since = 0.0
         self._clock = DatabaseClock()
@@ -205,8 +206,9 @@ class Monitor:
     def _renew(self) -> None:
         """What is due, once per tick of time however often it is called."""
         if self._connection is not None and time.monotonic() - self._renewed_at >= _TICK:
+            began = time.monotonic()
             self._renewals.renew_due(self._connection, time.monotonic_ns())
-            self._renewed_at = time.monotonic()
+            self._renewed_at = self._mind_gap(began)
 
     def _renew_meanwhile(self) -> None:
         """`_renew`, while something else than this connection is talked to."""
@@ -291,20 +293,30 @@ class Monitor:
             self._control.send("ack", worker_id=worker_id)
 
     def _look_for_leases(self, connection: Connection[Any]) -> None:
-        self._last_look = time.monotonic()
+        self._last_look = self._asked_at = time.monotonic()
         if self._last_look - self._back_at > self._silence:  # after an outage each gets the time to speak for its own
             end_the_gone(connection, self._pool, self._silence)
             self._renew()
-        self._make_findable(self._reclaims.reclaim(connection, self._may_take_expired))
+        requeued = self._reclaims.reclaim(connection, self._may_take_expired)
+        self._mind_gap(self._asked_at)
+        self._make_findable(requeued)
 
     def _may_take_expired(self) -> datetime | None:
         """Others' leases go by expiry only after we have beaten for a whole TTL without a gap: the first monitor back
         after an outage must not take what everybody is about to settle. Until when, by the database's clock, that is
         true if nobody sets it; None: not now."""
         self._renew()
-        now = time.monotonic()
+        now = self._mind_gap(self._asked_at)
+        self._asked_at = now
         may = self._is_steady(now) and now - self._steady_since > self._settings.lease_ttl
         return self._clock.latest(now) if may else None
+
+    def _mind_gap(self, since: float) -> float:
+        """What has held us up for half a TTL may have kept others from renewing, too. The moment."""
+        now = time.monotonic()
+        if now - since > self._settings.lease_ttl / 2:
+            self._steady_since = now
+        return now
 
     def _make_findable(self, requeued: Sequence[Reclaimed]) -> None:
         for job in requeued:

@@ -333,7 +333,10 @@ def test_a_job_that_others_took_is_not_recorded_here(shop: Path, dsn: str, conne
     with terminal(shop, dsn, "jobs", "run", str(job_id)) as person:
         person.wait_for("waiting")
         ((lease_id, _),) = leases(connection).items()
-        connection.execute("update pgworker.worker_heartbeats set ended_at = now(), ended_how = 'stopped for long'")
+        connection.execute(
+            "update pgworker.worker_heartbeats"
+            " set beat_at = now() - interval '1 minute', ended_at = now(), ended_how = 'stopped for long'"
+        )
         assert [lease.lease_id for lease in Monitor(connection).reclaim_all(assumed_running=1)] == [lease_id]
         code, last = person.end()
     assert code == 1
