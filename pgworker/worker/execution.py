@@ -78,13 +78,18 @@ class Execution:
     )
 
     def __init__(self, claimed: ClaimedJob, slot: Slot, is_async: bool) -> None:
-        """Made in the thread that will run it, the event loop's if it `is_async`."""
+        """Made when it is taken; it begins with `start`."""
         self.claimed = claimed
         self._slot = slot
         self._is_async = is_async
         self.context: Context | None = None
         self.is_settled = False
         self.has_ended = False
+        self.started_ns = self._deadline_ns = self._sequence = 0
+
+    def start(self) -> None:
+        """Show on the board that it runs, in the thread that runs it; an async one once its task begins."""
+        claimed, slot = self.claimed, self._slot
         timeout_ms = claimed.row.timeout_ms
         self.started_ns = started_ns = time.monotonic_ns()
         self._deadline_ns = min(_FAR_AWAY_NS, started_ns + timeout_ms * 1_000_000) if timeout_ms else 0
@@ -95,7 +100,7 @@ class Execution:
             started_ns,
             self._deadline_ns,
             threading.get_ident(),
-            int(is_async),
+            int(self._is_async),
         )
 
     @property
