@@ -32,7 +32,7 @@ _APART = 0.5
 
 
 class FinishedJob(NamedTuple):
-    """A job that ran. No `ended`: its own transaction has recorded it."""
+    """A job that ran. No `ended`: its own transaction has recorded it, or has found its lease gone."""
 
     claimed: ClaimedJob
     ended: Ended | None
@@ -277,6 +277,10 @@ class Runner:
                 execution.warn_of_failure_after_commit(ended)
             took = (time.monotonic_ns() - execution.started_ns) / 1e9
             self.finished.append(FinishedJob(claimed, None, Outcome.SUCCEEDED, execution.started_ns, took))
+        elif execution.is_lost:
+            execution.tell_loss()
+            took = (ended.finished_ns - execution.started_ns) / 1e9
+            self.finished.append(FinishedJob(claimed, None, Outcome.LOST, execution.started_ns, took))
         else:
             took = (ended.finished_ns - execution.started_ns) / 1e9
             self.finished.append(FinishedJob(claimed, ended, ended.outcome, execution.started_ns, took))

@@ -524,12 +524,14 @@ def test_a_transaction_whose_lease_is_gone_commits_nothing(kind: str, scene: Sce
     open_gates(scene, *names(3))
     stopped.signal_all(signal.SIGCONT)
     for job in three:
-        stopped.wait_for_log(f"is gone.*{job}")
-    assert ran(scene, *three) == [[(1, "crashed", 1), (2, "succeeded", 1)]] * 3
+        assert "event=result_lost" in stopped.wait_for_log(f"is gone.*{job}")
+    assert ran(scene, *three) == [[(1, "lost", 0), (2, "succeeded", 0)]] * 3
     assert sorted(scene.effects()) == sorted((job, 2) for job in three)
     stopped.send(signal.SIGTERM)
     assert stopped.wait() == 0
     assert not scene.leases()
+    for job in three:
+        assert len([line for line in stopped.log().splitlines() if str(job) in line]) == 1, "one line, and a true one"
 
 
 def test_nothing_that_an_async_handler_does_to_its_connection_reaches_the_next_job(
