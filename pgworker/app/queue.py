@@ -29,14 +29,14 @@ from pgworker.lifecycle.purge import purge_queue
 from pgworker.lifecycle.reclaim import Findings, Reclaimable, TakenLease, reclaim_lease
 from pgworker.lifecycle.release import Returned, release_jobs
 from pgworker.lifecycle.renew import renew_leases
-from pgworker.lifecycle.settle import Ended, Settlement, check_settled, is_settled, settle_jobs
+from pgworker.lifecycle.settle import Ended, Settlement, check_settled, find_unsettled, is_settled, settle_jobs
 from pgworker.lifecycle.transaction import limit_statements
 from pgworker.linux.board import Floors, Row
 from pgworker.model.job import JobRequest
 from pgworker.model.payload import describe_error
 from pgworker.model.progress import Said
 from pgworker.model.retry import Backoff
-from pgworker.model.state import CancelReason
+from pgworker.model.state import CancelReason, Outcome
 from pgworker.observe.logs import fields, logger
 
 _UNSTORABLE = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded)
@@ -87,7 +87,8 @@ class PostgresQueue:
 
     `connect` gives the connection to use, in autocommit mode. After an error of it nothing is lost: what has ended is
     sent again with the next claim, and a claim whose answer was lost is given back by `give_back`. Nothing is renewed
-    here: a lease lasts `lease_ttl` seconds unless the monitor of a pool renews what the board shows.
+    here: a lease lasts `lease_ttl` seconds unless the monitor of a pool renews what the board shows. `on_lost` hears of
+    each execution that was not recorded as its lease was gone, and what it had ended as; `on_lease_lost` of the lease.
     """
 
     def __init__(
@@ -99,8 +100,12 @@ class PostgresQueue:
         lanes: Lanes,
         tasks: Mapping[str, Task[..., Any]],
         lease_ttl: float,
+        on_lost: Callable[[ClaimedRow, Outcome], object] = lambda _row, _outcome: None,
+        on_lease_lost: Callable[[], object] = lambda: None,
     ) -> None:
         self._connect = connect
+        self._on_lost = on_lost
+        self._on_lease_lost = on_lease_lost
         self._row = row
         self._floors = floors
         self._lanes = lanes
@@ -143,6 +148,11 @@ class PostgresQueue:
 
     def succeeded_itself(self, job: ClaimedJob) -> None:
         """Its own transaction has recorded it already."""
+        self._end(job, None)
+
+    def lost(self, job: ClaimedJob) -> None:
+        """Its own transaction has found its lease gone: nothing is to be recorded."""
+        self._lose(job.lease)
         self._end(job, None)
 
     def _end(self, job: ClaimedJob, ended: Ended | None) -> None:
@@ -269,16 +279,26 @@ class PostgresQueue:
 
     def _settled_before(self, settlement: Settlement) -> None:
         """A settlement that recorded less than it should: sent before and committed, or its lease is gone."""
-        try:
-            with self._connect().cursor() as cursor:
+        with self._connect().cursor() as cursor:
+            try:
                 check_settled(cursor, settlement)
-        except LeaseLost as error:
-            lease = self._lease(settlement.lease_id)
+            except LeaseLost as error:
+                self._tell_lost(settlement, find_unsettled(cursor, settlement), error)
+
+    def _tell_lost(self, settlement: Settlement, unsettled: Sequence[Ended], error: LeaseLost) -> None:
+        lease = self._lease(settlement.lease_id)
+        self._lose(lease)
+        for position, run in enumerate(settlement.ended, start=settlement.first):
+            if run in unsettled and run is not None:
+                who = lease.log_fields(position)
+                log.error("%s", error, extra=fields("result_lost", **who, outcome=run.outcome.value))
+                self._on_lost(lease.rows[position - 1], run.outcome)
+
+    def _lose(self, lease: HeldLease) -> None:
+        """Found gone here. Who finds it first, we or the monitor when it renews, counts it."""
+        if not self._row.is_lost(lease.entry):
             self._row.lose(lease.entry)
-            for position, run in enumerate(settlement.ended, start=settlement.first):
-                if run is not None:
-                    who = lease.log_fields(position)
-                    log.error("%s", error, extra=fields("result_lost", **who, outcome=run.outcome.value))
+            self._on_lease_lost()
 
     def _lease(self, lease_id: UUID) -> HeldLease:
         return next(lease for lease in self.leases if lease.lease_id == lease_id)

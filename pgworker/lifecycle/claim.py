@@ -23,6 +23,7 @@ class ClaimedRow(NamedTuple):
     """One claimed job as the database returns it. No `payload`: its row in jobs is missing.
 
     `waited`: seconds from when it was due (or enqueued, if that was later) to the begin of the claiming transaction.
+    `is_suspect`: the worker that ran it last died, of this job or perhaps of it.
     """
 
     job_id: UUID
@@ -40,6 +41,7 @@ class ClaimedRow(NamedTuple):
     created_at: datetime | None
     checkpoint: str | None
     waited: float
+    is_suspect: bool
 
 
 @dataclass(frozen=True, slots=True)

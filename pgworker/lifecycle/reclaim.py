@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+import msgspec
 from psycopg import Connection
 
 from pgworker.db.plan import by_index
@@ -20,6 +21,9 @@ from pgworker.lifecycle.transaction import read_committed
 from pgworker.model.retry import Backoff
 from pgworker.model.state import Outcome
 from pgworker.sql.load import query
+
+SUSPECT = "pgworker.suspect"
+"""The type of the error of an execution that was spared: pgworker.is_suspect() knows it by that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,9 @@ class Findings:
 
     `outcomes` and `started_us` (µs ago) have one entry per position, None: never started. `assumed_running` is for a
     lease nobody could look into: so many of its first unfinished positions count as running.
+    `suspects`: so many jobs ran, and with more than one nobody knows of which their worker died. Who would be `crashed`
+    is `lost` then, uncharged, unless the execution before it had ended so, too, or as `crashed`. `oldest_us`: how long
+    ago the first of them had started, so that they go back in the order of their ages, the youngest first.
     """
 
     outcomes: Sequence[Outcome | None]
@@ -58,6 +65,8 @@ class Findings:
     cause: str
     assumed_running: int = 0
     error: str | None = None
+    suspects: int = 1
+    oldest_us: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +84,13 @@ class Reclaimed:
     is_dead: bool
     org_id: str | None = None
     started_us: int | None = None
+    cause: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ReclaimedLease:
     lease_id: UUID
     worker_id: UUID
-    cause: str
     jobs: list[Reclaimed] = field(default_factory=list)
 
 
@@ -135,7 +144,7 @@ def reclaim_lease(
         with by_index(connection):
             jobs = _send_on(cursor, lease.lease_id, taken, findings, backoff)
         forget_progress(connection, taken.job_ids)
-    return ReclaimedLease(lease.lease_id, taken.worker_id, findings.cause, jobs)
+    return ReclaimedLease(lease.lease_id, taken.worker_id, jobs)
 
 
 def _send_on(cursor: Any, lease_id: UUID, taken: TakenLease, findings: Findings, backoff: Backoff) -> list[Reclaimed]:
@@ -153,6 +162,9 @@ def _send_on(cursor: Any, lease_id: UUID, taken: TakenLease, findings: Findings,
             "assumed_running": findings.assumed_running,
             "error": findings.error,
             "cause": findings.cause,
+            "suspects": findings.suspects,
+            "oldest_us": findings.oldest_us,
+            **_of_suspects(findings),
             "backoff_base": backoff.base,
             "backoff_cap": backoff.cap,
             "backoff_jitter": backoff.jitter,
@@ -162,3 +174,16 @@ def _send_on(cursor: Any, lease_id: UUID, taken: TakenLease, findings: Findings,
         Reclaimed(job_id, execution, None if outcome is None else Outcome(outcome), *rest)
         for job_id, execution, outcome, *rest in rows
     ]
+
+
+def _of_suspects(findings: Findings) -> dict[str, str]:
+    """What is said of jobs that may have had nothing to do with the end of their worker."""
+    many = "one of up to" if findings.assumed_running else "one of"
+    ran = f"{many} {findings.suspects} jobs that ran in a worker which died, nobody can tell of which"
+    spared = f"{ran}: {findings.cause}"
+    error = {"traceback": "", **msgspec.json.decode(findings.error or "{}"), "type": SUSPECT, "message": spared}
+    return {
+        "cause_spared": spared,
+        "cause_again": f"{ran}, as the worker of its last execution did: {findings.cause}",
+        "error_spared": msgspec.json.encode(error).decode(),
+    }

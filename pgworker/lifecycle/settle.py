@@ -95,15 +95,22 @@ def is_settled(cursor: Cursor[Any], settlement: Settlement) -> bool:
     return _is_complete(cursor.fetchall(), settlement)
 
 
+def find_unsettled(cursor: Cursor[Any], settlement: Settlement) -> list[Ended]:
+    """After `is_settled` said no: those that this very lease has not recorded before, either."""
+    return _unsettled(cursor.execute(query("find_own_executions"), _executions(settlement)).fetchall(), settlement)
+
+
 def check_settled(cursor: Cursor[Any], settlement: Settlement) -> None:
     """After `is_settled` said no: return if this very lease has recorded them all before, else raise LeaseLost."""
-    _check(cursor.execute(query("find_own_executions"), _executions(settlement)).fetchall(), settlement)
+    if unsettled := find_unsettled(cursor, settlement):
+        raise _lease_is_gone(settlement, unsettled)
 
 
 async def check_settled_async(cursor: AsyncCursor[Any], settlement: Settlement) -> None:
     """As `check_settled`."""
     await cursor.execute(query("find_own_executions"), _executions(settlement))
-    _check(await cursor.fetchall(), settlement)
+    if unsettled := _unsettled(await cursor.fetchall(), settlement):
+        raise _lease_is_gone(settlement, unsettled)
 
 
 def _is_complete(rows: Sequence[tuple[Any, ...]], settlement: Settlement) -> bool:
@@ -120,14 +127,16 @@ def _executions(settlement: Settlement) -> dict[str, Any]:
     }
 
 
-def _check(rows: Sequence[tuple[Any, ...]], settlement: Settlement) -> None:
-    asked = len(settlement.executions)
-    missing = asked - rows[0][0]
-    if missing:
-        raise LeaseLost(
-            f"the lease {settlement.lease_id} is gone: {missing} of {asked} results were not recorded; "
-            "their jobs were given to another worker"
-        )
+def _lease_is_gone(settlement: Settlement, unsettled: Sequence[Ended]) -> LeaseLost:
+    return LeaseLost(
+        f"the lease {settlement.lease_id} is gone: {len(unsettled)} of {len(settlement.executions)} results were not"
+        " recorded; their jobs were given to another worker"
+    )
+
+
+def _unsettled(rows: Sequence[tuple[Any, ...]], settlement: Settlement) -> list[Ended]:
+    own = {job_id for (job_id,) in rows}
+    return [run for run in settlement.executions if run.job_id not in own]
 
 
 def _parameters(settlement: Settlement, now_ns: int, commit_within_ms: int | None = None) -> dict[str, Any]:

@@ -49,8 +49,8 @@ def judge_slots(
     """What the execution in each slot counts as, when the worker has died with `verdict`.
 
     Those that the worker was killed for (`culprits`) have their own reasons, and their neighbours are lost, uncharged.
-    A worker that died by itself died of the job in the thread that crashed, if the stack names one; else all that ran
-    are suspects.
+    A worker that died by itself died of the job in the thread that crashed, if the stack names one; else of any that
+    ran. Where that leaves several they are suspects, see `lifecycle.reclaim`.
     """
     if culprits:
         return [(culprits[slot].outcome if slot in culprits else Outcome.LOST).value for slot in range(slots)]

@@ -65,7 +65,10 @@ class Witness:
                 if run.lease == entry.index and run.position <= started:
                     outcomes[run.position - 1] = Outcome(self.death.verdicts[run.slot])
                     started_us[run.position - 1] = (now_ns - run.since_ns) // 1000
-        return Findings(outcomes, started_us, self.death.how, error=_error(self.death))
+        since_ns = [run.since_ns for run in self.runs if self.death.verdicts[run.slot] == Outcome.CRASHED]
+        oldest_us = (now_ns - min(since_ns)) // 1000 if since_ns else None
+        error = _error(self.death)
+        return Findings(outcomes, started_us, self.death.how, 0, error, suspects=len(since_ns), oldest_us=oldest_us)
 
 
 class Reclaims:
@@ -179,7 +182,7 @@ class Reclaims:
             lease.ended_how
             or f"its lease expired: worker {lease.worker_id} has not been heard of for {self._lease_ttl:g} s"
         )
-        return Findings(nothing, nothing, cause, assumed_running=taken.slots)
+        return Findings(nothing, nothing, cause, assumed_running=taken.slots, suspects=taken.slots)
 
     def _tell(self, job: Reclaimed, done: ReclaimedLease) -> None:
         self._metrics.count_reclaimed(job.queue, job.task, job.outcome)
@@ -202,13 +205,13 @@ class Reclaims:
             onward = "it runs again, uncharged"
         log.warning(
             "job taken back: %s; %s",
-            done.cause,
+            job.cause,
             onward,
             extra=fields(
                 "job_dead_lettered" if job.is_dead else "execution_reclaimed",
                 **who,
                 outcome=job.outcome.value,
-                cause=done.cause,
+                cause=job.cause,
             ),
         )
 

@@ -61,6 +61,7 @@ CATALOGUE: tuple[Spec, ...] = (
         "pgworker_jobs_finished_total",
         "queue task outcome",
         "Executions that have ended: succeeded, failed, timed_out, cancelled, crashed, lost, released or snoozed."
+        " What a worker could not record as its lease was gone is lost."
         " After 200 pairs of queue and task new ones count as other, other.",
     ),
     _histogram(
@@ -79,7 +80,8 @@ CATALOGUE: tuple[Spec, ...] = (
     _counter(
         "pgworker_leases_lost_total",
         "",
-        "Leases that others had taken when they were to be renewed: the database could not be reached for too long.",
+        "Leases that others had taken when they were to be renewed or settled: the database could not be reached, or"
+        " the pool was stopped, for too long.",
     ),
     _counter(
         "pgworker_worker_exits_total",

@@ -36,9 +36,10 @@ _DURATIONS = _WAITED + 1
 _WAITS = _DURATIONS + len(DURATION_BUCKETS) + 1
 _NUMBERS = _WAITS + len(WAIT_BUCKETS) + 1
 
-_HEAD = struct.Struct("<HxxI")
+_HEAD = struct.Struct("<HHI")
 _RECORD = struct.Struct(f"<{MAX_QUEUE_LENGTH}s{MAX_TASK_LENGTH}s{len(OUTCOMES)}I2d{_NUMBERS - _DURATIONS}I")
 _MOST_RECORDS = 32
+_MOST_LEASES = (1 << 16) - 1
 _LARGEST = _HEAD.size + _MOST_RECORDS * _RECORD.size
 
 
@@ -84,9 +85,13 @@ class Record(NamedTuple):
 
 
 class Report(NamedTuple):
-    """One datagram. `dropped`: executions of this worker that were in datagrams which were lost before it."""
+    """One datagram. `dropped`: executions of this worker that were in datagrams which were lost before it.
+
+    `leases_lost`: so many leases it has found gone when it settled.
+    """
 
     worker: int
+    leases_lost: int
     dropped: int
     records: list[Record]
 
@@ -98,6 +103,7 @@ class Reporter:
     worker: int
     channel: socket.socket
     dropped: int = 0
+    leases_lost: int = 0
     _tallies: dict[tuple[str, str], Tally] = field(default_factory=dict)
     _last: tuple[str, str, list[float]] = ("", "", [])
 
@@ -113,6 +119,16 @@ class Reporter:
         numbers[_DURATIONS + bisect_left(DURATION_BUCKETS, seconds)] += 1
         numbers[_WAITS + bisect_left(WAIT_BUCKETS, waited)] += 1
 
+    def lose(self, queue: str, task: str, outcome: Outcome) -> None:
+        """One that was counted since the last `send` could not be recorded: it counts as lost instead."""
+        numbers = self._tallies.setdefault((queue, task), Tally()).numbers
+        if numbers[_PLACE[outcome]]:
+            numbers[_PLACE[outcome]] -= 1
+            numbers[_PLACE[Outcome.LOST]] += 1
+
+    def lose_lease(self) -> None:
+        self.leases_lost = min(self.leases_lost + 1, _MOST_LEASES)
+
     def send(self) -> None:
         """Tell what was counted since the last time. Never blocks, never raises for a full or closed socket."""
         if not self._tallies:
@@ -122,8 +138,10 @@ class Reporter:
         while some := list(islice(entries, _MOST_RECORDS)):
             packed = [_RECORD.pack(queue.encode(), task.encode(), *one.numbers) for (queue, task), one in some]
             try:
-                self.channel.send(b"".join((_HEAD.pack(self.worker, self.dropped), *packed)), socket.MSG_DONTWAIT)
-                self.dropped = 0
+                self.channel.send(
+                    b"".join((_HEAD.pack(self.worker, self.leases_lost, self.dropped), *packed)), socket.MSG_DONTWAIT
+                )
+                self.leases_lost = self.dropped = 0
             except OSError:
                 self.dropped += sum(one.executions for _, one in some)
 
@@ -136,12 +154,12 @@ def receive(channel: socket.socket) -> Iterator[Report]:
 
 
 def _unpacked(datagram: bytes) -> Report:
-    worker, dropped = _HEAD.unpack_from(datagram)
+    worker, leases_lost, dropped = _HEAD.unpack_from(datagram)
     records = [
         Record(_name(queue), _name(task), Tally(numbers))
         for queue, task, *numbers in _RECORD.iter_unpack(datagram[_HEAD.size :])
     ]
-    return Report(worker, dropped, records)
+    return Report(worker, leases_lost, dropped, records)
 
 
 def _name(field_: bytes) -> str:

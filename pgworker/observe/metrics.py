@@ -101,6 +101,7 @@ class PoolMetrics(Collector):
         """Count what a worker reports."""
         with self._lock:
             self._dropped += report.dropped
+            self._leases_lost += report.leases_lost
             for queue, task, tally in report.records:
                 self._tally(queue, task).add(tally)
                 self._jobs[report.worker] += tally.executions
@@ -117,7 +118,8 @@ class PoolMetrics(Collector):
             self._exits[reason] += 1
 
     def count_lost_lease(self) -> None:
-        self._leases_lost += 1
+        with self._lock:
+            self._leases_lost += 1
 
     def renewed(self) -> None:
         self._last_renewal = time.time()

@@ -629,6 +629,19 @@ begin
     return ((clock_timestamp() - older_than) at time zone 'UTC')::date;
 end $function$;
 
+CREATE OR REPLACE FUNCTION pgworker.is_suspect(job_id uuid, execution integer)
+ RETURNS boolean
+ LANGUAGE plpgsql
+ STABLE
+AS $function$
+begin
+    return coalesce((select e.outcome = 'crashed' or (e.outcome = 'lost' and e.error ->> 'type' = 'pgworker.suspect')
+                     from pgworker.job_executions e
+                     where e.job_id = is_suspect.job_id and e.execution < is_suspect.execution
+                     order by e.execution desc limit 1), false);
+end
+$function$;
+
 CREATE OR REPLACE FUNCTION pgworker.job_status(id uuid)
  RETURNS text
  LANGUAGE sql
@@ -967,6 +980,8 @@ comment on column pgworker.worker_heartbeats.worker_id is 'one process incarnati
 comment on function pgworker.current_org() is 'the org that this transaction works for; null: none, which sees nothing';
 
 comment on function pgworker.enqueue(text,jsonb,text,integer,timestamp with time zone,integer,interval,text,jsonb,uuid) is 'Enqueue one job in this transaction; timeout => null means none. For psql, triggers and other languages.';
+
+comment on function pgworker.is_suspect(uuid,integer) is 'whether the worker of the last execution before this one died, of that job or perhaps of it';
 
 comment on function pgworker.job_status(uuid) is 'the status of one job; null: no such job';
 

@@ -163,6 +163,7 @@ class _Worker:
         row.show_started(claimed.lease.entry, claimed.position)
         slot, is_async = self._foreground.slot(row), self._foreground.is_async(claimed.row.task)
         execution = WatchedExecution(claimed, slot, is_async)
+        execution.start()
         execution.watch(self._connection)
         _, error = self._foreground.run(execution, queue)
         if error is not None and not isinstance(error, JobControl):

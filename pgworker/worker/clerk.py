@@ -93,6 +93,8 @@ class Clerk:
             lanes=lanes,
             tasks=tasks,
             lease_ttl=settings.lease_ttl,
+            on_lost=lambda row, outcome: reporter.lose(row.queue, row.task, outcome),
+            on_lease_lost=reporter.lose_lease,
         )
         self._sweeper = Sweeper(board, self._tasks, lanes)
         self._reporter = reporter
@@ -184,7 +186,11 @@ class Clerk:
             job = finished.popleft()
             (lease, _, row), ended = job.claimed, job.ended
             if ended is None:
-                queue.succeeded_itself(job.claimed)
+                if job.outcome is Outcome.LOST:
+                    queue.lost(job.claimed)
+                    failed += 1
+                else:
+                    queue.succeeded_itself(job.claimed)
             elif ended.outcome is Outcome.SUCCEEDED:
                 queue.succeed(job.claimed, ended)
             else:

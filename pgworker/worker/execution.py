@@ -73,18 +73,25 @@ class Execution:
         "claimed",
         "context",
         "has_ended",
+        "is_lost",
         "is_settled",
         "started_ns",
     )
 
     def __init__(self, claimed: ClaimedJob, slot: Slot, is_async: bool) -> None:
-        """Made in the thread that will run it, the event loop's if it `is_async`."""
+        """Made when it is taken; it begins with `start`."""
         self.claimed = claimed
         self._slot = slot
         self._is_async = is_async
         self.context: Context | None = None
         self.is_settled = False
+        self.is_lost = False
         self.has_ended = False
+        self.started_ns = self._deadline_ns = self._sequence = 0
+
+    def start(self) -> None:
+        """Show on the board that it runs, in the thread that runs it; an async one once its task begins."""
+        claimed, slot = self.claimed, self._slot
         timeout_ms = claimed.row.timeout_ms
         self.started_ns = started_ns = time.monotonic_ns()
         self._deadline_ns = min(_FAR_AWAY_NS, started_ns + timeout_ms * 1_000_000) if timeout_ms else 0
@@ -95,7 +102,7 @@ class Execution:
             started_ns,
             self._deadline_ns,
             threading.get_ident(),
-            int(is_async),
+            int(self._is_async),
         )
 
     @property
@@ -147,7 +154,7 @@ class Execution:
         verdict = judge_anyhow(error, self.reason, self._cancel_seen, self.claimed, tasks.get(job.task))
         described = describe_error(error)
         finished_ns = time.monotonic_ns()
-        if not self.is_settled:
+        if not self.is_settled and not self.is_lost:
             onward: dict[str, object] = {"retry_in": round(verdict.delay, 3)} if verdict.next is Next.REQUEUE else {}
             if verdict.outcome.is_charged:
                 onward |= {"error": described["type"], "error_message": described["message"]}
@@ -174,6 +181,13 @@ class Execution:
                 error_message=told.get("message"),
                 exception=told.get("traceback"),
             ),
+        )
+
+    def tell_loss(self) -> None:
+        """Its transaction has found its lease gone, whatever the handler made of that."""
+        log.error(
+            "its lease is gone: another worker has this job, its transaction is rolled back and nothing is recorded",
+            extra=fields("result_lost", **self.claimed.log_fields(), outcome=Outcome.LOST.value),
         )
 
     def tell_start(self) -> None:

@@ -48,6 +48,9 @@ class Foreground:
         self.pass_on_progress(queue)
         if execution.is_settled:
             queue.succeeded_itself(execution.claimed)
+        elif execution.is_lost:
+            execution.tell_loss()
+            queue.lost(execution.claimed)
         elif ended.outcome is Outcome.SUCCEEDED:
             queue.succeed(execution.claimed, ended)
         else:

@@ -33,7 +33,7 @@ class Jobs(Protocol):
         """Whether there will be no more."""
 
     def take_async(self, freed: int | None) -> tuple[Execution, int] | None:
-        """Give back a slot; the next job, started, and its slot."""
+        """Give back a slot; the next job, not yet begun, and its slot."""
 
     def run_async(self, execution: Execution, slot: int) -> Coroutine[Any, Any, None]:
         """Run it to its end."""
@@ -121,17 +121,14 @@ class EventLoop:
             end_for_a_bug()
 
     def _cancel_the_deaf(self) -> None:
-        """Who was flagged long enough ago and still runs has its task cancelled, once.
-
-        Not at the first look: its task may not have begun yet, and would end without a trace.
-        """
+        """Who was flagged long enough ago and still runs has its task cancelled, once. Only what runs is flagged."""
         now_ns = time.monotonic_ns()
         for slot, (execution, task) in self._running.items():
             reason = execution.reason
             if reason is CancelReason.NONE or execution.has_ended:
                 continue
             asked_ns = self._asked_ns.setdefault(slot, now_ns)
-            if asked_ns and now_ns - asked_ns >= max(1, self._graces.before_cancel_ns(reason)):
+            if asked_ns and now_ns - asked_ns >= self._graces.before_cancel_ns(reason):
                 self._asked_ns[slot] = 0
                 task.cancel()
 

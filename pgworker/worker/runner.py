@@ -27,9 +27,12 @@ from pgworker.model.state import Outcome
 from pgworker.worker.execution import Execution, Sayings, Slot, SlotTransactions, end_for_a_bug, log
 from pgworker.worker.loop import EventLoop
 
+_APART = 0.5
+"""Seconds between the starts of two jobs in one worker whose last workers died, unless the first has ended by then."""
+
 
 class FinishedJob(NamedTuple):
-    """A job that ran. No `ended`: its own transaction has recorded it."""
+    """A job that ran. No `ended`: its own transaction has recorded it, or has found its lease gone."""
 
     claimed: ClaimedJob
     ended: Ended | None
@@ -65,6 +68,8 @@ class Runner:
         self._lock = threading.Lock()  # taken as such: the condition's own methods are Python, and cost 0.2 µs a job
         self._arrived = threading.Condition(self._lock)
         self._free = list(range(row.slots - 1, -1, -1))
+        self._suspect_in = -1
+        self._suspect_alone_until = 0.0
         self._stopping = False
         self._tells_starts = False
         self._pid = 0
@@ -146,8 +151,7 @@ class Runner:
     def _wait_for_sync(self, freed: int | None) -> tuple[ClaimedJob, int] | None:
         """Give back the slot of the last job; the next job and a slot for it, or None at the end."""
         with self._lock:
-            if freed is not None:
-                self._free.append(freed)
+            self._give_back_slot(freed)
             while (taken := self._take(is_async=False)) is None:
                 if self.has_stopped:
                     return None
@@ -158,14 +162,19 @@ class Runner:
             return taken
 
     def take_async(self, freed: int | None) -> tuple[Execution, int] | None:
-        """As `_wait_for_sync`, without the wait; the job has started."""
+        """As `_wait_for_sync`, without the wait; `run_async` starts the job."""
         with self._lock:
-            if freed is not None:
-                self._free.append(freed)
+            self._give_back_slot(freed)
             taken = self._take(is_async=True)
             if taken is None:
                 self._wake(True)
-        return None if taken is None else (self._start(*taken, is_async=True), taken[1])
+        return None if taken is None else (Execution(taken[0], self._slots[taken[1]], is_async=True), taken[1])
+
+    def _give_back_slot(self, freed: int | None) -> None:
+        if freed is not None:
+            self._free.append(freed)
+            if freed == self._suspect_in:
+                self._suspect_in = -1
 
     @property
     def has_stopped(self) -> bool:
@@ -178,12 +187,24 @@ class Runner:
             if self._loop is not None and self._is_async(claimed) is not is_async:
                 self._tell_next()
                 return None
+            is_suspect = claimed.row.is_suspect
+            if is_suspect and self._suspect_in >= 0 and time.monotonic() < self._suspect_alone_until:
+                return None
             self.todo.popleft()
             if self._may_start(claimed):
-                return claimed, self._free.pop()
+                slot = self._free.pop()
+                if is_suspect:
+                    self._keep_apart(slot)
+                return claimed, slot
             self.refused.append(claimed)
             self._wake(False)
         return None
+
+    def _keep_apart(self, slot: int) -> None:
+        """Should the worker die of a suspect again, as a rule at once, then with no other one beside it, which would be
+        charged, too. Nobody waits for the end of this time: what can't start goes back soon, and comes again."""
+        self._suspect_in = slot
+        self._suspect_alone_until = time.monotonic() + _APART
 
     def _tell_next(self) -> None:
         """Whoever runs the next job: the loop, or a thread that waits. There is one for every free slot."""
@@ -215,15 +236,15 @@ class Runner:
 
     # -- one job
 
-    def _start(self, claimed: ClaimedJob, slot: int, *, is_async: bool) -> Execution:
-        execution = Execution(claimed, self._slots[slot], is_async)
+    def _start(self, execution: Execution) -> None:
+        execution.start()
         self.started_ns = execution.started_ns
         if self._tells_starts:
             execution.tell_start()
-        return execution
 
     def _run(self, claimed: ClaimedJob, slot: int) -> None:
-        execution = self._start(claimed, slot, is_async=False)
+        execution = Execution(claimed, self._slots[slot], is_async=False)
+        self._start(execution)
         try:
             returned = execution.call(self._tasks)
             self._leave_if_forked(0)
@@ -236,6 +257,7 @@ class Runner:
             self._slots[slot].transactions.sync.reset()
 
     async def run_async(self, execution: Execution, slot: int) -> None:
+        self._start(execution)
         try:
             returned = await execution.call_async(self._tasks)
             self._leave_if_forked(0)
@@ -255,6 +277,10 @@ class Runner:
                 execution.warn_of_failure_after_commit(ended)
             took = (time.monotonic_ns() - execution.started_ns) / 1e9
             self.finished.append(FinishedJob(claimed, None, Outcome.SUCCEEDED, execution.started_ns, took))
+        elif execution.is_lost:
+            execution.tell_loss()
+            took = (ended.finished_ns - execution.started_ns) / 1e9
+            self.finished.append(FinishedJob(claimed, None, Outcome.LOST, execution.started_ns, took))
         else:
             took = (ended.finished_ns - execution.started_ns) / 1e9
             self.finished.append(FinishedJob(claimed, ended, ended.outcome, execution.started_ns, took))

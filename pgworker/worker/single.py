@@ -125,6 +125,7 @@ def _run_claimed(
     on_start(claimed)
     row.show_started(claimed.lease.entry, claimed.position)
     execution = _PatientExecution(claimed, foreground.slot(row), foreground.is_async(claimed.row.task))
+    execution.start()
     keeper.keep(claimed)
     try:
         _, error = foreground.run(execution, queue)

@@ -39,6 +39,7 @@ class Settleable(Protocol):
     claimed: ClaimedJob
     started_ns: int
     is_settled: bool
+    is_lost: bool
     has_ended: bool
 
     @property
@@ -177,7 +178,7 @@ def _settle(connection: Connection[Any], execution: Settleable) -> None:
     settlement = settlement_of(execution)
     with psycopg.Cursor(connection, row_factory=tuple_row) as cursor:  # whatever the handler has set on its connection
         if not settle_success(cursor, settlement, time.monotonic_ns(), execution.commit_limit_ms):
-            raise lease_is_gone(settlement)
+            raise lease_is_gone(execution)
 
 
 def settlement_of(execution: Settleable) -> Settlement:
@@ -201,10 +202,11 @@ def patience_at_the_end(execution: Settleable) -> float:
     return execution.commit_limit_ms / 1000 + 1.0
 
 
-def lease_is_gone(settlement: Settlement) -> LeaseLost:
-    return LeaseLost(
-        f"the lease {settlement.lease_id} is gone: another worker has this job, its transaction is rolled back"
-    )
+def lease_is_gone(execution: Settleable) -> LeaseLost:
+    """The error for the handler, whose job is lost from now on, whatever it makes of that."""
+    execution.is_lost = True
+    lease_id = execution.claimed.lease.lease_id
+    return LeaseLost(f"the lease {lease_id} is gone: another worker has this job, its transaction is rolled back")
 
 
 def refuse_after_the_end(execution: Settleable) -> None:

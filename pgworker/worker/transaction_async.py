@@ -153,4 +153,4 @@ async def _settle(connection: AsyncConnection[Any], execution: Settleable) -> No
     settlement = settlement_of(execution)
     async with psycopg.AsyncCursor(connection, row_factory=tuple_row) as cursor:
         if not await settle_success_async(cursor, settlement, time.monotonic_ns(), execution.commit_limit_ms):
-            raise lease_is_gone(settlement)
+            raise lease_is_gone(execution)

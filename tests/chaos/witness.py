@@ -47,13 +47,14 @@ class Witness:
 
     def watch_starts(self) -> None:
         """From now on, note each execution before the board shows it: what nobody has begun is charged to nobody."""
-        begin: Callable[..., None] = pgworker.worker.execution.Execution.__init__
+        begin: Callable[..., None] = pgworker.worker.execution.Execution.start
 
-        def begin_noted(execution: Any, claimed: ClaimedJob, *given: Any, **named: Any) -> None:
+        def begin_noted(execution: Any) -> None:
+            claimed: ClaimedJob = execution.claimed
             self._note(BEGAN, claimed.row.job_id, claimed.row.execution, claimed.lease.lease_id)
-            begin(execution, claimed, *given, **named)
+            begin(execution)
 
-        setattr(pgworker.worker.execution.Execution, "__init__", begin_noted)  # noqa: B010  a patch, for mypy too
+        setattr(pgworker.worker.execution.Execution, "start", begin_noted)  # noqa: B010  a patch, for mypy too
 
     def watch_settles(self) -> None:
         """From now on, note what the settles of this process's clerk come to."""

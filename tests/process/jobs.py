@@ -174,8 +174,23 @@ def leave_a_child(ctx: Context, directory: str, name: str) -> None:
 def die(ctx: Context, directory: str, name: str, how: str, executions: int = 1) -> None:
     """End the process in the first so many executions."""
     note(ctx, directory, "start", name)
-    if ctx.job.execution > executions:
-        return
+    if ctx.job.execution <= executions:
+        end_process(how)
+
+
+@app.task(backoff=_SOON)
+async def die_async(ctx: Context, directory: str, name: str, how: str, executions: int = 1) -> None:
+    """As `die`, on the event loop."""
+    note(ctx, directory, "start", name)
+    if ctx.job.execution <= executions:
+        end_process(how)
+
+
+def end_process(how: str) -> None:
+    """By kill, segfault or exit, or a moment later."""
+    if how == "exit soon":
+        time.sleep(0.1)
+        os._exit(3)
     if how == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif how == "segfault":

@@ -20,11 +20,12 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
+from pgworker.model.state import Outcome
 from pgworker.observe.metrics import CATALOGUE
 from tests.acceptance.test_start import fetch
 from tests.process import jobs, test_pool
 from tests.process.pool import Pool, eventually, free_port
-from tests.process.test_pool import Scene, StartPool
+from tests.process.test_pool import TTL, Scene, StartPool
 
 scene = test_pool.scene
 start_pool = test_pool.start_pool
@@ -210,6 +211,37 @@ def test_a_worker_that_is_killed_takes_no_count_with_it(scene: Scene, page: Page
     by_place = [page.value("pgworker_worker_jobs_total", worker=place) or 0 for place in "01"]
     assert sum(by_place) == 22, "what a reclaim has recorded no worker has ended"
     assert page.value("pgworker_events_dropped_total") == 0
+
+
+def test_what_could_not_be_recorded_as_its_lease_was_gone_counts_as_lost_and_nothing_else(
+    scene: Scene, page: Page, start_pool: StartPool
+) -> None:
+    stopped = start_pool(workers=1, slots=3, lease_ttl=TTL, metrics_listen=f"127.0.0.1:{page.port}")
+    names = ("plain", "effect", "effect_async")
+    directory = str(scene.directory)
+    several = scene.enqueue_together(
+        jobs.hold.job(directory, "plain"),
+        jobs.effect.job(directory, "effect", "wait"),
+        jobs.effect_async.job(directory, "effect_async", "wait"),
+    )
+    for name in names:
+        scene.wait_for("start", name)
+    leases = scene.leases()
+    stopped.signal_all(signal.SIGSTOP)
+    start_pool(workers=1, slots=3, lease_ttl=TTL, heartbeat_interval=0.3)
+    for name in names:
+        scene.wait_for("start", name, execution=2)
+    for name in names:
+        scene.open_gate(name)
+    scene.wait_for_status("succeeded", *several)
+    stopped.signal_all(signal.SIGCONT)
+    tasks = ("hold", "effect", "effect_async")
+    eventually(lambda: all(page.finished(task, "lost") for task in tasks), lambda: page.text)
+    for task in tasks:
+        counted = {outcome.value: page.finished(task, outcome.value) for outcome in Outcome}
+        assert {outcome: count for outcome, count in counted.items() if count} == {"lost": 1}, task
+    eventually(lambda: page.value("pgworker_leases_lost_total") == leases, "each lease once")
+    assert stopped.log().count("event=result_lost") == len(tasks)
 
 
 def test_a_monitor_that_is_killed_begins_to_count_anew_and_says_when(scene: Scene, page: Page, pool: Pool) -> None:

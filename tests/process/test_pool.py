@@ -481,8 +481,9 @@ def test_a_pool_stopped_past_its_leases_can_settle_nothing_when_it_goes_on(scene
     stopped.signal_all(signal.SIGCONT)
     scene.wait_for_status("succeeded", plain)
     for job in (plain, effect):
-        stopped.wait_for_log(f"is gone.*{job}")
+        assert "event=result_lost" in stopped.wait_for_log(f"is gone.*{job}")
         assert scene.outcomes(job) == [(1, "crashed", 1), (2, "succeeded", 1)]
+    assert "job failed" not in stopped.log()
     assert scene.effects() == [(effect, 2)]
     stopped.send(signal.SIGTERM)
     assert stopped.wait() == 0

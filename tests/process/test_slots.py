@@ -336,13 +336,13 @@ def test_a_job_that_stops_in_time_leaves_no_blame_on_the_one_in_its_slot_after_i
     wait_for_starts(scene, "neighbour", "second", execution=2)
     open_gates(scene, "neighbour", "second")
     scene.wait_for_status("succeeded", neighbour, second)
-    assert ran(scene, neighbour, second) == [[(1, "crashed", 1), (2, "succeeded", 1)]] * 2
+    assert ran(scene, neighbour, second) == [[(1, "lost", 0), (2, "succeeded", 0)]] * 2
 
 
 # -- workers that die
 
 
-def test_when_a_worker_is_killed_all_that_it_ran_are_suspects_and_run_again(
+def test_when_a_worker_is_killed_all_that_it_ran_are_suspects_and_run_again_uncharged(
     scene: Scene, start_pool: StartPool
 ) -> None:
     start_pool(workers=1, slots=4)
@@ -353,8 +353,56 @@ def test_when_a_worker_is_killed_all_that_it_ran_are_suspects_and_run_again(
     wait_for_starts(scene, *named, execution=2)
     open_gates(scene, *named)
     scene.wait_for_status("succeeded", *four)
-    assert ran(scene, *four) == [[(1, "crashed", 1), (2, "succeeded", 1)]] * 4
-    assert all("killed by SIGKILL" in scene.executions(job)[0].cause for job in four)
+    assert ran(scene, *four) == [[(1, "lost", 0), (2, "succeeded", 0)]] * 4
+    for job in four:
+        cause = scene.executions(job)[0].cause
+        assert cause.startswith("one of 4 jobs that ran in a worker which died")
+        assert "killed by SIGKILL" in cause
+
+
+def test_who_shares_a_dying_worker_twice_in_a_row_is_charged_the_second_time(
+    scene: Scene, start_pool: StartPool
+) -> None:
+    start_pool(workers=1, slots=2)
+    both = scene.enqueue_together(*holds(scene, "thread"), *async_holds(scene, "loop"))
+    kill(wait_for_starts(scene, "thread", "loop")[0].pid)
+    kill(wait_for_starts(scene, "thread", "loop", execution=2)[0].pid)
+    wait_for_starts(scene, "thread", "loop", execution=3)
+    open_gates(scene, "thread", "loop")
+    scene.wait_for_status("succeeded", *both)
+    assert ran(scene, *both) == [[(1, "lost", 0), (2, "crashed", 1), (3, "succeeded", 1)]] * 2
+    assert "as the worker of its last execution did" in scene.executions(both[0])[1].cause
+
+
+@pytest.mark.parametrize("how", ["exit soon", "kill"])
+def test_a_poison_job_costs_one_crash_more_and_nobody_beside_it_is_charged(
+    how: str, scene: Scene, start_pool: StartPool
+) -> None:
+    start_pool(workers=1, slots=4)
+    threads = holds(scene, "thread1", "thread2")
+    beside = scene.enqueue_together(*threads, *async_holds(scene, "loop"))
+    wait_for_starts(scene, "thread1", "thread2", "loop")
+    poison = scene.enqueue(jobs.die.options(max_attempts=1), "poison", how, 99)
+    scene.wait_for_status("dead_letter", poison)
+    open_gates(scene, "thread1", "thread2", "loop")
+    scene.wait_for_status("succeeded", *beside)
+    assert scene.outcomes(poison) == [(1, "lost", 0), (2, "crashed", 1)]
+    for job in beside:
+        assert [(outcome, failures) for _, outcome, failures in scene.outcomes(job)] == [("lost", 0), ("succeeded", 0)]
+    assert offences(scene.connection, STORED) == {}
+
+
+def test_what_has_not_begun_on_the_event_loop_is_no_suspect(scene: Scene, start_pool: StartPool) -> None:
+    start_pool(workers=1, slots=4)
+    scene.warm_up()
+    die = jobs.die_async.job(str(scene.directory), "poison", "exit")
+    poison, *others = scene.enqueue_together(die, *async_holds(scene, "loop1", "loop2", "loop3"))
+    wait_for_starts(scene, "poison", execution=2)
+    open_gates(scene, "loop1", "loop2", "loop3")
+    scene.wait_for_status("succeeded", poison, *others)
+    assert scene.outcomes(poison) == [(1, "crashed", 1), (2, "succeeded", 1)]
+    assert {failures for job in others for _, _, failures in scene.outcomes(job)} == {0}
+    assert not any("one of" in each.cause for job in others for each in scene.executions(job))
 
 
 def test_a_thread_that_crashes_is_charged_and_its_neighbours_are_not(scene: Scene, start_pool: StartPool) -> None:
@@ -476,12 +524,14 @@ def test_a_transaction_whose_lease_is_gone_commits_nothing(kind: str, scene: Sce
     open_gates(scene, *names(3))
     stopped.signal_all(signal.SIGCONT)
     for job in three:
-        stopped.wait_for_log(f"is gone.*{job}")
-    assert ran(scene, *three) == [[(1, "crashed", 1), (2, "succeeded", 1)]] * 3
+        assert "event=result_lost" in stopped.wait_for_log(f"is gone.*{job}")
+    assert ran(scene, *three) == [[(1, "lost", 0), (2, "succeeded", 0)]] * 3
     assert sorted(scene.effects()) == sorted((job, 2) for job in three)
     stopped.send(signal.SIGTERM)
     assert stopped.wait() == 0
     assert not scene.leases()
+    for job in three:
+        assert len([line for line in stopped.log().splitlines() if str(job) in line]) == 1, "one line, and a true one"
 
 
 def test_nothing_that_an_async_handler_does_to_its_connection_reaches_the_next_job(

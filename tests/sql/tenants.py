@@ -57,6 +57,7 @@ class Standing:
     claimed: ClaimedJob
     started_ns: int = 0
     is_settled: bool = False
+    is_lost: bool = False
     has_ended: bool = False
     must_end: bool = False
     idle_limit_ms: int = 600_000

@@ -218,7 +218,7 @@ def test_a_claim_takes_what_is_due_by_queue_then_priority_then_time_and_says_all
     held = worker.claim(queues=["default", "second"])
     assert held.ids == [high, middle, later, low, second]
     [(run_at, created_at)] = ask(db, "select run_at, created_at from pgworker.jobs where id = %s", high)
-    assert held.rows[0][:-1] == (
+    assert held.rows[0][:-2] == (
         high, "t", '{"a": 1}', 1, 0, run_at, "default", 9, "org", 3, 2500, '{"h": 1}', created_at, None
     )  # fmt: skip
     [lease] = ask(
@@ -573,7 +573,8 @@ def test_a_reclaim_sends_each_job_where_what_is_known_of_it_says(db: Connection[
     def job(place: int, outcome: Outcome | None, failures: int, *, dead: bool = False, gone: bool = False) -> Reclaimed:
         run_at = None if dead or gone else run_ats[held.ids[place]]
         started_us = findings.started_us[place]
-        return Reclaimed(held.ids[place], 1, outcome, failures, "t", "default", 5, run_at, dead, None, started_us)
+        moved = (run_at, dead, None, started_us, "killed by signal 9")
+        return Reclaimed(held.ids[place], 1, outcome, failures, "t", "default", 5, *moved)
 
     assert reclaimed.jobs == [
         job(1, Outcome.LOST, 0),
@@ -629,6 +630,82 @@ def test_a_first_crash_runs_again_at_once_and_from_the_second_failure_on_with_ba
     for waited, least in zip(waits[1:], [20, 40, 80, 100, 100, 100], strict=True):
         assert least <= waited <= 1.5 * least + 5
     assert ended(db, job) == [(number, "crashed", number) for number in range(1, 8)]
+
+
+def die_with(connection: Connection[Any], findings: Findings) -> Held:
+    """A worker claims all there is and dies; what it held is taken back with these findings."""
+    victim = Worker(connection)
+    held = victim.claim(slots=4)
+    victim.die()
+    [lease] = Monitor(connection).reclaimable()
+    assert reclaim_lease(connection, lease, lambda _: findings, AT_ONCE)
+    return held
+
+
+def suspects(jobs: int, unstarted: int = 0) -> Findings:
+    """So many ran, and nobody knows of which the worker died."""
+    started_us = [3_000_000 - 100_000 * job for job in range(jobs)] + [0] * unstarted
+    outcomes = [Outcome.CRASHED] * jobs + [None] * unstarted
+    return Findings(outcomes, started_us, "killed", suspects=jobs, oldest_us=3_000_000)
+
+
+def test_suspects_are_spared_once_and_charged_when_the_worker_of_their_next_execution_dies_too(
+    db: Connection[Any],
+) -> None:
+    first, second, third, unstarted = enqueue(db, 4)
+    assert [row.is_suspect for row in die_with(db, suspects(3, 1)).rows] == [False] * 4
+    assert ended(db, first) == ended(db, second) == ended(db, third) == [(1, "lost", 0)]
+    assert ended(db, unstarted) == []
+    [(cause, error)] = ask(db, "select cause, error->>'message' from pgworker.job_executions where job_id = %s", first)
+    assert cause == error
+    assert cause == "one of 3 jobs that ran in a worker which died, nobody can tell of which: killed"
+    later = die_with(db, suspects(4))
+    assert [row.job_id for row in later.rows if row.is_suspect] == [third, second, first], "the likeliest first"
+    assert [row.job_id for row in later.rows if not row.is_suspect] == [unstarted]
+    assert ended(db, first) == ended(db, second) == ended(db, third) == [(1, "lost", 0), (2, "crashed", 1)]
+    assert ended(db, unstarted) == [(2, "lost", 0)]
+    [again] = ask(db, "select cause from pgworker.job_executions where job_id = %s and execution = 2", first)
+    assert again.endswith("nobody can tell of which, as the worker of its last execution did: killed")
+    die_with(db, suspects(4))
+    assert ended(db, first)[-1] == (3, "crashed", 2), "no more crashes without a charge"
+    assert ended(db, unstarted)[-1] == (3, "crashed", 1)
+
+
+def test_a_suspect_is_one_until_its_next_execution_has_ended_otherwise(db: Connection[Any], worker: Worker) -> None:
+    job, _ = enqueue(db, 2)
+    die_with(db, suspects(2))
+    die_with(db, Findings([None, None], [None, None], "killed"))
+    assert ended(db, job) == [(1, "lost", 0)], "claimed and not started is no execution"
+    held = worker.claim(1)
+    assert [row.is_suspect for row in held.rows] == [True]
+    assert worker.settle(held.settlement(outcome=Outcome.SNOOZED, then=Next.REQUEUE))
+    assert not any(row.is_suspect for row in Worker(db).claim().rows if row.job_id == job)
+
+
+def test_who_is_lost_for_another_reason_is_no_suspect(db: Connection[Any]) -> None:
+    enqueue(db, 2)
+    error = '{"type": "pgworker.crashed", "message": "killed", "traceback": ""}'
+    die_with(db, Findings([Outcome.LOST, Outcome.CRASHED], [0, 0], "killed", error=error))
+    assert [row.is_suspect for row in Worker(db).claim().rows] == [False, True]
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_where_nobody_could_look_the_first_of_a_lease_are_suspects_if_more_than_one_could_run(
+    slots: int, db: Connection[Any]
+) -> None:
+    poison, _, unstarted = enqueue(db, 3, max_attempts=1)
+    nothing: list[None] = [None] * 3
+    findings = Findings(nothing, nothing, "its lease expired", assumed_running=slots, suspects=slots)
+    deaths = 0
+    while not list_dead_letters(db):
+        die_with(db, findings)
+        deaths += 1
+    assert deaths == slots
+    assert ended(db, poison)[-1] == (slots, "crashed", 1)
+    assert ended(db, unstarted) == []
+    [letter, *_] = list_dead_letters(db)
+    assert letter.cause is not None
+    assert ("up to 2 jobs that ran" in letter.cause) == (slots > 1)
 
 
 def test_the_job_whose_row_is_gone_becomes_a_dead_letter_at_its_reclaim(db: Connection[Any], worker: Worker) -> None:

@@ -82,6 +82,24 @@ def test_executions_are_counted_by_queue_task_and_outcome_and_their_times_add_up
     assert [waits["mail", "send", bound] for bound in ("0.1", "0.25", "0.5", "3600.0", "+Inf")] == [0, 1, 2, 2, 3]
 
 
+def test_what_could_not_be_recorded_counts_as_lost_and_its_lease_once(line: Line) -> None:
+    reporter = Reporter(3, line.theirs)
+    reporter.count("mail", "send", Outcome.SUCCEEDED, 0.004, 0.5)
+    reporter.count("mail", "send", Outcome.SUCCEEDED, 0.004, 0.5)
+    reporter.count("mail", "send", Outcome.FAILED, 0.004, 0.5)
+    reporter.lose("mail", "send", Outcome.SUCCEEDED)
+    reporter.lose("mail", "send", Outcome.FAILED)
+    reporter.lose_lease()
+    reporter.send()
+    reporter.count("mail", "send", Outcome.SUCCEEDED, 0.004, 0.5)
+    reporter.send()
+    line.hear()
+    finished = {key: value for key, value in line.samples("pgworker_jobs_finished_total").items() if value}
+    assert finished == {("mail", "send", "succeeded"): 2, ("mail", "send", "lost"): 2}
+    assert line.samples("pgworker_leases_lost_total") == {(): 1}
+    assert line.samples("pgworker_job_duration_seconds_count") == {("mail", "send"): 4}
+
+
 def test_the_bounds_of_the_histograms_rise() -> None:
     for bounds in (DURATION_BUCKETS, WAIT_BUCKETS):
         assert list(bounds) == sorted(set(bounds))

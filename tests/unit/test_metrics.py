@@ -48,7 +48,7 @@ def full() -> PoolMetrics:
     """Something of everything."""
     worker = WorkerGauge(0, is_ready=True, slots=4, running=3, uss_bytes=5_000_000)
     metrics = PoolMetrics("1.2.3", lambda: PoolState([worker], {0: 1.5}, wanted=2, is_paused=True, is_connected=True))
-    metrics.absorb(Report(0, 0, [Record("default", "add", one())]))
+    metrics.absorb(Report(0, 0, 0, [Record("default", "add", one())]))
     metrics.set_sample(sample("default"), valid_for=3600)
     return metrics
 
@@ -113,7 +113,7 @@ def test_promtool_finds_nothing_to_object_to() -> None:
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_name_stays_inside_its_label(name: str) -> None:
     metrics = PoolMetrics(name, PoolState)
-    metrics.absorb(Report(0, 0, [Record(name, name, one())]))
+    metrics.absorb(Report(0, 0, 0, [Record(name, name, one())]))
     metrics.set_sample(sample(name), valid_for=3600)
     text = generate_latest(metrics.registry)
     told = {
@@ -133,11 +133,11 @@ def test_after_200_pairs_of_queue_and_task_the_rest_is_other_and_the_log_says_so
 ) -> None:
     metrics = PoolMetrics("1", PoolState)
     for number in range(MAX_PAIRS):
-        metrics.absorb(Report(0, 0, [Record("default", f"task{number}", one())]))
+        metrics.absorb(Report(0, 0, 0, [Record("default", f"task{number}", one())]))
     assert caplog.records == []
     for number in range(3 * MAX_PAIRS):
-        metrics.absorb(Report(0, 0, [Record(f"queue{number}", "t", one(Outcome.FAILED))]))
-    metrics.absorb(Report(0, 0, [Record("default", "task7", one())]))
+        metrics.absorb(Report(0, 0, 0, [Record(f"queue{number}", "t", one(Outcome.FAILED))]))
+    metrics.absorb(Report(0, 0, 0, [Record("default", "task7", one())]))
     metrics.count_reclaimed("elsewhere", "t", Outcome.CRASHED)
 
     def value(queue: str, task: str, outcome: str) -> float | None:

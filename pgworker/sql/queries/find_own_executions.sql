@@ -1,6 +1,6 @@
--- How many of these positions this very lease has settled: the answer to a settle whose commit is unknown.
+-- Which of these jobs this very lease has settled: the answer to a settle whose commit is unknown.
 -- A reclaim writes the lease's id too, but always with a cause; what a lease settles itself has none.
-select count(*)
+select asked.job_id
 from unnest(%(job_ids)s::uuid[], %(executions)s::integer[]) as asked(job_id, execution)
 cross join lateral (select lease_id, cause from pgworker.job_executions e
                     where e.job_id = asked.job_id and e.execution = asked.execution offset 0) as own

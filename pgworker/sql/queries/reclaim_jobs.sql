@@ -1,6 +1,8 @@
 -- The second half of a reclaim, in a new snapshot, so that whatever the lease had settled is seen and left alone.
 -- outcomes: one per position; null means never started. Where nobody could tell (assumed_running > 0), the first
 -- unfinished positions count as running. Never started: back with a new number, no row, no charge.
+-- suspects > 1: so many jobs ran, and nobody knows of which the worker died. Each is spared the first time: lost, uncharged,
+-- and the youngest, which is the likeliest, goes first: should it be the one, the others have not started yet.
 -- What was claimed was due, whatever later time it was once scheduled for.
 -- OFFSET 0 keeps the look-ups of executions and jobs one index scan each, where a join might read a week's history.
 with held as (
@@ -15,25 +17,41 @@ with held as (
     from held
     where not exists (select from pgworker.job_executions e
                       where e.job_id = held.job_id and e.execution = held.execution offset 0)
-), verdict as materialized (
-    select unsettled.*, job.*,
-           unsettled.failures_before
-           + case when unsettled.outcome in ('failed', 'timed_out', 'crashed') then 1 else 0 end as failures
+), suspected as materialized (
+    select unsettled.*,
+           case when unsettled.outcome is distinct from 'crashed' or %(suspects)s::integer <= 1 then null
+                else pgworker.is_suspect(unsettled.job_id, unsettled.execution) end as again
     from unsettled
-    left join lateral (select * from pgworker.jobs where jobs.id = unsettled.job_id offset 0) as job on true
+), judged as (
+    select job_id, execution, position, started_us, failures_before,
+           not again as spared, case when not again then 'lost' else outcome end as outcome,
+           case when again is null then %(cause)s::text
+                when again then %(cause_again)s::text else %(cause_spared)s::text end as cause,
+           case when not again then %(error_spared)s::jsonb else %(error)s::jsonb end as error
+    from suspected
+), verdict as materialized (
+    select judged.*, job.*,
+           judged.failures_before
+           + case when judged.outcome in ('failed', 'timed_out', 'crashed') then 1 else 0 end as failures
+    from judged
+    left join lateral (select * from pgworker.jobs where jobs.id = judged.job_id offset 0) as job on true
 ), recorded as (
     insert into pgworker.job_executions
         (job_id, lease_id, worker_id, started_at, finished_at, execution, outcome, position, failures, error, cause)
     select job_id, %(lease_id)s::uuid, %(worker_id)s::uuid,
            clock_timestamp() - started_us * interval '1 microsecond', clock_timestamp(), execution,
            outcome::pgworker.execution_outcome, position, failures,
-           case when outcome in ('failed', 'timed_out', 'crashed', 'lost', 'released') then %(error)s::jsonb end, %(cause)s::text
+           case when outcome in ('failed', 'timed_out', 'crashed', 'lost', 'released') then error end, cause
     from verdict where outcome is not null
     on conflict (job_id, execution) do nothing
 ), requeued as (
     insert into pgworker.job_queue (job_id, run_at, execution, priority, failures, queue, task, org_id)
     select job_id,
-           case when failures <= 1 or failures = failures_before then least(run_at, clock_timestamp())
+           case when spared and started_us is not null
+                then least(clock_timestamp(), (select ended_at from pgworker.worker_heartbeats  -- of all its leases the same
+                                               where worker_id = %(worker_id)s::uuid))
+                     - (%(oldest_us)s::bigint - started_us) * interval '1 microsecond'
+                when failures <= 1 or failures = failures_before then least(run_at, clock_timestamp())
                 else clock_timestamp() + least(%(backoff_cap)s::float8, %(backoff_base)s::float8 * power(2, least(failures - 1, 30)))
                      * (1 + %(backoff_jitter)s::float8 * random()) * interval '1 second' end,
            execution + 1, priority, failures, queue, task, org_id
@@ -48,14 +66,14 @@ with held as (
     select job_id, clock_timestamp(), coalesce(created_at, clock_timestamp()), coalesce(run_at, clock_timestamp()),
            timeout_ms, execution, coalesce(priority, 5), coalesce(max_attempts, 1), failures,
            coalesce(outcome, 'lost')::pgworker.execution_outcome, coalesce(queue, 'unknown'), coalesce(task, 'unknown'),
-           coalesce(payload, '{}'), org_id, unique_key, concurrency_key, headers, %(error)s::jsonb, %(cause)s::text
+           coalesce(payload, '{}'), org_id, unique_key, concurrency_key, headers, error, cause
     from verdict
     where outcome is distinct from 'cancelled' and (id is null or failures >= max_attempts)
     on conflict (job_id) do nothing
     returning job_id
 )
 select verdict.job_id, verdict.execution, verdict.outcome, verdict.failures, verdict.task, verdict.queue, verdict.priority,
-       requeued.run_at, buried.job_id is not null as is_dead, verdict.org_id, verdict.started_us
+       requeued.run_at, buried.job_id is not null as is_dead, verdict.org_id, verdict.started_us, verdict.cause
 from verdict
 left join requeued on requeued.job_id = verdict.job_id
 left join buried on buried.job_id = verdict.job_id
