@@ -207,6 +207,17 @@ class Machine(RuleBasedStateMachine):
             self.trip(who, told, claims=False)
 
     @precondition(lambda self: self.held)
+    @rule(which=which, position=st.integers(1, 2), end=st.sampled_from([Outcome.FAILED, Outcome.SNOOZED]))
+    def cancel_what_runs_and_settle_it(self, which: int, position: int, end: Outcome) -> None:
+        """Who was asked to stop wants another try: that is the end all the same. Rare, if left to the other rules."""
+        held = self.held[which % len(self.held)]
+        ids = [row.job_id for row in held.rows[position - 1 : position]]
+        for number, job_id in enumerate(list(self.model.jobs)):
+            if job_id in ids:
+                self.cancel(number)
+                self.settle(which, position, [(end, Next.REQUEUE)], 0.0, "heard", claims=False)
+
+    @precondition(lambda self: self.held)
     @rule(which=which, position=st.integers(1, 5), commits=st.booleans())
     def settle_in_an_own_transaction(self, which: int, position: int, commits: bool) -> None:
         """A handler's effect and its success are one commit."""
