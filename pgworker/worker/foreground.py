@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import bdb
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 from pgworker.app.app import App
@@ -16,6 +18,9 @@ from pgworker.worker.execution import Execution, Sayings, Slot, SlotTransactions
 from pgworker.worker.loop import end_left_behind
 from pgworker.worker.transaction import JobTransactions, leave_if_forked
 from pgworker.worker.transaction_async import AsyncJobTransactions
+
+_HEARD_WITHIN = 0.25
+"""Seconds within which the loop hears of a signal."""
 
 
 class Foreground:
@@ -77,7 +82,8 @@ class Foreground:
         row = execution.claimed.row
         try:
             if self.is_async(row.task):
-                returned = self._loop.run_until_complete(execution.call_async(self.tasks))
+                with self._awake():
+                    returned = self._loop.run_until_complete(execution.call_async(self.tasks))
             else:
                 returned = execution.call(self.tasks)
         except (Exception, SystemExit, asyncio.CancelledError) as error:
@@ -95,6 +101,19 @@ class Foreground:
             execution.end()
             self._transactions.sync.reset()
             self._loop.run_until_complete(self._transactions.on_loop.reset())
+
+    @contextmanager
+    def _awake(self) -> Iterator[None]:
+        """Inside, the loop wakes up now and then. Python hears of a signal that came right before a wait when that is
+        over, and the handler may wait for hours."""
+        self._wake_again()
+        try:
+            yield
+        finally:
+            self._timer.cancel()
+
+    def _wake_again(self) -> None:
+        self._timer = self._loop.call_later(_HEARD_WITHIN, self._wake_again)
 
 
 def _leaves_debugger(error: BaseException) -> bool:
