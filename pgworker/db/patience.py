@@ -39,19 +39,21 @@ class Patience:
     it with nobody at their other end.
     """
 
-    def __init__(self, lease_ttl: float) -> None:
-        """`lease_ttl`: seconds that the leases last that depend on the answers."""
+    def __init__(self, lease_ttl: float, longest: float = LONGEST) -> None:
+        """`lease_ttl`: seconds that the leases last that depend on the answers. `longest`: seconds for one answer, at
+        most, of somebody who can't do meanwhile what may not wait."""
         self._shortest = max(_LEAST, min(ANSWER, lease_ttl / 4))
+        self._longest = max(self._shortest, longest)
         self.seconds = self._shortest
 
     def after(self, error: BaseException) -> None:
         """It ended in this."""
         if isinstance(error, Silence | psycopg.errors.QueryCanceled):
-            self.seconds = min(2 * self.seconds, LONGEST)
+            self.seconds = min(2 * self.seconds, self._longest)
 
-    def answered(self) -> None:
-        """All that was asked for was answered."""
-        self.seconds = self._shortest
+    def answered(self, connection: PatientConnection[Any]) -> None:
+        """All that was asked for was answered, on this connection, which waits no longer than at first from now on."""
+        connection.patience = self.seconds = self._shortest
 
 
 class PatientConnection(psycopg.Connection[Row]):

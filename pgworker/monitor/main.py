@@ -23,7 +23,7 @@ from psycopg import Connection
 
 from pgworker.config.settings import PoolSettings
 from pgworker.db.connect import connect_to_schema, explain
-from pgworker.db.patience import Patience
+from pgworker.db.patience import Patience, PatientConnection
 from pgworker.errors import PgworkerError
 from pgworker.inspection.database import read_clock
 from pgworker.lifecycle.claim import Lanes, lower_floor
@@ -55,6 +55,7 @@ _TICK = 0.1  # seconds: how soon an idle worker, a cancel mark or a due renewal 
 _URGENT = 0.5  # seconds between two looks for leases while somebody has just died
 _IN_DOUBT = 0.5  # seconds to the next beat while the other connection is lost
 _STUCK = 15.0  # seconds without a tick after which /healthz says so
+_PATIENCE = 20.0  # seconds for one answer at most: renewals wait behind it, and who is still for 30 s is replaced
 _HELD_UP_NS = 1_000_000_000  # a clerk hands back after a quarter of it; what is still there then, its clerk can't
 _LAST_CLAIMS = 1.5  # seconds during which a claim of a worker that was just killed may still commit
 _SWITCH_INTERVAL = 0.001  # seconds: how soon a round gets the GIL from a scrape, which may take it for 50 ms
@@ -96,7 +97,7 @@ class Monitor:
         self._renewals = Renewals(self._board, settings, self._metrics)
         self._silence = _SILENT_BEATS * settings.heartbeat_interval
         self._reclaims = Reclaims(self._board, self._pool, settings.lease_ttl, self._silence, Backoff(), self._metrics)
-        self._patience = Patience(settings.lease_ttl)
+        self._patience = Patience(settings.lease_ttl, longest=min(_PATIENCE, settings.lease_ttl / 3))
         self._wakeups = Wakeups(
             dsn,
             settings.queues,
@@ -106,7 +107,7 @@ class Monitor:
             patience=self._patience.seconds,
             between=self._renew_meanwhile,
         )
-        self._connection: Connection[Any] | None = None
+        self._connection: PatientConnection[Any] | None = None
         self._next_connect = 0.0
         self._was_away = False
         self._back_at = 0.0
@@ -195,7 +196,7 @@ class Monitor:
             draw_lines(
                 self._board, time.monotonic_ns(), _HELD_UP_NS, partial(self._release, connection), self._unanswered
             )
-            self._patience.answered()
+            self._patience.answered(connection)
         except (psycopg.Error, OSError, PgworkerError) as error:
             self._lose_connection(error)
             return
@@ -333,7 +334,7 @@ class Monitor:
 
     # -- the connection
 
-    def _connected(self, now: float) -> Connection[Any] | None:
+    def _connected(self, now: float) -> PatientConnection[Any] | None:
         if self._connection is not None and not self._connection.closed:
             return self._connection
         if now < self._next_connect:

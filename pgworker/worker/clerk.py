@@ -16,14 +16,13 @@ from hashlib import sha256
 from typing import Any
 
 import psycopg
-from psycopg import Connection
 
 from pgworker.app.leases import ClaimedJob
 from pgworker.app.queue import PostgresQueue
 from pgworker.app.task import Task
 from pgworker.config.settings import PoolSettings
 from pgworker.db.connect import connect_to_schema, explain, is_outage
-from pgworker.db.patience import Patience
+from pgworker.db.patience import Patience, PatientConnection
 from pgworker.errors import EXIT_BUG, PgworkerError, SchemaError
 from pgworker.lifecycle.claim import Lanes
 from pgworker.lifecycle.dead_letters import DeadLetterHook, declare_hooks
@@ -102,7 +101,7 @@ class Clerk:
         self._wake_write = wake_write
         self._recycling = recycling
         self._prefetch = Prefetch(settings.prefetch_seconds, settings.max_batch, settings.slots)
-        self._connection: Connection[Any] | None = None
+        self._connection: PatientConnection[Any] | None = None
         self._patience = Patience(settings.lease_ttl)
         self._failed_connects = 0
         self._starved_at = 0.0
@@ -220,7 +219,7 @@ class Clerk:
         was_told = self._row.is_idle
         jobs = self._queue.claim(wanted)
         self._settled_at = time.monotonic()
-        self._patience.answered()
+        self._patience.answered(self._require_connection())
         self._reporter.send()
         if wanted:
             has_room = self._runner.free > len(self._runner.todo) + len(jobs)
@@ -328,7 +327,7 @@ class Clerk:
         announce_tasks(self._connection, self._row.tasks_hash, self._tasks)
         self._failed_connects = 0
 
-    def _require_connection(self) -> Connection[Any]:
+    def _require_connection(self) -> PatientConnection[Any]:
         assert self._connection is not None, "_connect comes first in every round"
         return self._connection
 

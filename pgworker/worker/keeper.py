@@ -14,7 +14,7 @@ from psycopg import Connection
 
 from pgworker.app.leases import ClaimedJob
 from pgworker.db.connect import connect_to_schema, explain, is_outage
-from pgworker.db.patience import Patience
+from pgworker.db.patience import Patience, PatientConnection
 from pgworker.errors import PgworkerError
 from pgworker.lifecycle.heartbeat import (
     Activity,
@@ -54,8 +54,8 @@ class Keeper:
         self._row = row
         self._sayings = sayings
         self._pool = PoolIdentity(uuid4(), host_name(), process.pid_space(), ())
-        self._connection: Connection[Any] | None = None
-        self._patience = Patience(LEASE_TTL)
+        self._connection: PatientConnection[Any] | None = None
+        self._patience = Patience(LEASE_TTL, longest=LEASE_TTL / 3)
         self._claimed: ClaimedJob | None = None
         self._next_beat = 0.0
         self._over = threading.Event()
@@ -92,8 +92,7 @@ class Keeper:
     def _work(self) -> None:
         while not self._over.wait(_TICK):
             try:
-                self._talk()
-                self._patience.answered()
+                self._patience.answered(self._talk())
                 self._was_away = False
             except (psycopg.Error, OSError, PgworkerError) as error:  # noqa: PERF203  outages pass
                 self._disconnect()
@@ -113,15 +112,17 @@ class Keeper:
                     )
                 self._was_away = True
 
-    def _talk(self) -> None:
+    def _talk(self) -> PatientConnection[Any]:
+        """The renewal first: a lock on what else is written must not cost the lease."""
         connection = self._connected()
+        claimed = self._claimed
+        if claimed is not None and not self._row.is_lost(claimed.lease.entry):
+            self._renew(connection, claimed)
+            self._save_progress(connection, claimed)
         if time.monotonic() >= self._next_beat:
             beat_workers(connection, self._pool, [self._process()])
             self._next_beat = time.monotonic() + _BEAT
-        claimed = self._claimed
-        if claimed is not None and not self._row.is_lost(claimed.lease.entry):
-            self._save_progress(connection, claimed)
-            self._renew(connection, claimed)
+        return connection
 
     def _renew(self, connection: Connection[Any], claimed: ClaimedJob) -> None:
         lease_id = claimed.lease.lease_id
@@ -171,7 +172,7 @@ class Keeper:
         age_us = (now_ns - self._row.forked_ns) // 1000
         return WorkerProcess(self._row.worker_id, os.getpid(), 0, age_us, activity=activity)
 
-    def _connected(self) -> Connection[Any]:
+    def _connected(self) -> PatientConnection[Any]:
         if self._connection is None or self._connection.closed:
             self._connection = connect_to_schema(
                 self._dsn,

@@ -85,7 +85,8 @@ class JobTransactions:
                 _settle(connection, execution)
                 has_settled = True
         except (psycopg.OperationalError, psycopg.InternalError) as error:
-            if isinstance(error, psycopg.InternalError):  # the driver's, for a farewell right after the reply to COMMIT
+            if isinstance(error, psycopg.InternalError) and error.sqlstate is None:
+                # The driver's, for a farewell right after the reply to COMMIT; the server's own have a state.
                 connection.close()
             if not (connection.closed and self._has_committed(execution)):
                 raise

@@ -114,8 +114,23 @@ def test_patience_doubles_until_something_is_answered() -> None:
     for _ in range(20):
         patience.after(Silence("no answer"))
     assert patience.seconds == LONGEST
-    patience.answered()
-    assert patience.seconds == 10
+
+
+def test_a_connection_that_was_given_more_time_has_no_more_than_others_once_it_has_answered(blank_dsn: str) -> None:
+    patience = Patience(lease_ttl=60)
+    patience.after(Silence("no answer"))
+    with connect_to(blank_dsn, application_name=NAME, patience=patience.seconds) as connection:
+        assert connection.patience == 20
+        patience.answered(connection)
+        assert (patience.seconds, connection.patience) == (10, 10)
+
+
+@pytest.mark.parametrize(("ttl", "most"), [(60, 20), (12, 4), (6, 3)])
+def test_who_renews_leases_waits_for_no_answer_for_longer_than_they_can(ttl: float, most: float) -> None:
+    patience = Patience(ttl, longest=ttl / 3)
+    for _ in range(20):
+        patience.after(Silence("no answer"))
+    assert patience.seconds == most
 
 
 def test_who_has_short_leases_waits_less_long() -> None:
