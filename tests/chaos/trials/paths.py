@@ -98,8 +98,11 @@ def _enqueue(bench: Bench, ledger: Ledger, enqueuer: str, owner: Connection[Any]
             connection.commit()
             jobs -= len(made)
             ledger.jobs |= {job: (org, failures) for job, (_, org, failures) in zip(ids, made, strict=True)}
-            if dice.random() < 0.3 and cancel_job(owner, ids[-1]) is CancelAnswer.CANCELLED:
+            answer = cancel_job(owner, ids[-1]) if dice.random() < 0.3 else CancelAnswer.TOO_LATE
+            if answer is CancelAnswer.CANCELLED:
                 ledger.cancelled.append(ids[-1])
+            elif answer is CancelAnswer.REQUESTED:  # it ends as it likes
+                del ledger.jobs[ids[-1]]
 
 
 def _pause(bench: Bench, ledger: Ledger, enqueuer: str, owner: Connection[Any]) -> int:
@@ -146,7 +149,8 @@ def _figures(ledger: Ledger, owner: Connection[Any], during_pause: int) -> list[
     wrong = [job for job in ledger.jobs if effects[(job,)] != (job in alive)]
     found = Counter(owner.execute("select org_id, note from shop.notes where note not like 'of %'").fetchall())
     expected = Counter((ledger.jobs[job][0], str(job)) for job in alive if ledger.jobs[job][0])
-    told = Counter(owner.execute("select job_id, org_id from chaos.told").fetchall())
+    found = Counter({row: count for row, count in found.items() if UUID(row[1]) in ledger.jobs})
+    told = Counter(row for row in owner.execute("select job_id, org_id from chaos.told") if row[0] in ledger.jobs)
     hooks = Counter((job, ledger.jobs[job][0]) for job in ledger.requeued if job in ledger.jobs)
     unexpected = owner.execute(
         "select error->>'message' from pgworker.job_executions where outcome = 'failed'"

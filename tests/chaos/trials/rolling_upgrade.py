@@ -101,7 +101,7 @@ def _migrate(newer: Path, dsn: str) -> int:
         timeout=PATIENCE,
         check=False,
     )
-    assert "0_later" in done.stdout + done.stderr or done.returncode, done
+    assert "_later" in done.stdout + done.stderr or done.returncode, done
     return done.returncode
 
 
