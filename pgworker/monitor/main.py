@@ -23,7 +23,7 @@ from psycopg import Connection
 
 from pgworker.config.settings import PoolSettings
 from pgworker.db.connect import connect_to_schema, explain
-from pgworker.db.patience import Patience, PatientConnection
+from pgworker.db.patience import Patience, PatientConnection, server_limit_ms
 from pgworker.errors import PgworkerError
 from pgworker.inspection.database import read_clock
 from pgworker.lifecycle.claim import Lanes, lower_floor
@@ -351,6 +351,9 @@ class Monitor:
             patience=self._patience.seconds,
         )
         self._connection = connection
+        if not self._settings.pooler:  # which would hand the setting to others
+            limit = str(server_limit_ms(connection))
+            connection.execute("select set_config('statement_timeout', %s, false)", [limit])
         self._board.is_connected = True
         if self._was_away:
             self._was_away = False
