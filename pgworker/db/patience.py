@@ -35,13 +35,13 @@ class Silence(psycopg.OperationalError):
 class Patience:
     """Of somebody who asks again on a new connection: twice as long each time that nothing was answered.
 
-    So what takes long by itself is done at last, and a lock that lasts for hours doesn't gather backends that wait for
+    So what takes long by itself is done at last, and a lock that lasts for hours gathers fewer backends that wait for
     it with nobody at their other end.
     """
 
-    def __init__(self, lease_ttl: float, longest: float = LONGEST) -> None:
-        """`lease_ttl`: seconds that the leases last that depend on the answers. `longest`: seconds for one answer, at
-        most, of somebody who can't do meanwhile what may not wait."""
+    def __init__(self, lease_ttl: float, longest: float) -> None:
+        """`lease_ttl`: seconds that the leases last that depend on the answers. `longest`: seconds for one answer at
+        most, as nothing else is done meanwhile, and nobody hears that the server is well again."""
         self._shortest = max(_LEAST, min(ANSWER, lease_ttl / 4))
         self._longest = max(self._shortest, longest)
         self.seconds = self._shortest

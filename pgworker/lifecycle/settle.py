@@ -63,7 +63,7 @@ class Settlement:
 
 
 def settle_jobs(cursor: Cursor[Any], settlement: Settlement, now_ns: int) -> None:
-    """Send one settlement; `check_settled` reads its answer. Durations travel as "µs ago", counted from `now_ns`."""
+    """Send one settlement; `is_settled` reads its answer. Durations travel as "µs ago", counted from `now_ns`."""
     looks_up_jobs = any(run is not None and run.next is not Next.END for run in settlement.ended)
     with by_index(cursor.connection) if looks_up_jobs else nullcontext():
         cursor.execute(query("settle_jobs"), _parameters(settlement, now_ns))

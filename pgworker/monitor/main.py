@@ -23,7 +23,7 @@ from psycopg import Connection
 
 from pgworker.config.settings import PoolSettings
 from pgworker.db.connect import connect_to_schema, explain
-from pgworker.db.patience import Patience, PatientConnection
+from pgworker.db.patience import Patience, PatientConnection, server_limit_ms
 from pgworker.errors import PgworkerError
 from pgworker.inspection.database import read_clock
 from pgworker.lifecycle.claim import Lanes, lower_floor
@@ -98,15 +98,7 @@ class Monitor:
         self._silence = _SILENT_BEATS * settings.heartbeat_interval
         self._reclaims = Reclaims(self._board, self._pool, settings.lease_ttl, self._silence, Backoff(), self._metrics)
         self._patience = Patience(settings.lease_ttl, longest=min(_PATIENCE, settings.lease_ttl / 3))
-        self._wakeups = Wakeups(
-            dsn,
-            settings.queues,
-            self._board,
-            [write for _, write in shared.wakes],
-            listens=not settings.pooler,
-            patience=self._patience.seconds,
-            between=self._renew_meanwhile,
-        )
+        self._wakeups = self._new_wakeups()
         self._connection: PatientConnection[Any] | None = None
         self._next_connect = 0.0
         self._was_away = False
@@ -124,6 +116,17 @@ class Monitor:
         self._throttle = logs.Throttle(interval=60.0)
         self._is_stopping = False
         self._orphaned_at: float | None = None
+
+    def _new_wakeups(self) -> Wakeups:
+        return Wakeups(
+            self._dsn,
+            self._settings.queues,
+            self._board,
+            [write for _, write in self._shared.wakes],
+            listens=not self._settings.pooler,
+            patience=self._patience.seconds,
+            between=self._renew_meanwhile,
+        )
 
     def run(self) -> int:
         if self._shared.listening is not None:
@@ -348,6 +351,9 @@ class Monitor:
             patience=self._patience.seconds,
         )
         self._connection = connection
+        if not self._settings.pooler:  # which would hand the setting to others
+            limit = str(server_limit_ms(connection))
+            connection.execute("select set_config('statement_timeout', %s, false)", [limit])
         self._board.is_connected = True
         if self._was_away:
             self._was_away = False

@@ -102,7 +102,7 @@ class Clerk:
         self._recycling = recycling
         self._prefetch = Prefetch(settings.prefetch_seconds, settings.max_batch, settings.slots)
         self._connection: PatientConnection[Any] | None = None
-        self._patience = Patience(settings.lease_ttl)
+        self._patience = Patience(settings.lease_ttl, longest=settings.lease_ttl)
         self._failed_connects = 0
         self._starved_at = 0.0
         self._dry_until = 0.0

@@ -82,7 +82,7 @@ class Keeper:
             self._thread.join(_BEAT)
 
     def end(self, how: str) -> None:
-        """Say how we ended, if we have begun. What we still hold is free to be reclaimed from now on."""
+        """Say how we ended, if we have begun. What we still hold others may reclaim two beats later."""
         self.let_go()
         if self._thread.ident is not None:
             with suppress(psycopg.Error, OSError, PgworkerError):  # then our heartbeats stop, which says it too

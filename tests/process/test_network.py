@@ -105,3 +105,21 @@ def test_who_has_set_a_lease_too_short_for_the_line_is_told(proxy: Proxy, dsn: s
         pool.wait_for_log("event=pool_ready")
         proxy.delay(0.3)
         pool.wait_for_log("event=line_slow")
+
+
+def test_a_monitor_behind_a_lock_gives_up_at_the_server_too_and_leaves_nobody_waiting_there(
+    dsn: str, tmp_path: Path, connect: Callable[[], Connection[Any]]
+) -> None:
+    db, other = connect(), connect()
+    waiting = (
+        "select pid from pg_stat_activity where application_name = 'pgworker monitor' and wait_event_type = 'Lock'"
+        " and datname = current_database()"
+    )
+    with start(dsn, tmp_path / "log", workers=1, lease_ttl=12, heartbeat_interval=1) as pool:
+        pool.wait_for_log("event=pool_ready")
+        with other.transaction():
+            other.execute("lock table pgworker.worker_heartbeats in access exclusive mode")
+            [(first,)] = eventually(lambda: db.execute(waiting).fetchall(), pool.log)
+            second = eventually(lambda: [pid for (pid,) in db.execute(waiting) if pid != first], pool.log)
+            assert db.execute(waiting).fetchall() == [(second[0],)]
+        pool.wait_for_log("event=database_back")

@@ -14,7 +14,7 @@ import pytest
 from pgworker.app.queue import PostgresQueue
 from pgworker.db.connect import connect as connect_to
 from pgworker.db.connect import connect_async, connect_to_schema, explain
-from pgworker.db.patience import LONGEST, Patience, Silence
+from pgworker.db.patience import Patience, Silence
 from pgworker.errors import DatabaseUnavailable
 from pgworker.lifecycle.claim import Lanes
 from pgworker.linux.board import Board
@@ -104,7 +104,7 @@ def test_a_trip_that_a_lock_holds_up_is_given_up_by_the_server_and_leaves_no_cla
 
 
 def test_patience_doubles_until_something_is_answered() -> None:
-    patience = Patience(lease_ttl=60)
+    patience = Patience(lease_ttl=60, longest=60)
     assert patience.seconds == 10
     patience.after(psycopg.OperationalError("refused"))
     assert patience.seconds == 10
@@ -113,11 +113,11 @@ def test_patience_doubles_until_something_is_answered() -> None:
     assert patience.seconds == 40
     for _ in range(20):
         patience.after(Silence("no answer"))
-    assert patience.seconds == LONGEST
+    assert patience.seconds == 60
 
 
 def test_a_connection_that_was_given_more_time_has_no_more_than_others_once_it_has_answered(blank_dsn: str) -> None:
-    patience = Patience(lease_ttl=60)
+    patience = Patience(lease_ttl=60, longest=60)
     patience.after(Silence("no answer"))
     with connect_to(blank_dsn, application_name=NAME, patience=patience.seconds) as connection:
         assert connection.patience == 20
@@ -134,4 +134,4 @@ def test_who_renews_leases_waits_for_no_answer_for_longer_than_they_can(ttl: flo
 
 
 def test_who_has_short_leases_waits_less_long() -> None:
-    assert [Patience(lease_ttl=ttl).seconds for ttl in (600, 60, 20, 12, 6)] == [10, 10, 5, 3, 3]
+    assert [Patience(ttl, longest=ttl).seconds for ttl in (600, 60, 20, 12, 6)] == [10, 10, 5, 3, 3]
