@@ -61,6 +61,12 @@ def limit_statements(connection: Connection[Any]) -> None:
         connection.execute("select set_config('statement_timeout', %s, true)", [str(limit)])
 
 
+def limit_session(connection: Connection[Any]) -> None:
+    """As `limit_statements`, for all that this session sends: not behind a pooler, which would hand it to others."""
+    if limit := server_limit_ms(connection):
+        connection.execute("select set_config('statement_timeout', %s, false)", [str(limit)])
+
+
 def _roll_back(connection: Connection[Any]) -> None:
     """After an error, which no other one must hide: Ctrl-C may leave the driver in the middle of an answer."""
     if connection.broken:

@@ -23,13 +23,14 @@ from psycopg import Connection
 
 from pgworker.config.settings import PoolSettings
 from pgworker.db.connect import connect_to_schema, explain
-from pgworker.db.patience import Patience, PatientConnection, server_limit_ms
+from pgworker.db.patience import Patience, PatientConnection
 from pgworker.errors import PgworkerError
 from pgworker.inspection.database import read_clock
 from pgworker.lifecycle.claim import Lanes, lower_floor
 from pgworker.lifecycle.heartbeat import PoolIdentity, WorkerProcess, beat_workers
 from pgworker.lifecycle.reclaim import Reclaimed
 from pgworker.lifecycle.release import release_jobs
+from pgworker.lifecycle.transaction import limit_session
 from pgworker.linux import process, stacks
 from pgworker.linux.board import Row
 from pgworker.linux.control import ControlChannel, Death, Shared
@@ -109,6 +110,7 @@ class Monitor:
         self._unanswered: set[UUID] = set()
         self._last_look = 0.0
         self._asked_at = 0.0
+        self._has_looked = False
         self._last_beat: float | None = None
         self._steady_since = 0.0
         self._clock = DatabaseClock()
@@ -303,6 +305,9 @@ class Monitor:
             self._renew()
         requeued = self._reclaims.reclaim(connection, self._may_take_expired)
         self._mind_gap(self._asked_at)
+        if not self._has_looked:  # what kept us from it may have kept others from renewing until now
+            self._has_looked = True
+            self._steady_since = time.monotonic()
         self._make_findable(requeued)
 
     def _may_take_expired(self) -> datetime | None:
@@ -312,7 +317,7 @@ class Monitor:
         self._renew()
         now = self._mind_gap(self._asked_at)
         self._asked_at = now
-        may = self._is_steady(now) and now - self._steady_since > self._settings.lease_ttl
+        may = self._has_looked and self._is_steady(now) and now - self._steady_since > self._settings.lease_ttl
         return self._clock.latest(now) if may else None
 
     def _mind_gap(self, since: float) -> float:
@@ -352,8 +357,7 @@ class Monitor:
         )
         self._connection = connection
         if not self._settings.pooler:  # which would hand the setting to others
-            limit = str(server_limit_ms(connection))
-            connection.execute("select set_config('statement_timeout', %s, false)", [limit])
+            limit_session(connection)
         self._board.is_connected = True
         if self._was_away:
             self._was_away = False
@@ -369,6 +373,7 @@ class Monitor:
         self._board.is_connected = False
         self._was_away = True
         self._last_beat = None
+        self._has_looked = False
         if self._board.take_outage_line(time.monotonic_ns()):
             said = explain(error, self._dsn)
             log.warning("%s Running jobs go on while their leases last.", said, extra=logs.fields("database_away"))

@@ -236,9 +236,9 @@ def test_a_pool_whose_log_nobody_reads_works_on_and_says_later_what_is_lost(
         eventually(lambda: read_until(b'"event": "drained"'), lambda: f"the end in {told[-2000:]!r}")
         assert pool.wait() == 0
     found = [json.loads(line) for line in told.lstrip(b"x").splitlines()]
-    lost = [line for line in found if line["event"] == "log_lines_lost"]
-    assert [line["process"] for line in lost] == ["master"]
-    assert lost[0]["lines"] >= 1
+    lost = {line["process"]: line["lines"] for line in found if line["event"] == "log_lines_lost"}
+    assert lost["master"] >= 1
+    assert lost.keys() <= {"master", "worker 0", "worker 1"}  # these only if they have anything more to say
 
 
 def test_a_pool_whose_log_has_no_reader_any_more_works_on(scene: Scene, dsn: str, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import pytest
 
 from tests.chaos.trials import ledgers
 from tests.chaos.trials.apps.jobs import effect_gated, gated
-from tests.chaos.trials.figures import durations, none_of
+from tests.chaos.trials.figures import durations, none_of, timed
 from tests.chaos.trials.ground import READY, Ground, gate, ground, open_gate
 from tests.chaos.trials.trial import Bench, Figure, Trial
 from tests.process.pool import Pool, eventually
@@ -91,7 +91,7 @@ def run(bench: Bench) -> Sequence[Figure]:
             none_of(
                 "jobs lost, settled by an old incarnation, or twice", sum(map(len, wrong.values())), f"{bench.size}"
             ),
-            Figure("names that more than one worker had", "> 0", same, recycled > 0),
+            Figure("names that more than one worker had", "> 0", same, timed(bench, 10, recycled > 0)),
             durations(f"reclaimed from the namesake (TTL {TTL:g} s)", None, seconds),
             place.offences(),
         ]
