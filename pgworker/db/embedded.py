@@ -300,6 +300,8 @@ def _run(command: list[str], account: pwd.struct_passwd, script: str = "") -> st
         cwd="/",
         start_new_session=True,
     )
+    if done.returncode == -signal.SIGINT:  # Ctrl-C came before it had a session of its own
+        raise KeyboardInterrupt
     if done.returncode != 0:
         output = (done.stdout + done.stderr)[-2000:]
         raise ConfigurationError(f"{command[0]} failed with code {done.returncode}:\n{output}")

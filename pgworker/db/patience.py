@@ -27,6 +27,9 @@ LONGEST: Final = 3600.0
 _A_PIECE: Final = 0.1
 """Seconds that each piece of an answer buys: a large one on a slow line comes in more than ten a second."""
 
+_HELD: Final = 1.0
+"""Seconds between two looks, which come ten times a second, after which it was this process that did not go on."""
+
 
 class Silence(psycopg.OperationalError):
     """No answer within the connection's patience; the connection is closed."""
@@ -97,17 +100,21 @@ def server_limit_ms(connection: psycopg.Connection[Any]) -> int:
 
 def _within(seconds: float, gen: Generator[Any, Any, Answer]) -> Generator[Any, Any, Answer]:
     """`gen`, which yields what it waits for and is sent what is ready: 0 about ten times a second for nothing."""
-    give_up_at = time.monotonic() + seconds
+    looked_at = time.monotonic()
+    give_up_at = looked_at + seconds
     try:
         wanted = next(gen)
         while True:
             ready = yield wanted
-            wanted = gen.send(ready)  # before a look at the clock: this process may have been stopped
+            wanted = gen.send(ready)
             now = time.monotonic()
-            if now > give_up_at:
-                raise Silence(f"no answer within {seconds:g} s")
             if ready:
-                give_up_at = min(give_up_at + _A_PIECE, now + seconds)
+                give_up_at = max(min(give_up_at + _A_PIECE, now + seconds), now + _A_PIECE)
+            elif now - looked_at > _HELD:  # not the database: we were stopped, or kept from the GIL
+                give_up_at = max(give_up_at, now + _A_PIECE)
+            elif now > give_up_at:
+                raise Silence(f"no answer within {seconds:g} s")
+            looked_at = now
     except StopIteration as end:
         answer: Answer = end.value
         return answer
