@@ -328,17 +328,12 @@ class PostgresQueue:
         done = reclaim_lease(self._connect(), asked, _none_has_started, Backoff())
         if done is None:
             return lease.lease_id not in renew_leases(self._connect(), [lease.lease_id], self._lease_ttl)
+        ids = [row.job_id for row in lease.rows]
         for job in done.jobs:
             if job.queue is None or job.priority is None or job.run_at is None:
                 continue  # it does not go back
             lower_floor(self._floors, self._lanes, job.queue, job.priority, job.run_at, job.job_id)
-            who: dict[str, object] = {
-                "job": job.job_id,
-                "execution": job.execution,
-                "task": job.task,
-                "queue": job.queue,
-            }
-            who |= {"lease": lease.lease_id} | ({} if job.org_id is None else {"org": job.org_id})
+            who = lease.log_fields(ids.index(job.job_id) + 1)
             log.error(
                 "the server does not know how this job has ended: it runs again. Was a standby promoted that lagged?",
                 extra=fields("result_forgotten", **who),
