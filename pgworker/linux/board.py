@@ -94,7 +94,7 @@ class Board:
 
     @property
     def monitor_beat_ns(self) -> int:
-        """When the monitor last went round its loop."""
+        """When the monitor last went round its loop, or on to the next statement of a round."""
         return self._words[_MONITOR_BEAT_NS]
 
     @monitor_beat_ns.setter

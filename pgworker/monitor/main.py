@@ -47,6 +47,7 @@ from pgworker.monitor.partitions import Partitions
 from pgworker.monitor.reclaims import Reclaims
 from pgworker.monitor.renewals import Renewals, draw_lines
 from pgworker.monitor.samples import Samples
+from pgworker.monitor.steadiness import Steadiness
 from pgworker.monitor.wakeups import Wakeups
 from pgworker.observe import logs
 from pgworker.observe.events import receive
@@ -110,9 +111,7 @@ class Monitor:
         self._unanswered: set[UUID] = set()
         self._last_look = 0.0
         self._asked_at = 0.0
-        self._has_looked = False
-        self._last_beat: float | None = None
-        self._steady_since = 0.0
+        self._steadiness = Steadiness(settings.heartbeat_interval, settings.lease_ttl)
         self._clock = DatabaseClock()
         self._is_line_slow = False
         self._throttle = logs.Throttle(interval=60.0)
@@ -210,11 +209,12 @@ class Monitor:
             self._next_beat = min(self._next_beat, now + _IN_DOUBT)
 
     def _renew(self) -> None:
-        """What is due, once per tick of time however often it is called."""
+        """What is due, once per tick of time however often it is called. Who gets as far as here is not stuck."""
+        self._board.monitor_beat_ns = time.monotonic_ns()
         if self._connection is not None and time.monotonic() - self._renewed_at >= _TICK:
             began = time.monotonic()
             self._renewals.renew_due(self._connection, time.monotonic_ns())
-            self._renewed_at = self._mind_gap(began)
+            self._renewed_at = self._note_statement(began)
 
     def _renew_meanwhile(self) -> None:
         """`_renew`, while something else than this connection is talked to."""
@@ -242,11 +242,9 @@ class Monitor:
             beat_workers(connection, self._pool, workers)
             self._renew()
         self._beaten = shown
-        is_set = self._look_at_clock(connection)
-        done = time.monotonic()  # a beat that took long was a gap too
-        if is_set or not self._is_steady(done):
-            self._steady_since = done
-        self._last_beat = done
+        is_clock_set = self._look_at_clock(connection)
+        done = time.monotonic()
+        self._steadiness.note_beat(done, is_clock_set=is_clock_set)
         self._next_beat = done + self._settings.heartbeat_interval
 
     def _look_at_clock(self, connection: Connection[Any]) -> bool:
@@ -283,11 +281,6 @@ class Monitor:
                 extra=logs.fields("line_slow"),
             )
 
-    def _is_steady(self, now: float) -> bool:
-        """Whether the last beat is no longer ago than it should be."""
-        interval = self._settings.heartbeat_interval
-        return self._last_beat is not None and now - self._last_beat <= interval + max(interval, 5.0)
-
     def _living(self) -> list[Row]:
         return [row for row in self._board.rows if row.pid and process.state(row.pid) not in (None, "Z")]
 
@@ -304,27 +297,20 @@ class Monitor:
             end_the_gone(connection, self._pool, self._silence)
             self._renew()
         requeued = self._reclaims.reclaim(connection, self._may_take_expired)
-        self._mind_gap(self._asked_at)
-        if not self._has_looked:  # what kept us from it may have kept others from renewing until now
-            self._has_looked = True
-            self._steady_since = time.monotonic()
+        self._steadiness.note_look(self._note_statement(self._asked_at))
         self._make_findable(requeued)
 
     def _may_take_expired(self) -> datetime | None:
-        """Others' leases go by expiry only after we have beaten for a whole TTL without a gap: the first monitor back
-        after an outage must not take what everybody is about to settle. Until when, by the database's clock, that is
-        true if nobody sets it; None: not now."""
+        """Others' leases go by expiry only while we are steady. Until when, by the database's clock, that is true if
+        nobody sets it; None: not now."""
         self._renew()
-        now = self._mind_gap(self._asked_at)
-        self._asked_at = now
-        may = self._has_looked and self._is_steady(now) and now - self._steady_since > self._settings.lease_ttl
-        return self._clock.latest(now) if may else None
+        self._asked_at = now = self._note_statement(self._asked_at)
+        return self._clock.latest(now) if self._steadiness.is_steady(now) else None
 
-    def _mind_gap(self, since: float) -> float:
-        """What has held us up for half a TTL may have kept others from renewing, too. The moment."""
+    def _note_statement(self, sent: float) -> float:
+        """It is answered. The moment."""
         now = time.monotonic()
-        if now - since > self._settings.lease_ttl / 2:
-            self._steady_since = now
+        self._steadiness.note_statement(sent, now)
         return now
 
     def _make_findable(self, requeued: Sequence[Reclaimed]) -> None:
@@ -372,8 +358,7 @@ class Monitor:
         self._patience.after(error)
         self._board.is_connected = False
         self._was_away = True
-        self._last_beat = None
-        self._has_looked = False
+        self._steadiness.note_loss()
         if self._board.take_outage_line(time.monotonic_ns()):
             said = explain(error, self._dsn)
             log.warning("%s Running jobs go on while their leases last.", said, extra=logs.fields("database_away"))

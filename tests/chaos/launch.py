@@ -43,15 +43,20 @@ def pool_command(dsn: str, app: str, settings: Mapping[str, object]) -> list[str
 
 
 def _start_pool(dsn: str, app: str, given: str) -> int:
+    """As `pgworker start` ends: Ctrl-C before there is a pool is no bug."""
     from pgworker.cli.pool import start_pool
     from pgworker.config.settings import PoolSettings
+    from pgworker.errors import EXIT_INTERRUPTED
     from pgworker.model.retry import Backoff
 
     settings: dict[str, Any] = json.loads(given)
     settings |= {name: tuple(value) for name, value in settings.items() if isinstance(value, list)}
     if "restart_backoff" in settings:
         settings["restart_backoff"] = Backoff(**settings["restart_backoff"])
-    return start_pool(dsn, app, PoolSettings(**settings), starts_server=False)
+    try:
+        return start_pool(dsn, app, PoolSettings(**settings), starts_server=False)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -39,8 +39,9 @@ APP = "tests.chaos.app:app"
 PATIENCE = 60.0
 """Seconds within which everything must have come to rest once nothing is broken any more."""
 
-_EXPECTED_EXITS = frozenset({0, 69, 71, 75, -signal.SIGKILL})
-"""How a pool may end in a world of faults: drained, database away at its start, crash loop, drain too long, killed."""
+_EXPECTED_EXITS = frozenset({0, 69, 71, 75, 78, 130, -signal.SIGKILL})
+"""How a pool may end in a world of faults: drained, database away at its start, crash loop, drain too long, an app that
+can't be imported, Ctrl-C before there was a pool, killed."""
 
 _BUG = re.compile(r"this is a bug|Traceback \(most recent call last\)|Internal error|terminate called")
 _LOGINS = {"chaos_worker": "pgworker_worker", "chaos_producer": "pgworker_enqueuer", "chaos_operator": "pgworker_admin"}

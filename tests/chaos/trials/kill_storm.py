@@ -101,12 +101,13 @@ class Storm:
         """Until everything that was enqueued has ended."""
         producing = Thread(target=self.produce)
         producing.start()
+        ledger = self.ground.directory / ledgers.NAME
         done, moved = -1, time.monotonic()
         try:
             while producing.is_alive() or not self.ground.is_quiet:
                 pause(self.interval)
                 self.kill_one(pool)
-                ended = (self.ground.directory / ledgers.NAME).stat().st_size if self.kills else 0
+                ended = ledger.stat().st_size if ledger.exists() else 0
                 if ended != done:
                     done, moved = ended, time.monotonic()
                 assert time.monotonic() - moved < STUCK, f"nothing moves: {self.ground.describe()}"
