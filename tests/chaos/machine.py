@@ -29,6 +29,10 @@ Offences = dict[str, list[tuple[Any, ...]]]
 Tell = Callable[[str], None]
 
 
+CRASHES = frozenset({"server-restarted", "server-killed", "failover"})
+"""Faults after which the server has forgotten what was committed asynchronously: claims."""
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What came of a seed. `offences`: what breaks which invariant; `happened`: what was done, how often."""
@@ -82,7 +86,11 @@ def try_seed(
         offences = trouble.offences | made.offences_of_pools()
         with made.connect() as connection:
             checker.load(connection, directory)
-            offences |= checker.check(connection, has_steady_clock="clock" not in plan.features)
+            offences |= checker.check(
+                connection,
+                has_steady_clock="clock" not in plan.features,
+                has_crashed=not CRASHES.isdisjoint(made.log.happened),
+            )
             row = connection.execute("select count(*) from pgworker.job_executions").fetchone()
         acked = sum(producer.acked for producer in producers)
         happened = dict(made.log.happened)

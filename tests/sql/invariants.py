@@ -77,7 +77,7 @@ STORED: Mapping[str, str] = {
                      coalesce(lag(failures) over (partition by job_id order by execution), 0) as before,
                      case when outcome in ('failed', 'timed_out', 'crashed') then 1 else 0 end as charge
               from pgworker.job_executions) as counted
-        where failures not in (before + charge, charge) and not (outcome = 'cancelled' and failures = before + 1)
+        where failures not in (before + charge, charge) and not (outcome = 'cancelled' and failures in (before + 1, 1))
     """,
     "I5: executions of a job never overlap": """
         select job_id, execution, finished_at, next_started_at
