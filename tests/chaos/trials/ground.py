@@ -33,11 +33,14 @@ from tests.sql.invariants import WITNESSES
 APP = "tests.chaos.trials.apps.jobs:app"
 READY = "the pool is ready"
 PATIENCE = 120.0
-"""Seconds in which all that was enqueued has ended, on whatever machine."""
+"""Seconds in which something ends while there are jobs, on whatever machine."""
 TAIL = 25
 """Lines of the log of a pool that are shown when a trial breaks off."""
 
 _QUIET = "select not exists (select from pgworker.job_queue) and not exists (select from pgworker.job_leases)"
+_MOVES = """
+    select (select count(*) from pgworker.job_queue), array(select lease_id from pgworker.job_leases order by lease_id)
+"""
 _BUSY = """
     select application_name, state, clock_timestamp() - state_change, left(query, 60) from pg_stat_activity
     where datname = current_database() and pid <> pg_backend_pid() and xact_start < clock_timestamp() - interval '1 s'
@@ -78,7 +81,14 @@ def is_quiet(connection: Connection[Any]) -> bool:
 
 
 def wait_until_quiet(connection: Connection[Any], within: float = PATIENCE) -> None:
-    eventually(lambda: is_quiet(connection), lambda: describe(connection), within)
+    """AssertionError once nothing has moved for so many seconds."""
+    seen, moved = None, time.monotonic()
+    while not is_quiet(connection):
+        here = ask(connection, _MOVES)
+        if here != seen:
+            seen, moved = here, time.monotonic()
+        assert time.monotonic() - moved < within, f"not within {within:g} s: {describe(connection)}"
+        time.sleep(0.01)
 
 
 def describe(connection: Connection[Any]) -> str:
