@@ -16,6 +16,7 @@ import pgworker.lifecycle.enqueue
 import pgworker.master.main
 import pgworker.monitor.renewals
 import pgworker.worker.clerk
+import pgworker.worker.link
 import pgworker.worker.transaction
 from pgworker.app.handing_back import LostClaims
 from pgworker.app.leases import ClaimedJob, HeldLease
@@ -80,7 +81,7 @@ def _commit_apart(bed: Bed) -> None:
 
 
 def _lose_commits(bed: Bed) -> None:
-    connect = getattr(pgworker.worker.clerk, "connect_to_schema")  # noqa: B009
+    connect = getattr(pgworker.worker.link, "connect_to_schema")  # noqa: B009
 
     def connect_to_liar(*given: Any, **named: Any) -> Connection[Any]:
         connection: Connection[Any] = connect(*given, **named)
@@ -93,7 +94,7 @@ def _lose_commits(bed: Bed) -> None:
         setattr(connection, "execute", execute_or_not)  # noqa: B010
         return connection
 
-    bed.patch(pgworker.worker.clerk, "connect_to_schema", connect_to_liar)
+    bed.patch(pgworker.worker.link, "connect_to_schema", connect_to_liar)
 
 
 def _lose_replies(bed: Bed) -> None:
