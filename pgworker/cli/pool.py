@@ -24,7 +24,7 @@ import setproctitle
 from pgworker.cli import boot, reload
 from pgworker.config.settings import MAX_WORKERS, PoolSettings, parse_cpus, parse_listen
 from pgworker.config.sources import embedded_directory, redact
-from pgworker.config.token import is_readable_by_all, read_token
+from pgworker.config.token import NoToken, is_readable_by_all, read_token
 from pgworker.db import embedded
 from pgworker.errors import ConfigurationError, PgworkerError
 from pgworker.lifecycle.claim import PRIORITIES
@@ -187,7 +187,7 @@ def _warn_of_memory(settings: PoolSettings) -> None:
 
 def _with_token(settings: PoolSettings) -> PoolSettings:
     """The same, once there is a token in its file; whose path holds from every directory, as an app may change that."""
-    if settings.metrics_listen is None or not settings.metrics_token_file:
+    if settings.metrics_listen is None or isinstance(settings.metrics_token_file, NoToken):
         return settings
     file = Path(settings.metrics_token_file).absolute()
     read_token(file)
