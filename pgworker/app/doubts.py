@@ -33,7 +33,7 @@ class Doubts:
         self._known: Connection[Any] | None = None
 
     def look(self, connection: Connection[Any], leases: Iterable[HeldLease]) -> None:
-        """Whether these were claimed over another connection than the one that is used from now on."""
+        """Doubt these, if another connection than the last one is used from now on."""
         if connection is self._known:
             return
         self._known = connection
