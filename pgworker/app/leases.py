@@ -20,7 +20,7 @@ class News:
     """What there is to tell of one lease: what its jobs said, by position, then what has ended, and then whose progress
     goes if that was the end of the job."""
 
-    lease_id: UUID
+    lease: HeldLease
     said: Mapping[int, Said]
     settlement: Settlement | None
     silenced: Sequence[UUID]
@@ -78,7 +78,7 @@ class HeldLease:
         settlement = self.settlement()
         if settlement is None and not said and not silenced:
             return None
-        return News(self.lease_id, said, settlement, silenced)
+        return News(self, said, settlement, silenced)
 
     def settlement(self) -> Settlement | None:
         """What there is to settle now, in one stretch with gaps; None: nothing."""

@@ -56,8 +56,7 @@ class OpenQueue(PostgresQueue):
             raise ValueError(f"claim takes a number of jobs from 0 to {MOST}")
         with self._explained():
             self.give_back()
-            for lane in range(len(self._lanes)):  # nobody sweeps behind the floors here
-                self._floors.lower(lane, (0, 0))
+            self._floors.lower_all()  # nobody sweeps behind them here
             jobs = super().claim(n)
         self._held.update(((job.lease.lease_id, job.position), job) for job in jobs)
         return jobs

@@ -12,7 +12,8 @@ from typing import Any
 from pgworker.app.leases import ClaimedJob
 from pgworker.app.task import Task
 from pgworker.errors import Cancelled, Discard, JobControl, Retry, Snooze
-from pgworker.lifecycle.settle import Next
+from pgworker.lifecycle.claim import ClaimedRow
+from pgworker.lifecycle.settle import Ended, Next
 from pgworker.model import exact
 from pgworker.model.durations import MAX_SECONDS, seconds
 from pgworker.model.job import Job
@@ -31,6 +32,10 @@ class Verdict:
     next: Next
     delay: float
     consequence: str
+
+    def ended(self, row: ClaimedRow, started_ns: int, finished_ns: int, error: str | None) -> Ended:
+        """What is recorded of it."""
+        return Ended(row.job_id, row.execution, started_ns, finished_ns, self.outcome, self.next, self.delay, error)
 
 
 def judge(

@@ -13,6 +13,7 @@ from pgworker.cli.output import Column, print_json, print_table
 from pgworker.config.layers import Setting, configure, likely_typos
 from pgworker.config.options import OPTIONS, Option
 from pgworker.config.sources import redact
+from pgworker.config.token import NoToken
 
 
 @click.group()
@@ -44,10 +45,12 @@ def show(origin: bool, as_json: bool) -> None:
 
 def _object(option: Option, setting: Setting, *, with_origin: bool) -> dict[str, Any]:
     value = redact(setting.value) if option.key == "dsn" and setting.value is not None else setting.value
+    if isinstance(value, NoToken):
+        value = value.value
     return {"setting": option.key, "value": value} | ({"origin": setting.origin} if with_origin else {})
 
 
 def _shown(option: Option, setting: Setting) -> str:
-    if setting.value == "" or (setting.value is None and not option.is_of_the_pool):
+    if setting.value in ("", NoToken.UNSAID) or (setting.value is None and not option.is_of_the_pool):
         return "-"
     return redact(setting.value) if option.key == "dsn" else option.kind.show(setting.value)

@@ -7,7 +7,7 @@ import sys
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import click
@@ -75,19 +75,15 @@ def moment(text: str) -> datetime:
     metavar="TIME|none",
     help="How long one execution may take.",
 )
-@click.option("--org", metavar="ID", help="The organisation that the job belongs to.")
+@click.option("org_id", "--org", metavar="ID", help="The organisation that the job belongs to.")
 @dsn_option
 def enqueue(
     task: str,
     payload: str,
-    queue: str,
-    priority: int,
     run_at: datetime | None,
     run_in: float | None,
-    max_attempts: int,
-    timeout: float | None,
-    org: str | None,
     dsn: str | None,
+    **options: Any,
 ) -> None:
     """Enqueue one job and print its id.
 
@@ -100,17 +96,7 @@ def enqueue(
     arguments = encoded_arguments(_standard_input() if payload == "-" else payload)
     from pgworker.app.options import job_options
 
-    options = job_options(
-        {
-            "queue": queue,
-            "priority": priority,
-            "run_at": run_at,
-            "max_attempts": max_attempts,
-            "timeout": timeout,
-            "org_id": org,
-        }
-    )
-    request = JobRequest(task, arguments, **options)
+    request = JobRequest(task, arguments, **job_options({**options, "run_at": run_at}))
     with open_database(dsn, "enqueue") as connection:
         from pgworker.lifecycle.enqueue import enqueue_jobs
 

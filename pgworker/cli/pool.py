@@ -11,7 +11,8 @@ import resource
 import socket
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +24,7 @@ import setproctitle
 from pgworker.cli import boot, reload
 from pgworker.config.settings import MAX_WORKERS, PoolSettings, parse_cpus, parse_listen
 from pgworker.config.sources import embedded_directory, redact
-from pgworker.config.token import is_readable_by_all, read_token
+from pgworker.config.token import NoToken, is_readable_by_all, read_token
 from pgworker.db import embedded
 from pgworker.errors import ConfigurationError, PgworkerError
 from pgworker.lifecycle.claim import PRIORITIES
@@ -46,6 +47,31 @@ _DESCRIPTORS_PER_PLACE = 3  # a pipe, and a file for stacks
 _OTHER_DESCRIPTORS = 64
 
 
+@dataclass(frozen=True, slots=True)
+class _Children:
+    """What the children of a pool run, each in its own process."""
+
+    dsn: str
+    app_path: str
+    settings: PoolSettings
+    shared: Shared
+    cpus: Callable[[int], frozenset[int]]
+    pool_id: UUID
+
+    def work(self, index: int) -> int:
+        read, write = self.shared.wakes[index]
+        events, stack = self.shared.events_out.fileno(), self.shared.stacks[index].fileno()
+        place = WorkerPlace(self.shared.board, index, read, write, events, stack, self.cpus(index))
+        return run_worker(self.dsn, self.app_path, self.settings, place)
+
+    def monitor(self, control: ControlChannel) -> int:
+        return run_monitor(self.dsn, self.settings, self.shared, control, self.pool_id, version("pgworker"))
+
+    def check(self) -> int:
+        """Once more, before the workers are replaced."""
+        return boot.check(self.dsn, self.app_path, self.settings, _log_refusal)
+
+
 def start_pool(dsn: str, app_path: str, settings: PoolSettings, *, starts_server: bool) -> int:
     """Run a pool until it is told to stop; returns the exit code. `starts_server`: the private one of this DSN."""
     logs.configure(settings.log_format, settings.log_level)
@@ -55,55 +81,53 @@ def start_pool(dsn: str, app_path: str, settings: PoolSettings, *, starts_server
         sys.dont_write_bytecode = True  # an edit within a second that keeps the size would be taken for the file before
     signals = SignalQueue()
     signals.install(OBEYED_LATER)
-    with boot.Interruptible():
+    with boot.Interruptible(), ExitStack() as undoing:
         setproctitle.setproctitle("pgworker: master")
         cpus = _choose_cpus(settings)
         settings = _with_token(settings)
         listening = _bind(settings.metrics_listen)
-        directory = embedded_directory(dsn)
-        if directory is not None:
-            dsn = f"embedded:{directory.resolve()}"  # a handler may change the working directory
+        dsn, directory = _fixed(dsn)
         restart = partial(embedded.start, directory) if starts_server and directory is not None else None
-        service = restart() if restart is not None else None
+        service = _start_server(restart) if restart is not None else None
         if service is not None:
-            log.info(
-                'a private PostgreSQL runs in %s: psql "%s"',
-                service.directory,
-                service.dsn,
-                extra=logs.fields("postgres_started"),
-            )
-        is_fine = False
-        try:
-            code = boot.in_child(partial(boot.check, dsn, app_path, settings, _say, migrates=starts_server))
-            if code:
-                return code
-            opened = boot.preload(app_path) if settings.preload else frozenset()
-            is_fine = True
-        finally:
-            if not is_fine and service is not None:
-                service.stop()
+            undoing.callback(service.stop)
+        code = boot.in_child(partial(boot.check, dsn, app_path, settings, _say, migrates=starts_server))
+        if code:
+            return code
+        opened = boot.preload(app_path) if settings.preload else frozenset()
+        undoing.pop_all()
     _warn_of_memory(settings)
     shared = _share(settings, listening, opened)
-    pool_id = uuid4()
-    logs.set_process("master", pool=str(pool_id))
-    _tell_start(settings, dsn, pool_id)
+    children = _Children(dsn, app_path, settings, shared, cpus, uuid4())
+    logs.set_process("master", pool=str(children.pool_id))
+    _tell_start(settings, dsn, children.pool_id)
     load.keep_all()
     gc.collect()
     gc.freeze()  # what is imported by now stays shared with every child
-
-    def work(index: int) -> int:
-        read, write = shared.wakes[index]
-        events, stack = shared.events_out.fileno(), shared.stacks[index].fileno()
-        return run_worker(
-            dsn, app_path, settings, WorkerPlace(shared.board, index, read, write, events, stack, cpus(index))
-        )
-
-    def monitor(control: ControlChannel) -> int:
-        return run_monitor(dsn, settings, shared, control, pool_id, version("pgworker"))
-
-    check_again = None if settings.preload else partial(boot.check, dsn, app_path, settings, _log_refusal)
+    check = None if settings.preload else children.check
     watch = partial(reload.start, app_path) if settings.reload else None
-    return run_pool(PoolParts(settings, shared, signals, work, monitor, check_again, service, restart, watch))
+    return run_pool(
+        PoolParts(settings, shared, signals, children.work, children.monitor, check, service, restart, watch)
+    )
+
+
+def _fixed(dsn: str) -> tuple[str, Path | None]:
+    """The same from every directory, as a handler may change that; and where the private server lives, if it is one."""
+    directory = embedded_directory(dsn)
+    if directory is None:
+        return dsn, None
+    return f"embedded:{directory.resolve()}", directory.resolve()
+
+
+def _start_server(start: Callable[[], embedded.Server]) -> embedded.Server:
+    server = start()
+    log.info(
+        'a private PostgreSQL runs in %s: psql "%s"',
+        server.directory,
+        server.dsn,
+        extra=logs.fields("postgres_started"),
+    )
+    return server
 
 
 def _say(error: PgworkerError) -> None:
@@ -163,7 +187,7 @@ def _warn_of_memory(settings: PoolSettings) -> None:
 
 def _with_token(settings: PoolSettings) -> PoolSettings:
     """The same, once there is a token in its file; whose path holds from every directory, as an app may change that."""
-    if settings.metrics_listen is None or not settings.metrics_token_file:
+    if settings.metrics_listen is None or isinstance(settings.metrics_token_file, NoToken):
         return settings
     file = Path(settings.metrics_token_file).absolute()
     read_token(file)

@@ -67,7 +67,8 @@ def _take(table: dict[str, Any], path: Path, place: str, *, is_strict: bool) -> 
                 found = BY_KEY[key].kind.take(value)
             except ConfigurationError as error:
                 raise ConfigurationError(f"{place}: {key}: {error}") from None
-            taken[key] = str(path.parent / found) if key in _RELATIVE and found else found
+            is_relative = key in _RELATIVE and isinstance(found, str) and found
+            taken[key] = str(path.parent / found) if is_relative else found
     return taken
 
 

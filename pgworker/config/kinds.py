@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from pgworker.config.token import NoToken
 from pgworker.errors import ConfigurationError
 
 _TIME: Final = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?) ?([smhd]?)")
@@ -141,6 +142,14 @@ def _names(value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _token_file(text: str) -> str | NoToken:
+    return NoToken.OFF if text == _OFF else text or NoToken.UNSAID
+
+
+def _show_token_file(value: str | NoToken) -> str:
+    return value if isinstance(value, str) else _OFF if value is NoToken.OFF else ""
+
+
 def _wrong_type(wanted: str, value: object) -> ConfigurationError:
     """Without the value itself: it may be a secret in the wrong line."""
     words = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "a table"}
@@ -166,3 +175,4 @@ TIME: Final = Kind(parse_time, _time, _show_time)
 SIZE: Final = Kind(parse_size, _size, _show_size)
 SWITCH: Final = Kind(_parse_switch, _switch, lambda value: "true" if value else "false")
 NAMES: Final = Kind(_parse_names, _names, ", ".join)
+TOKEN_FILE: Final = Kind(_token_file, lambda value: _token_file(_text(value)), _show_token_file)

@@ -16,6 +16,7 @@ from pgworker.config.files import OWN_FILE, PROJECT_FILE, read_own, read_project
 from pgworker.config.options import BY_KEY, DATABASE_KEYS, OPTIONS, PREFIX, Option
 from pgworker.config.settings import PoolSettings
 from pgworker.config.sources import EMBEDDED, accept_dsn
+from pgworker.config.token import NoToken
 from pgworker.errors import ConfigurationError
 
 CONFIG_VARIABLE: Final = f"{PREFIX}CONFIG"
@@ -26,7 +27,7 @@ _DSN: Final = BY_KEY["dsn"].variable
 _DEFAULT: Final = "default"
 _OTHER_VARIABLES: Final = ["CONFIG", "PG_BINDIR"]
 _OF_TESTS: Final = "TEST_"
-_OTHERS: Final[Mapping[str, Any]] = MappingProxyType({"workers": 1, "metrics_token_file": None})
+_OTHERS: Final[Mapping[str, Any]] = MappingProxyType({"workers": 1, "metrics_token_file": NoToken.OFF})
 """With what any setting that can work alone does: an address may be any where there is no token on purpose."""
 _LONGEST_DSN: Final = 1 << 16
 """Bytes; a file with more is another file."""

@@ -10,7 +10,7 @@ from dataclasses import MISSING, dataclass
 from dataclasses import fields as fields_of
 from typing import Any, Final
 
-from pgworker.config.kinds import NAMES, SIZE, SWITCH, TEXT, TIME, WHOLE, Kind, choice, or_off, or_switch
+from pgworker.config.kinds import NAMES, SIZE, SWITCH, TEXT, TIME, TOKEN_FILE, WHOLE, Kind, choice, or_off, or_switch
 from pgworker.config.settings import PoolSettings
 
 PREFIX: Final = "PGWORKER_"
@@ -93,7 +93,7 @@ OPTIONS: Final = (
     Option("metrics_listen", or_off(TEXT), _LOOK, "Where /metrics and the health pages are.", "HOST:PORT|off"),
     Option(
         "metrics_token_file",
-        or_off(TEXT),
+        TOKEN_FILE,
         _LOOK,
         "/metrics asks for the token in this file, read anew each time. Beyond this host: needed, or off.",
         "FILE|off",

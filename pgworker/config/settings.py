@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pgworker.config.token import NoToken
 from pgworker.errors import ConfigurationError, InvalidJob
 from pgworker.model.durations import seconds
 from pgworker.model.names import check_queue
@@ -70,9 +71,8 @@ class PoolSettings:
     """How long the history of jobs is kept, in whole days; what waits is kept however long it waits."""
     metrics_listen: str | None = "127.0.0.1:9464"
     """host:port of /metrics and the health pages; None for none."""
-    metrics_token_file: str | None = ""
-    """What holds the token of /metrics; None for none, on purpose; empty where nobody has said: then none, but only on
-    addresses that no other host reaches."""
+    metrics_token_file: str | NoToken = NoToken.UNSAID
+    """What holds the token of /metrics."""
     boot_timeout: float = 60.0
     """After HUP, how long the app may take to be imported, and a new worker to be ready; and how long a worker that has
     drained may take to end."""
@@ -122,7 +122,7 @@ class PoolSettings:
             raise ConfigurationError(f"log_level must be debug, info or warning, not {self.log_level!r}")
 
     def _check_reach(self, listen: str) -> None:
-        if self.metrics_token_file == "" and not is_loopback(parse_listen(listen)[0]):
+        if self.metrics_token_file is NoToken.UNSAID and not is_loopback(parse_listen(listen)[0]):
             raise ConfigurationError(
                 f"/metrics at {listen}, beyond this host, needs --metrics-token-file FILE"
                 " (or PGWORKER_METRICS_TOKEN_FILE), or off if your network keeps strangers away"

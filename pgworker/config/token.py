@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from enum import Enum
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +17,15 @@ LONGEST: Final = 1024
 
 _PRINTABLE: Final = re.compile(rb"[!-~]+")  # what a header can carry in one word
 _MAKE: Final = "Make one: `openssl rand -hex 32`"
+
+
+class NoToken(Enum):
+    """Why /metrics asks for none. Its values are what `config show --json` prints."""
+
+    UNSAID = ""
+    """Nobody has said: so there is none on addresses that no other host reaches, and on others no pool."""
+    OFF = None
+    """On purpose."""
 
 
 def read_token(path: Path) -> bytes:

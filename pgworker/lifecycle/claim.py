@@ -11,7 +11,6 @@ from uuid import UUID
 from psycopg import Cursor
 
 from pgworker.db.plan import by_index
-from pgworker.linux.board import Floors
 from pgworker.sql.load import query
 
 PRIORITIES = tuple(range(9, -1, -1))
@@ -70,13 +69,6 @@ class Lanes:
 def floor_of(run_at: datetime, job_id: UUID) -> tuple[int, int]:
     """A place in a lane, as the board keeps it: microseconds of the epoch, time half of the id."""
     return (run_at - _EPOCH) // _MICROSECOND, job_id.int >> 64
-
-
-def lower_floor(floors: Floors, lanes: Lanes, queue: str, priority: int, run_at: datetime, job_id: UUID) -> None:
-    """Let claims find a job that is back in the queue, should its lane be served here."""
-    lane = lanes.index(queue, priority)
-    if lane is not None:
-        floors.lower(lane, floor_of(run_at, job_id))
 
 
 def claim_jobs(

@@ -12,7 +12,6 @@ from uuid import UUID
 from psycopg import AsyncCursor, Cursor
 
 from pgworker.db.plan import by_index
-from pgworker.errors import LeaseLost
 from pgworker.model.state import Outcome
 from pgworker.sql.load import query
 
@@ -90,27 +89,20 @@ async def settle_success_async(
 def is_settled(cursor: Cursor[Any], settlement: Settlement) -> bool:
     """Read the answer of `settle_jobs`: whether every position was recorded just now.
 
-    False is not yet a verdict: a settlement that is sent again finds its rows there already. See `check_settled`.
+    False is not yet a verdict: a settlement that is sent again finds its rows there already. See `find_unsettled`.
     """
     return _is_complete(cursor.fetchall(), settlement)
 
 
 def find_unsettled(cursor: Cursor[Any], settlement: Settlement) -> list[Ended]:
-    """After `is_settled` said no: those that this very lease has not recorded before, either."""
+    """After `is_settled` said no: those that this very lease has not recorded before, either: it is gone."""
     return _unsettled(cursor.execute(query("find_own_executions"), _executions(settlement)).fetchall(), settlement)
 
 
-def check_settled(cursor: Cursor[Any], settlement: Settlement) -> None:
-    """After `is_settled` said no: return if this very lease has recorded them all before, else raise LeaseLost."""
-    if unsettled := find_unsettled(cursor, settlement):
-        raise _lease_is_gone(settlement, unsettled)
-
-
-async def check_settled_async(cursor: AsyncCursor[Any], settlement: Settlement) -> None:
-    """As `check_settled`."""
+async def find_unsettled_async(cursor: AsyncCursor[Any], settlement: Settlement) -> list[Ended]:
+    """As `find_unsettled`."""
     await cursor.execute(query("find_own_executions"), _executions(settlement))
-    if unsettled := _unsettled(await cursor.fetchall(), settlement):
-        raise _lease_is_gone(settlement, unsettled)
+    return _unsettled(await cursor.fetchall(), settlement)
 
 
 def _is_complete(rows: Sequence[tuple[Any, ...]], settlement: Settlement) -> bool:
@@ -125,13 +117,6 @@ def _executions(settlement: Settlement) -> dict[str, Any]:
         "job_ids": [run.job_id for run in settlement.executions],
         "executions": [run.execution for run in settlement.executions],
     }
-
-
-def _lease_is_gone(settlement: Settlement, unsettled: Sequence[Ended]) -> LeaseLost:
-    return LeaseLost(
-        f"the lease {settlement.lease_id} is gone: {len(unsettled)} of {len(settlement.executions)} results were not"
-        " recorded; their jobs were given to another worker"
-    )
 
 
 def _unsettled(rows: Sequence[tuple[Any, ...]], settlement: Settlement) -> list[Ended]:

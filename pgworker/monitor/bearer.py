@@ -6,7 +6,7 @@ import hmac
 from collections.abc import Sequence
 from pathlib import Path
 
-from pgworker.config.token import read_token
+from pgworker.config.token import NoToken, read_token
 from pgworker.errors import ConfigurationError
 from pgworker.observe.logs import Throttle, fields, logger
 
@@ -19,8 +19,8 @@ class Bearer:
     """Compares `Authorization: Bearer TOKEN` with the file, which is read for each request that sends a token: a new
     one holds at once, and while the file has none nobody is let in. Without a file everybody is."""
 
-    def __init__(self, file: str | None) -> None:
-        self._file = Path(file) if file else None
+    def __init__(self, file: str | NoToken) -> None:
+        self._file = None if isinstance(file, NoToken) else Path(file)
         self._throttle = Throttle(interval=_SAID_EVERY)
 
     def admits(self, authorizations: Sequence[str]) -> bool:

@@ -26,7 +26,8 @@ from pgworker.db.connect import connect_to_schema, explain
 from pgworker.db.patience import Patience, PatientConnection
 from pgworker.errors import PgworkerError
 from pgworker.inspection.database import read_clock
-from pgworker.lifecycle.claim import Lanes, lower_floor
+from pgworker.lifecycle.claim import Lanes
+from pgworker.lifecycle.floors import LaneFloors
 from pgworker.lifecycle.heartbeat import PoolIdentity, WorkerProcess, beat_workers
 from pgworker.lifecycle.reclaim import Reclaimed
 from pgworker.lifecycle.release import release_jobs
@@ -92,7 +93,7 @@ class Monitor:
         self._shared = shared
         self._board = shared.board
         self._control = control
-        self._lanes = Lanes.of(settings.queues)
+        self._floors = LaneFloors(shared.board.floors, Lanes.of(settings.queues))
         self._activities = Activities(shared.board)
         self._metrics = PoolMetrics(version, self._state)
         self._pool = PoolIdentity(pool_id, host_name(), process.pid_space(), settings.queues)
@@ -262,8 +263,7 @@ class Monitor:
                 extra=logs.fields("clock_set"),
             )
         if by < 0.0:  # the floors are where that clock has been: what is enqueued from now on lies below them
-            for lane in range(len(self._lanes)):
-                self._board.floors.lower(lane, (0, 0))
+            self._floors.lower_all()
         return by != 0.0
 
     def _warn_of_slow_line(self, trip: float) -> None:
@@ -316,13 +316,13 @@ class Monitor:
     def _make_findable(self, requeued: Sequence[Reclaimed]) -> None:
         for job in requeued:
             if job.queue is not None and job.priority is not None and job.run_at is not None:
-                lower_floor(self._board.floors, self._lanes, job.queue, job.priority, job.run_at, job.job_id)
+                self._floors.lower(job.queue, job.priority, job.run_at, job.job_id)
         self._wakeups.wake(len(requeued))
 
     def _release(self, connection: Connection[Any], lease_id: UUID, first: int) -> bool:
         answer = release_jobs(connection, lease_id, first)
+        self._floors.lower_to(answer.lanes)
         for back in answer.lanes:
-            lower_floor(self._board.floors, self._lanes, back.queue, back.priority, back.run_at, back.job_id)
             self._wakeups.wake(back.jobs)
         return not answer.is_busy
 

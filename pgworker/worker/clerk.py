@@ -9,10 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import random
-import select
 import time
 from collections.abc import Mapping, Sequence
-from hashlib import sha256
 from typing import Any
 
 import psycopg
@@ -21,17 +19,15 @@ from pgworker.app.leases import ClaimedJob
 from pgworker.app.queue import PostgresQueue
 from pgworker.app.task import Task
 from pgworker.config.settings import PoolSettings
-from pgworker.db.connect import connect_to_schema, explain, is_outage
-from pgworker.db.patience import Patience, PatientConnection
+from pgworker.db.connect import explain, is_outage
 from pgworker.errors import EXIT_BUG, PgworkerError, SchemaError
 from pgworker.lifecycle.claim import Lanes
-from pgworker.lifecycle.dead_letters import DeadLetterHook, declare_hooks
-from pgworker.lifecycle.heartbeat import announce_tasks
 from pgworker.linux.board import Board, Row
-from pgworker.linux.wake import WOKEN_BY_RUNNER, wake
 from pgworker.model.state import Outcome
 from pgworker.observe.events import Reporter
 from pgworker.observe.logs import fields, logger
+from pgworker.worker.alarm import ASLEEP, AWAKE, GROUPING, Alarm
+from pgworker.worker.link import Link
 from pgworker.worker.prefetch import Prefetch
 from pgworker.worker.recycle import Recycling
 from pgworker.worker.runner import FinishedJob, Runner
@@ -49,10 +45,6 @@ HOLD_UP = 0.25
 STARVED = 5.0
 """Seconds that a worker without a free file descriptor waits for its running jobs to end before it ends with them."""
 
-_AWAKE, _GROUPING, _ASLEEP = range(3)
-
-_RECONNECT_CAP = 2.0  # seconds
-
 log = logger("worker.clerk")
 
 
@@ -62,31 +54,27 @@ class Clerk:
     def __init__(
         self,
         *,
-        dsn: str,
-        application_name: str,
         settings: PoolSettings,
         board: Board,
         row: Row,
-        runner: Runner,
         tasks: Mapping[str, Task[..., Any]],
-        hooks: Sequence[DeadLetterHook],
+        runner: Runner,
+        link: Link,
+        alarm: Alarm,
         reporter: Reporter,
-        wake_read: int,
-        wake_write: int,
         recycling: Recycling,
     ) -> None:
-        self._dsn = dsn
-        self._application_name = application_name
         self._settings = settings
         self._board = board
         self._row = row
         self._runner = runner
-        self._tasks = list(tasks)
-        self._undeclared: Sequence[DeadLetterHook] | None = hooks
-        row.tasks_hash = int.from_bytes(sha256("\n".join(sorted(tasks)).encode()).digest()[:8], "big")
+        self._link = link
+        self._alarm = alarm
+        self._reporter = reporter
+        self._recycling = recycling
         lanes = Lanes.of(settings.queues)
         self._queue = PostgresQueue(
-            self._require_connection,
+            link.connection,
             row=row,
             floors=board.floors,
             lanes=lanes,
@@ -95,38 +83,20 @@ class Clerk:
             on_lost=lambda row, outcome: reporter.lose(row.queue, row.task, outcome),
             on_lease_lost=reporter.lose_lease,
         )
+        self._tasks = list(tasks)
         self._sweeper = Sweeper(board, self._tasks, lanes)
-        self._reporter = reporter
-        self._wake_read = wake_read
-        self._wake_write = wake_write
-        self._recycling = recycling
         self._prefetch = Prefetch(settings.prefetch_seconds, settings.max_batch, settings.slots)
-        self._connection: PatientConnection[Any] | None = None
-        self._patience = Patience(settings.lease_ttl, longest=settings.lease_ttl)
-        self._failed_connects = 0
-        self._starved_at = 0.0
-        self._dry_until = 0.0
-        self._free_seen = 0
-        self._put_ns = 0
-        self._settled_at = 0.0
-        self._asleep = _AWAKE
-        self._poll = select.poll()
-        self._poll.register(wake_read, select.POLLIN)
+        self._starved_at = self._dry_until = self._settled_at = 0.0
+        self._free_seen = self._put_ns = 0
         self.failure: PgworkerError | None = None
         """Why the clerk gave up; None: it has not."""
-
-    def wake(self, runner_starves: bool) -> None:
-        """Called by the runner after each job, and when it has nothing left: end the clerk's sleep, if it sleeps."""
-        if self._asleep == _ASLEEP or (runner_starves and self._asleep == _GROUPING):
-            self._asleep = _AWAKE
-            wake(self._wake_write, WOKEN_BY_RUNNER)
 
     def work(self) -> None:
         """Claim and settle until the worker drains and nothing is left; the runner is stopped on the way out."""
         try:
             while not self._is_done():
                 self._recycling.look()
-                self._sleep(self._go_round(), _ASLEEP)
+                self._sleep(self._go_round(), ASLEEP)
         except SchemaError as error:
             self.failure = error
             log.error("%s", error, extra=fields("worker_refused"))
@@ -149,8 +119,7 @@ class Clerk:
         finally:
             self._runner.take_back()  # nobody would settle it; it goes back with its lease
             self._runner.stop()
-            if self._connection is not None:
-                self._connection.close()
+            self._link.close()
 
     # -- one round
 
@@ -158,15 +127,15 @@ class Clerk:
         """Do what there is to do; returns the seconds to sleep unless woken."""
         self._collect()
         try:
-            self._connect()
+            self._link.open()
             self._give_back()
             wanted = self._wanted()
             if not wanted and self._queue.has_results and not self._is_settle_due():
-                self._sleep(SETTLE_INTERVAL, _GROUPING)
+                self._sleep(SETTLE_INTERVAL, GROUPING)
                 return 0.0
             if wanted or self._queue.has_results or self._is_progress_due():
                 self._trip(wanted)
-                if self._sweeper.sweep(self._require_connection()):
+                if self._sweeper.sweep(self._link.connection()):
                     self._dry_until = 0.0
         except SchemaError:
             raise
@@ -219,7 +188,7 @@ class Clerk:
         was_told = self._row.is_idle
         jobs = self._queue.claim(wanted)
         self._settled_at = time.monotonic()
-        self._patience.answered(self._require_connection())
+        self._link.has_answered()
         self._reporter.send()
         if wanted:
             has_room = self._runner.free > len(self._runner.todo) + len(jobs)
@@ -276,17 +245,12 @@ class Clerk:
         return pause if self._runner.is_idle else min(pause, PROGRESS_INTERVAL)
 
     def _sleep(self, seconds: float, depth: int) -> None:
-        """Until somebody writes to the wake-up pipe: the runner does so after every job while the clerk is `_ASLEEP`,
-        after its last one while `_GROUPING`, and never while `_AWAKE`."""
-        self._asleep = depth
+        self._alarm.set(depth)
         runner = self._runner
-        if depth == _ASLEEP and (runner.finished or runner.refused or runner.free > self._free_seen):
-            seconds = 0.0  # it happened while we were awake, and nobody writes for that
-        if self._poll.poll(max(0.0, seconds) * 1000):
-            woken = os.read(self._wake_read, 4096)
-            if woken.strip(WOKEN_BY_RUNNER):  # not only by the runner: somebody tells of new jobs, or of a drain
-                self._dry_until = 0.0
-        self._asleep = _AWAKE
+        if depth == ASLEEP and (runner.finished or runner.refused or runner.free > self._free_seen):
+            seconds = 0.0  # it happened while we were awake, and nobody rings for that
+        if self._alarm.wait(seconds):  # not only the runner has rung: somebody tells of new jobs, or of a drain
+            self._dry_until = 0.0
 
     def _is_done(self) -> bool:
         return (
@@ -309,49 +273,24 @@ class Clerk:
     def _is_held_up(self) -> bool:
         return bool(self._runner.todo) and self._stalled_for > HOLD_UP
 
-    # -- the connection
-
-    def _connect(self) -> None:
-        if self._connection is not None and not self._connection.closed:
-            return
-        prepare = None if self._settings.pooler else 1
-        self._connection = connect_to_schema(
-            self._dsn,
-            application_name=self._application_name,
-            prepare_threshold=prepare,
-            patience=self._patience.seconds,
-        )
-        if self._undeclared is not None:
-            declare_hooks(self._connection, self._tasks, self._undeclared)
-            self._undeclared = None
-        announce_tasks(self._connection, self._row.tasks_hash, self._tasks)
-        self._failed_connects = 0
-
-    def _require_connection(self) -> PatientConnection[Any]:
-        assert self._connection is not None, "_connect comes first in every round"
-        return self._connection
+    # -- trouble
 
     def _after_error(self, error: psycopg.Error | OSError | PgworkerError) -> None:
         """Keep what is finished, drop the connection, say it once a second, wait a little."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-        self._failed_connects += 1
-        self._patience.after(error)
+        pause = self._link.fail(error)
         self._leave_without_descriptors()
         if self._board.take_outage_line(time.monotonic_ns()):
             waiting = sum(len(lease.ready) for lease in self._queue.leases)
             level = log.warning if is_outage(error) else log.error
-            said = explain(error, self._dsn)
+            said = explain(error, self._link.dsn)
             level("%s Trying again.", said, extra=fields("database_away", waiting=waiting))
-        pause = min(_RECONNECT_CAP, 0.1 * 2.0 ** min(self._failed_connects, 10)) * random.uniform(0.5, 1.0)
-        self._sleep(pause, _AWAKE)
+        self._sleep(pause, AWAKE)
 
     def _leave_without_descriptors(self) -> None:
         """A handler may have left open all the files that a process may have: then nothing can be recorded here, and
         what we hold would be renewed for ever. Wait for what runs, so that nobody is charged for it, but not long."""
         try:
-            os.close(os.dup(self._wake_read))
+            os.close(os.dup(self._alarm.fileno()))
         except OSError:
             self._starved_at = self._starved_at or time.monotonic()
         else:

@@ -150,8 +150,8 @@ class Execution:
         return Ended(job.job_id, job.execution, self.started_ns, finished_ns, result=text)
 
     def failed(self, error: BaseException, tasks: dict[str, Task[..., Any]]) -> Ended:
-        job = self.claimed.row
-        verdict = judge_anyhow(error, self.reason, self._cancel_seen, self.claimed, tasks.get(job.task))
+        row = self.claimed.row
+        verdict = judge_anyhow(error, self.reason, self._cancel_seen, self.claimed, tasks.get(row.task))
         described = describe_error(error)
         finished_ns = time.monotonic_ns()
         if not self.is_settled and not self.is_lost:
@@ -159,16 +159,8 @@ class Execution:
             if verdict.outcome.is_charged:
                 onward |= {"error": described["type"], "error_message": described["message"]}
             self._tell_end(verdict.outcome, verdict.consequence, finished_ns, verdict.next, **onward)
-        return Ended(
-            job.job_id,
-            job.execution,
-            self.started_ns,
-            finished_ns,
-            verdict.outcome,
-            verdict.next,
-            verdict.delay,
-            None if verdict.outcome is Outcome.CANCELLED else msgspec.json.encode(described).decode(),
-        )
+        stored = None if verdict.outcome is Outcome.CANCELLED else msgspec.json.encode(described).decode()
+        return verdict.ended(row, self.started_ns, finished_ns, stored)
 
     def warn_of_failure_after_commit(self, ended: Ended) -> None:
         told = msgspec.json.decode(ended.error or "{}")

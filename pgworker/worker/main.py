@@ -8,22 +8,27 @@ import socket
 import sys
 import threading
 from dataclasses import dataclass
+from hashlib import sha256
+from types import SimpleNamespace
 
 import setproctitle
 
+from pgworker.app.app import App
 from pgworker.app.registry import load_app
 from pgworker.app.scope import job_here
 from pgworker.config.settings import PoolSettings
 from pgworker.errors import PgworkerError
 from pgworker.linux import stacks
-from pgworker.linux.board import Board
+from pgworker.linux.board import Board, Row
 from pgworker.linux.memory import limit_data
 from pgworker.linux.wake import wake
 from pgworker.model.graces import Graces
 from pgworker.observe import logs
 from pgworker.observe.events import Reporter
+from pgworker.worker.alarm import Alarm
 from pgworker.worker.clerk import Clerk
 from pgworker.worker.execution import SlotTransactions
+from pgworker.worker.link import Link
 from pgworker.worker.recycle import Limits, Recycling
 from pgworker.worker.runner import Runner
 from pgworker.worker.terminal import leave_terminal
@@ -48,18 +53,49 @@ class WorkerPlace:
     stacks: int
     cpus: frozenset[int] = frozenset()
 
+    @property
+    def row(self) -> Row:
+        return self.board.rows[self.index]
+
+
+class Worker:
+    """The runner, on the main thread, and the clerk, in one of its own, which stops it in the end."""
+
+    def __init__(self, dsn: str, app: App, state: SimpleNamespace, settings: PoolSettings, place: WorkerPlace) -> None:
+        name, row = f"pgworker worker {place.index}", place.row
+        row.tasks_hash = int.from_bytes(sha256("\n".join(sorted(app.tasks)).encode()).digest()[:8], "big")
+        self._alarm = Alarm(place.wake_read, place.wake_write)
+        self._runner = Runner(
+            app,
+            row,
+            Graces(settings.cancel_grace, settings.term_grace, settings.lease_ttl),
+            [_transactions(dsn, name, slot) for slot in range(settings.slots)],
+            state,
+        )
+        self._clerk = Clerk(
+            settings=settings,
+            board=place.board,
+            row=row,
+            tasks=app.tasks,
+            runner=self._runner,
+            link=Link(dsn, name, settings, row, app.tasks, app.dead_letter_hooks),
+            alarm=self._alarm,
+            reporter=Reporter(place.index, socket.socket(fileno=place.events)),
+            recycling=Recycling(Limits.draw(settings, row.worker_id), row),
+        )
+
+    def work(self) -> int:
+        """Until drained; returns the exit code."""
+        thread = threading.Thread(target=self._clerk.work, name="clerk")
+        thread.start()
+        self._runner.run_jobs(self._alarm.wake)
+        thread.join()
+        return 0 if self._clerk.failure is None else self._clerk.failure.exit_code
+
 
 def run_worker(dsn: str, app_path: str, settings: PoolSettings, place: WorkerPlace) -> int:
     """Work until drained; returns the exit code. Runs in a forked child, on its main thread."""
-    logs.set_process(f"worker {place.index}")
-    setproctitle.setproctitle(f"pgworker: worker {place.index} ({','.join(settings.queues)})")
-    sys.setswitchinterval(_SWITCH_INTERVAL)
-    logs.name_jobs(job_here)
-    row = place.board.rows[place.index]
-    stacks.install(place.stacks)
-    leave_terminal()
-    _drain_on_term(place)
-    _isolate(settings, place.cpus)
+    _become_worker(settings, place)
     try:
         app = load_app(app_path)
         app.use_dsn(dsn)
@@ -68,43 +104,33 @@ def run_worker(dsn: str, app_path: str, settings: PoolSettings, place: WorkerPla
     except PgworkerError as error:
         log.error("%s", error, extra=logs.fields("worker_refused"))
         return error.exit_code
-    name = f"pgworker worker {place.index}"
-    runner = Runner(
-        app,
-        row,
-        Graces(settings.cancel_grace, settings.term_grace, settings.lease_ttl),
-        [_transactions(dsn, name, slot) for slot in range(settings.slots)],
-        state,
-    )
-    clerk = Clerk(
-        dsn=dsn,
-        application_name=name,
-        settings=settings,
-        board=place.board,
-        row=row,
-        runner=runner,
-        tasks=app.tasks,
-        hooks=app.dead_letter_hooks,
-        reporter=Reporter(place.index, socket.socket(fileno=place.events)),
-        wake_read=place.wake_read,
-        wake_write=place.wake_write,
-        recycling=Recycling(Limits.draw(settings, row.worker_id), row),
-    )
-    thread = threading.Thread(target=clerk.work, name="clerk")
+    worker = Worker(dsn, app, state, settings, place)
     log.info(
         "ready: %d tasks on %s, %d at a time",
         len(app.tasks),
         ", ".join(settings.queues),
         settings.slots,
-        extra=logs.fields("worker_started", worker=place.index, worker_id=row.worker_id, task_count=len(app.tasks)),
+        extra=logs.fields(
+            "worker_started", worker=place.index, worker_id=place.row.worker_id, task_count=len(app.tasks)
+        ),
     )
-    row.set_ready()  # before anything is claimed: who is not ready may be killed without a loss
-    thread.start()
-    runner.run_jobs(clerk.wake)
-    thread.join()
+    place.row.set_ready()  # before anything is claimed: who is not ready may be killed without a loss
+    code = worker.work()
     app.stop_worker(state)
     app.close()
-    return clerk.failure.exit_code if clerk.failure is not None else 0
+    return code
+
+
+def _become_worker(settings: PoolSettings, place: WorkerPlace) -> None:
+    """What this process is called, what it does at a signal, and what of the host it takes."""
+    logs.set_process(f"worker {place.index}")
+    setproctitle.setproctitle(f"pgworker: worker {place.index} ({','.join(settings.queues)})")
+    sys.setswitchinterval(_SWITCH_INTERVAL)
+    logs.name_jobs(job_here)
+    stacks.install(place.stacks)
+    leave_terminal()
+    _drain_on_term(place)
+    _isolate(settings, place.cpus)
 
 
 def _transactions(dsn: str, name: str, slot: int) -> SlotTransactions:
@@ -114,7 +140,7 @@ def _transactions(dsn: str, name: str, slot: int) -> SlotTransactions:
 
 def _drain_on_term(place: WorkerPlace) -> None:
     """TERM sent to this worker alone drains it, just as the master asks it to."""
-    row, pipe = place.board.rows[place.index], place.wake_write
+    row, pipe = place.row, place.wake_write
 
     def drain(_number: int, _frame: object) -> None:
         row.ask_drain()

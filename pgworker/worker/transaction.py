@@ -22,7 +22,7 @@ from pgworker.app.leases import ClaimedJob
 from pgworker.db.connect import connect
 from pgworker.db.patience import ANSWER, PatientConnection
 from pgworker.errors import EXIT_BUG, Cancelled, DatabaseUnavailable, LeaseLost
-from pgworker.lifecycle.settle import Ended, Settlement, check_settled, settle_success
+from pgworker.lifecycle.settle import Ended, Settlement, find_unsettled, settle_success
 from pgworker.observe.logs import fields, logger
 
 if TYPE_CHECKING:
@@ -166,13 +166,9 @@ class JobTransactions:
 
         def look() -> bool:
             with self._connected().cursor() as cursor:
-                check_settled(cursor, settlement_of(execution))
-            return True
+                return not find_unsettled(cursor, settlement_of(execution))
 
-        try:
-            return self._patiently(look, execution)
-        except LeaseLost:
-            return False
+        return self._patiently(look, execution)
 
 
 def _settle(connection: Connection[Any], execution: Settleable) -> None:

@@ -17,8 +17,8 @@ from psycopg.rows import tuple_row
 
 from pgworker.db.connect import connect_async
 from pgworker.db.patience import ANSWER, PatientAsyncConnection
-from pgworker.errors import DatabaseUnavailable, LeaseLost
-from pgworker.lifecycle.settle import check_settled_async, settle_success_async
+from pgworker.errors import DatabaseUnavailable
+from pgworker.lifecycle.settle import find_unsettled_async, settle_success_async
 from pgworker.worker.transaction import (
     Settleable,
     lease_is_gone,
@@ -141,13 +141,9 @@ class AsyncJobTransactions:
 
         async def look() -> bool:
             async with (await self._connected()).cursor() as cursor:
-                await check_settled_async(cursor, settlement_of(execution))
-            return True
+                return not await find_unsettled_async(cursor, settlement_of(execution))
 
-        try:
-            return await self._patiently(look, execution)
-        except LeaseLost:
-            return False
+        return await self._patiently(look, execution)
 
 
 async def _settle(connection: AsyncConnection[Any], execution: Settleable) -> None:

@@ -79,6 +79,9 @@ def test_a_token_that_nobody_has_spoken_of_is_shown_otherwise_than_one_that_is_o
     ):
         shown = run(tmp_path, "config", "show", "--origin", **variables)
         assert row in [line.split() for line in shown.stdout.splitlines()]
+    for variables, value in (({}, ""), ({"PGWORKER_METRICS_TOKEN_FILE": "off"}, None)):
+        shown = run(tmp_path, "config", "show", "--json", **variables)
+        assert {"setting": "metrics_token_file", "value": value} in map(json.loads, shown.stdout.splitlines())
 
 
 def test_an_address_of_other_hosts_is_refused_there_too_unless_there_is_a_token_or_off(tmp_path: Path) -> None:

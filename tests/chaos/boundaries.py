@@ -89,7 +89,7 @@ FUNCTIONS: Mapping[str, str] = {
     "put_jobs": "pgworker.worker.runner:Runner.put",
     "take_back": "pgworker.worker.runner:Runner.take_back",
     "collect": "pgworker.worker.clerk:Clerk._collect",
-    "wake_clerk": "pgworker.worker.clerk:Clerk.wake",
+    "wake_clerk": "pgworker.worker.alarm:Alarm.wake",
     "give_back": "pgworker.worker.clerk:Clerk._give_back",
     "show_ready": "pgworker.linux.board:Row.set_ready",
     "show_run": "pgworker.linux.board:Row.start_run",

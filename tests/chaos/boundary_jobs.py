@@ -15,6 +15,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 
 from pgworker import App, Backoff, Context, DeadLetter, Discard
+from tests.chaos.evidence import append
 
 app = App()
 _SOON = Backoff(base=0.05, cap=0.2)
@@ -22,13 +23,8 @@ _EFFECT = "insert into chaos.effect values (%s, %s)"
 
 
 def start(ctx: Context, directory: str) -> None:
-    """Say that this execution starts, in one write."""
-    line = f"{ctx.job.id} {ctx.job.execution} {os.getpid()}\n"
-    ledger = os.open(Path(directory, "ledger"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    try:
-        os.write(ledger, line.encode())
-    finally:
-        os.close(ledger)
+    """Say that this execution starts."""
+    append(Path(directory, "ledger"), ctx.job.id, ctx.job.execution, os.getpid())
 
 
 @app.task(name="quick", backoff=_SOON)

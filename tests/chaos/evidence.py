@@ -45,6 +45,15 @@ class Ledger:
         os.close(self._fd)
 
 
+def append(file: Path, *words: object) -> None:
+    """One line, for whoever is told each time which file it is."""
+    ledger = Ledger(file)
+    try:
+        ledger.note(*words)
+    finally:
+        ledger.close()
+
+
 class FaultLog:
     """What was done to the world, with the seconds since it began."""
 

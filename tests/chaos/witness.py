@@ -13,12 +13,11 @@ from typing import Any
 from uuid import UUID
 
 import pgworker.app.leases
-import pgworker.app.queue
+import pgworker.app.losses
 import pgworker.worker.execution
 from pgworker import Context
 from pgworker.app.leases import ClaimedJob
-from pgworker.errors import LeaseLost
-from pgworker.lifecycle.settle import Settlement
+from pgworker.lifecycle.settle import Ended, Settlement
 from tests.chaos.evidence import ACKED, BEGAN, FENCED, STARTED, Ledger
 
 VARIABLE = "PGWORKER_CHAOS_EVIDENCE"
@@ -58,18 +57,17 @@ class Witness:
 
     def watch_settles(self) -> None:
         """From now on, note what the settles of this process's clerk come to."""
-        check: Callable[..., None] = getattr(pgworker.app.queue, "check_settled")  # noqa: B009
+        find: Callable[..., list[Ended]] = getattr(pgworker.app.losses, "find_unsettled")  # noqa: B009
         mark: Callable[..., None] = pgworker.app.leases.HeldLease.mark_settled
 
-        def check_settled(cursor: Any, settlement: Settlement) -> None:
-            try:
-                check(cursor, settlement)
-            except LeaseLost:
+        def find_unsettled(cursor: Any, settlement: Settlement) -> list[Ended]:
+            unsettled = find(cursor, settlement)
+            if unsettled:
                 self._refused.add(settlement.lease_id)
                 runs = settlement.executions
                 if len(runs) == 1:  # of several, some may have been recorded by a try before
                     self._note(FENCED, runs[0].job_id, runs[0].execution, settlement.lease_id)
-                raise
+            return unsettled
 
         def mark_settled(lease: pgworker.app.leases.HeldLease) -> None:
             if lease.lease_id not in self._refused:
@@ -78,7 +76,7 @@ class Witness:
                         self._note(ACKED, run.job_id, run.execution, lease.lease_id)
             mark(lease)
 
-        setattr(pgworker.app.queue, "check_settled", check_settled)  # noqa: B010  a patch, for mypy too
+        setattr(pgworker.app.losses, "find_unsettled", find_unsettled)  # noqa: B010  a patch, for mypy too
         setattr(pgworker.app.leases.HeldLease, "mark_settled", mark_settled)  # noqa: B010
 
     def _note(self, *words: object) -> None:

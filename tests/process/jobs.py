@@ -20,6 +20,7 @@ import psycopg
 from psycopg.rows import dict_row
 
 from pgworker import App, Backoff, Context, Job, Retry, Snooze
+from tests.chaos.evidence import append
 
 app = App()
 _SOON = Backoff(base=0.05, cap=0.2)
@@ -27,13 +28,8 @@ _LOOK = 0.01  # seconds between two looks at a gate
 
 
 def note(ctx: Context, directory: str, event: str, name: str) -> None:
-    """Append a line to the ledger, in one write: whole also when the next instruction kills this process."""
-    line = f"{event} {name} {ctx.job.execution} {os.getpid()}\n"
-    ledger = os.open(Path(directory, "ledger"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    try:
-        os.write(ledger, line.encode())
-    finally:
-        os.close(ledger)
+    """Append a line to the ledger: whole also when the next instruction kills this process."""
+    append(Path(directory, "ledger"), event, name, ctx.job.execution, os.getpid())
 
 
 def wait_for_gate(directory: str, name: str) -> None:

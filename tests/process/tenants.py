@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 from pgworker import App, Backoff, Cancelled, Context
+from tests.chaos.evidence import append
 from tests.sql.tenants import SEEN, is_fresh, make_mischief
 
 app = App()
@@ -20,12 +21,7 @@ def visit(ctx: Context, directory: str, mischief: str, end: str) -> None:
     with ctx.transaction() as connection:
         is_fresh(connection, org)
         seen = [row[0] for row in connection.execute(SEEN).fetchall()]
-        line = json.dumps({"org": org, "seen": seen, "pid": os.getpid()}) + "\n"
-        ledger = os.open(Path(directory, "ledger"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        try:
-            os.write(ledger, line.encode())
-        finally:
-            os.close(ledger)
+        append(Path(directory, "ledger"), json.dumps({"org": org, "seen": seen, "pid": os.getpid()}))
         if org is not None:
             connection.execute("insert into shop.notes (note) values (%s)", [str(ctx.job.id)])
         if ctx.job.execution == 1:

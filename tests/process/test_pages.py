@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from pgworker.config.token import NoToken
 from pgworker.monitor.bearer import Bearer
 from pgworker.monitor.http import Pages
 from tests.process.pool import DEADLINE, eventually
@@ -51,7 +52,7 @@ def port(metrics: SlowMetrics) -> Iterator[int]:
     registry.register(metrics)
     metrics.made = 0  # to register it is to collect it once
     metrics.begun.clear()
-    pages = Pages(listening, registry, Bearer(None), lambda: True, lambda: False)
+    pages = Pages(listening, registry, Bearer(NoToken.UNSAID), lambda: True, lambda: False)
     pages.serve_in_thread()
     yield int(listening.getsockname()[1])
     metrics.go_on.set()

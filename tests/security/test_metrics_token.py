@@ -17,7 +17,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from pgworker.config.settings import PoolSettings, is_loopback
-from pgworker.config.token import LONGEST, SHORTEST, is_readable_by_all, read_token
+from pgworker.config.token import LONGEST, SHORTEST, NoToken, is_readable_by_all, read_token
 from pgworker.errors import EXIT_CONFIGURATION, ConfigurationError
 from pgworker.monitor.bearer import Bearer
 from pgworker.monitor.http import Pages
@@ -370,7 +370,7 @@ def test_beyond_this_host_there_is_a_token_or_somebody_has_said_that_none_is_nee
         PoolSettings(workers=1, metrics_listen=listen)
     assert NEEDS in str(caught.value)
     assert str(caught.value).startswith(f"/metrics at {listen}, ")
-    PoolSettings(workers=1, metrics_listen=listen, metrics_token_file=None)
+    PoolSettings(workers=1, metrics_listen=listen, metrics_token_file=NoToken.OFF)
     PoolSettings(workers=1, metrics_listen=listen, metrics_token_file="token")
 
 

@@ -24,7 +24,7 @@ from pgworker.lifecycle.cancel import cancel_waiting
 from pgworker.lifecycle.claim import Lanes, find_below_floor, find_dry_lanes, floor_of
 from pgworker.lifecycle.progress import forget_progress, save_progress
 from pgworker.lifecycle.release import release_jobs
-from pgworker.lifecycle.settle import Next, check_settled
+from pgworker.lifecycle.settle import Next, find_unsettled
 from pgworker.model.progress import say
 from pgworker.model.selection import JobFilter
 from pgworker.model.state import Outcome, Status
@@ -345,7 +345,7 @@ def whole_life(worker: Worker, monitor: Monitor, jobs: int) -> list[Scan]:
         lease = worker.claim(jobs)
         failed = lease.settlement(1, half, outcome=Outcome.FAILED, then=Next.REQUEUE)
         assert worker.settle(failed)
-        check_settled(worker.connection.cursor(), failed)
+        assert find_unsettled(worker.connection.cursor(), failed) == []
         [back] = release_jobs(worker.connection, lease.lease_id, half + 1).lanes
         assert back.jobs == half
         lost = worker.claim(jobs)

@@ -451,7 +451,7 @@ def test_a_trip_whose_reply_was_lost_is_repeated_and_leaves_the_next_execution_a
     queue.fail(failed, again(failed))
     [news] = [lease.news() for lease in queue.leases]
     assert news is not None
-    save_progress(db, news.lease_id, news.said)
+    save_progress(db, news.lease.lease_id, news.said)
     assert news.settlement is not None
     assert settle(db.cursor(), news.settlement)
     other = open_queue(dsn)

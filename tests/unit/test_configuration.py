@@ -11,6 +11,7 @@ import pytest
 from pgworker.config.layers import Configuration, Sources, configure, dsn_of_environment, find_dsn
 from pgworker.config.options import BY_KEY, OPTIONS
 from pgworker.config.settings import PoolSettings
+from pgworker.config.token import NoToken
 from pgworker.errors import ConfigurationError
 
 SECRET = "s3cr3t"
@@ -209,11 +210,18 @@ def test_a_file_without_a_dsn_is_named_and_its_content_is_not(content: bytes | N
 def test_the_file_of_a_token_is_found_beside_the_file_that_names_it_and_off_is_no_file() -> None:
     Path("etc").mkdir()
     settings = Path("etc/mail.toml")
-    for said, meant in (("token", "etc/token"), ("/run/token", "/run/token"), ("off", None), ("", "")):
+    for said, meant in (
+        ("token", "etc/token"),
+        ("/run/token", "/run/token"),
+        ("off", NoToken.OFF),
+        ("", NoToken.UNSAID),
+    ):
         settings.write_text(f'metrics_token_file = "{said}"\n')
         assert read(config=str(settings)).settings.metrics_token_file == meant
     assert read(PGWORKER_METRICS_TOKEN_FILE="token").settings.metrics_token_file == "token"
-    assert read(metrics_token_file="off", PGWORKER_METRICS_TOKEN_FILE="token").settings.metrics_token_file is None
+    assert (
+        read(metrics_token_file="off", PGWORKER_METRICS_TOKEN_FILE="token").settings.metrics_token_file is NoToken.OFF
+    )
 
 
 @pytest.mark.usefixtures("directory")
@@ -222,7 +230,7 @@ def test_address_and_token_may_come_from_different_layers() -> None:
     assert "needs --metrics-token-file FILE" in refused(own)
     assert read(own, metrics_token_file="off").settings.metrics_listen == "0.0.0.0:9464"
     assert read(own, PGWORKER_METRICS_TOKEN_FILE="token").settings.metrics_token_file == "token"
-    assert read(own, metrics_listen="127.0.0.1:9464").settings.metrics_token_file == ""
+    assert read(own, metrics_listen="127.0.0.1:9464").settings.metrics_token_file is NoToken.UNSAID
 
 
 @pytest.mark.usefixtures("directory")
@@ -315,7 +323,9 @@ def test_a_named_pyproject_toml_is_read_as_one() -> None:
         ("max_age", None, "off"),
         ("preload", False, "false"),
         ("queues", ("a", "b"), "a, b"),
-        ("metrics_token_file", None, "off"),
+        ("metrics_token_file", NoToken.OFF, "off"),
+        ("metrics_token_file", NoToken.UNSAID, ""),
+        ("metrics_token_file", "/run/token", "/run/token"),
     ],
 )
 def test_a_value_is_shown_as_it_may_be_written(key: str, value: object, shown: str) -> None:

@@ -10,14 +10,15 @@ from uuid import UUID
 import psycopg
 from psycopg import Connection, Cursor
 
-import pgworker.app.leases
-import pgworker.app.queue
+import pgworker.app.losses
 import pgworker.cli.pool
 import pgworker.lifecycle.enqueue
 import pgworker.master.main
 import pgworker.monitor.renewals
 import pgworker.worker.clerk
+import pgworker.worker.link
 import pgworker.worker.transaction
+from pgworker.app.handing_back import LostClaims
 from pgworker.app.leases import ClaimedJob, HeldLease
 from pgworker.app.queue import PostgresQueue
 from pgworker.lifecycle.settle import Ended, Next, Settlement
@@ -50,19 +51,21 @@ _RENEW_ALL = """
 
 
 def _settle_without_fence(bed: Bed) -> None:
-    def check_settled(cursor: Cursor[Any], settlement: Settlement) -> None:
+    def find_unsettled(cursor: Cursor[Any], settlement: Settlement) -> list[Ended]:
         for run in settlement.executions:
             cursor.execute(_RECORD, [run.job_id, settlement.lease_id, run.execution])
+        return []
 
-    bed.patch(pgworker.app.queue, "check_settled", check_settled)
+    bed.patch(pgworker.app.losses, "find_unsettled", find_unsettled)
 
 
 def _settle_by_id(bed: Bed) -> None:
-    def check_settled(cursor: Cursor[Any], settlement: Settlement) -> None:
+    def find_unsettled(cursor: Cursor[Any], settlement: Settlement) -> list[Ended]:
         for run in settlement.executions:
             cursor.execute(_RECORD_LATEST, {"job_id": run.job_id, "lease_id": settlement.lease_id})
+        return []
 
-    bed.patch(pgworker.app.queue, "check_settled", check_settled)
+    bed.patch(pgworker.app.losses, "find_unsettled", find_unsettled)
 
 
 def _commit_apart(bed: Bed) -> None:
@@ -78,7 +81,7 @@ def _commit_apart(bed: Bed) -> None:
 
 
 def _lose_commits(bed: Bed) -> None:
-    connect = getattr(pgworker.worker.clerk, "connect_to_schema")  # noqa: B009
+    connect = getattr(pgworker.worker.link, "connect_to_schema")  # noqa: B009
 
     def connect_to_liar(*given: Any, **named: Any) -> Connection[Any]:
         connection: Connection[Any] = connect(*given, **named)
@@ -91,7 +94,7 @@ def _lose_commits(bed: Bed) -> None:
         setattr(connection, "execute", execute_or_not)  # noqa: B010
         return connection
 
-    bed.patch(pgworker.worker.clerk, "connect_to_schema", connect_to_liar)
+    bed.patch(pgworker.worker.link, "connect_to_schema", connect_to_liar)
 
 
 def _lose_replies(bed: Bed) -> None:
@@ -114,7 +117,7 @@ def _renew_lost_claims(bed: Bed) -> None:
         renew(renewals, connection, *given)
         connection.execute(_RENEW_ALL)
 
-    bed.patch(PostgresQueue, "_release_lost_claims", lambda queue: getattr(queue, "_lost_claims").clear())  # noqa: B009
+    bed.patch(LostClaims, "release", lambda claims, _connection: getattr(claims, "_until").clear())  # noqa: B009
     bed.patch(pgworker.monitor.renewals.Renewals, "renew_due", renew_all)
 
 

@@ -1,0 +1,80 @@
+"""One by one: the server would not store something in a group. Find it, and record its job without it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import psycopg
+from psycopg import Connection
+from psycopg.pq import TransactionStatus
+
+from pgworker.app.leases import HeldLease, News
+from pgworker.lifecycle.progress import forget_progress, save_progress
+from pgworker.lifecycle.settle import Settlement, is_settled, settle_jobs
+from pgworker.observe.logs import fields, logger
+
+UNSTORABLE = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded)
+"""What the server says of a result or error that it can't take; no reason to try the same again."""
+
+log = logger("queue")
+
+
+def tell_one_by_one(connection: Connection[Any], news: Sequence[News]) -> list[tuple[HeldLease, Settlement]]:
+    """After a transaction with it has failed; each now commits by itself. What the server has not recorded just now,
+    as `is_settled` says, of which lease."""
+    if connection.info.transaction_status is not TransactionStatus.IDLE:
+        connection.rollback()
+    for told in news:
+        _save_progress(connection, told)
+    unsettled = [(told.lease, single) for told in news for single in _settle(connection, told)]
+    if silenced := [job_id for told in news for job_id in told.silenced]:
+        forget_progress(connection, silenced)
+    return unsettled
+
+
+def _save_progress(connection: Connection[Any], news: News) -> None:
+    for position, said in news.said.items():
+        try:
+            save_progress(connection, news.lease.lease_id, {position: said})
+        except UNSTORABLE as error:  # noqa: PERF203  each by itself is what this is for
+            log.error(
+                "the server would not store progress",
+                extra=fields("progress_not_stored", **news.lease.log_fields(position), error=_why(error)),
+            )
+
+
+def _settle(connection: Connection[Any], news: News) -> list[Settlement]:
+    settlement, unsettled = news.settlement, []
+    if settlement is None:
+        return []
+    for position, run in enumerate(settlement.ended, start=settlement.first):
+        if run is not None:
+            single = Settlement(settlement.lease_id, position, [run], ends_lease=False)
+            if not _is_settled_alone(connection, news.lease, single):
+                unsettled.append(single)
+    if settlement.ends_lease:
+        with connection.cursor() as cursor:
+            settle_jobs(cursor, Settlement(settlement.lease_id, 1, [], ends_lease=True), time.monotonic_ns())
+    return unsettled
+
+
+def _is_settled_alone(connection: Connection[Any], lease: HeldLease, single: Settlement) -> bool:
+    with connection.cursor() as cursor:
+        try:
+            settle_jobs(cursor, single, time.monotonic_ns())
+        except UNSTORABLE as error:
+            log.error(
+                "the server would not store the result or error of a job; it is recorded without",
+                extra=fields("result_not_stored", **lease.log_fields(single.first), error=_why(error)),
+            )
+            bare = replace(single, ended=[single.executions[0]._replace(result=None, error=None)])
+            settle_jobs(cursor, bare, time.monotonic_ns())
+        return is_settled(cursor, single)
+
+
+def _why(error: psycopg.Error) -> str:
+    """Without what the server adds to it, which quotes the value."""
+    return error.diag.message_primary or type(error).__name__

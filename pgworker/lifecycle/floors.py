@@ -1,0 +1,47 @@
+"""The claim floors of a board, by queue and priority: claims of a lane start there, so no due job may lie below."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from uuid import UUID
+
+from pgworker.lifecycle.claim import ClaimedRow, Lanes, floor_of
+from pgworker.lifecycle.release import Returned
+from pgworker.linux.board import Floors
+
+
+class LaneFloors:
+    """Those of the lanes that are served here. A floor rises with what is claimed, and comes down to what goes back."""
+
+    def __init__(self, floors: Floors, lanes: Lanes) -> None:
+        self._floors = floors
+        self._lanes = lanes
+
+    def read(self) -> tuple[list[int], list[int]]:
+        """All of them, as a claim takes them."""
+        return self._floors.read()
+
+    def rise(self, seen: tuple[list[int], list[int]], rows: Sequence[ClaimedRow]) -> None:
+        """Over what was claimed, one row at least, from the floors that the claim has `seen`."""
+        last = {(row.queue, row.priority): row for row in (rows if rows[0][6:8] != rows[-1][6:8] else rows[-1:])}
+        for (queue, priority), row in last.items():
+            lane = self._lanes.index(queue, priority)
+            if lane is not None:
+                self._floors.advance(lane, (seen[0][lane], seen[1][lane]), floor_of(row.run_at, row.job_id))
+
+    def lower(self, queue: str, priority: int, run_at: datetime, job_id: UUID) -> None:
+        """Let claims find a job that is back in the queue, should its lane be served here."""
+        lane = self._lanes.index(queue, priority)
+        if lane is not None:
+            self._floors.lower(lane, floor_of(run_at, job_id))
+
+    def lower_to(self, returned: Iterable[Returned]) -> None:
+        """Let claims find what was released."""
+        for back in returned:
+            self.lower(back.queue, back.priority, back.run_at, back.job_id)
+
+    def lower_all(self) -> None:
+        """Let claims look from the very beginning of each lane."""
+        for lane in range(len(self._lanes)):
+            self._floors.lower(lane, (0, 0))

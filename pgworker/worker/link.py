@@ -1,0 +1,79 @@
+"""The clerk's connection, made anew after each outage."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import psycopg
+
+from pgworker.app.task import Task
+from pgworker.config.settings import PoolSettings
+from pgworker.db.connect import connect_to_schema
+from pgworker.db.patience import Patience, PatientConnection
+from pgworker.errors import PgworkerError
+from pgworker.lifecycle.dead_letters import DeadLetterHook, declare_hooks
+from pgworker.lifecycle.heartbeat import announce_tasks
+from pgworker.linux.board import Row
+
+_RECONNECT_CAP = 2.0  # seconds
+
+
+class Link:
+    """The database, and what it is told of this worker: its tasks whenever it is connected to, its hooks once."""
+
+    def __init__(
+        self,
+        dsn: str,
+        application_name: str,
+        settings: PoolSettings,
+        row: Row,
+        tasks: Mapping[str, Task[..., Any]],
+        hooks: Sequence[DeadLetterHook],
+    ) -> None:
+        self.dsn = dsn
+        self._application_name = application_name
+        self._prepare = None if settings.pooler else 1
+        self._row = row
+        self._tasks = list(tasks)
+        self._undeclared: Sequence[DeadLetterHook] | None = hooks
+        self._patience = Patience(settings.lease_ttl, longest=settings.lease_ttl)
+        self._connection: PatientConnection[Any] | None = None
+        self._failures = 0
+
+    def open(self) -> None:
+        """Connect, unless we are."""
+        if self._connection is not None and not self._connection.closed:
+            return
+        self._connection = connect_to_schema(
+            self.dsn,
+            application_name=self._application_name,
+            prepare_threshold=self._prepare,
+            patience=self._patience.seconds,
+        )
+        if self._undeclared is not None:
+            declare_hooks(self._connection, self._tasks, self._undeclared)
+            self._undeclared = None
+        announce_tasks(self._connection, self._row.tasks_hash, self._tasks)
+        self._failures = 0
+
+    def connection(self) -> PatientConnection[Any]:
+        assert self._connection is not None, "`open` comes first in every round"
+        return self._connection
+
+    def has_answered(self) -> None:
+        """A whole trip went well: the next answer is waited for as long as is usual."""
+        self._patience.answered(self.connection())
+
+    def fail(self, error: psycopg.Error | OSError | PgworkerError) -> float:
+        """Drop the connection after an error; returns the seconds to wait before the next one."""
+        self.close()
+        self._failures += 1
+        self._patience.after(error)
+        return min(_RECONNECT_CAP, 0.1 * 2.0 ** min(self._failures, 10)) * random.uniform(0.5, 1.0)
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
