@@ -356,8 +356,7 @@ class Monitor:
             patience=self._patience.seconds,
         )
         self._connection = connection
-        if not self._settings.pooler:  # which would hand the setting to others
-            limit_session(connection)
+        limit_session(connection, self._patience.seconds)
         self._board.is_connected = True
         if self._was_away:
             self._was_away = False
