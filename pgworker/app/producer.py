@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Final
 from uuid import UUID
 
@@ -18,7 +18,6 @@ from pgworker.app.targets import AsyncDriver, Driver, SyncDriver, Target, async_
 from pgworker.db.connect import dsn_of, explain
 from pgworker.errors import InvalidJob, SchemaError
 from pgworker.lifecycle.enqueue import enqueue_jobs, enqueue_jobs_async
-from pgworker.lifecycle.transaction import in_time
 from pgworker.model.job import JobRequest
 from pgworker.observe.logs import fields, logger
 
@@ -108,13 +107,10 @@ def _chunks(requests: Sequence[JobRequest]) -> Iterator[Chunk]:
         yield chunk
 
 
-@contextmanager
-def _together(driver: SyncDriver, chunks: Sequence[Chunk]) -> Iterator[None]:
+def _together(driver: SyncDriver, chunks: Sequence[Chunk]) -> AbstractContextManager[object]:
     """A transaction if several statements would commit one by one. Never in the way of the caller's own."""
     connection = driver if isinstance(driver, Connection) else driver.connection
-    are_apart = connection.autocommit and len(chunks) > 1
-    with connection.transaction() if are_apart else nullcontext(), in_time(connection):
-        yield
+    return connection.transaction() if connection.autocommit and len(chunks) > 1 else nullcontext()
 
 
 def _together_async(driver: AsyncDriver, chunks: Sequence[Chunk]) -> AbstractAsyncContextManager[object]:

@@ -51,7 +51,8 @@ def cancel_job(connection: Connection[Any], job_id: UUID) -> CancelAnswer:
 def cancel_waiting_job(connection: Connection[Any], job_id: UUID) -> bool:
     """Cancel one job if it waits; whether it did."""
     with in_time(connection):
-        return connection.execute(query("cancel_waiting_jobs"), {"job_ids": [job_id]}).fetchone() is not None
+        cursor = connection.execute(query("cancel_waiting_jobs"), {"job_ids": [job_id]})
+    return cursor.fetchone() is not None
 
 
 def cancel_jobs(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from typing import Any, Final
+from contextlib import contextmanager
+from typing import Any, Final, TypeGuard
 
 import psycopg
 from psycopg import Connection, Cursor
-from psycopg.pq import TransactionStatus
 
 from pgworker.db.patience import PatientConnection, server_limit_ms
 
@@ -26,9 +25,10 @@ def read_committed(connection: Connection[Any]) -> Iterator[Cursor[Any]]:
         cursor.execute("begin isolation level read committed")
         # Should this process stop between two statements, its locks must not stop everybody else.
         cursor.execute("set local idle_in_transaction_session_timeout = '10s'")
+        if _limits_each(connection):
+            limit_statements(connection)
         try:
-            with in_time(connection):
-                yield cursor
+            yield cursor
             cursor.execute("commit")
         except BaseException:
             _roll_back(connection)
@@ -82,17 +82,18 @@ def limit_session(connection: PatientConnection[Any], patience: float) -> None:
 
 @contextmanager
 def in_time(connection: Connection[Any]) -> Iterator[None]:
-    """One statement, or those of an open transaction, with the limit that `limit_session` could not set.
-
-    No round trip more for one statement: what is sent in a pipeline is a transaction.
-    """
-    if not (isinstance(connection, PatientConnection) and connection.limits_each):
+    """One statement with the limit that `limit_session` could not set, in the same round trip if its rows are fetched
+    behind this: what is sent in a pipeline is a transaction."""
+    if not _limits_each(connection):
         yield
         return
-    is_alone = connection.info.transaction_status is TransactionStatus.IDLE
-    with connection.pipeline() if is_alone else nullcontext():
+    with connection.pipeline():
         connection.execute(_LIMIT_TRANSACTION, {"limit": server_limit_ms(connection.patience)})
         yield
+
+
+def _limits_each(connection: Connection[Any]) -> TypeGuard[PatientConnection[Any]]:
+    return isinstance(connection, PatientConnection) and connection.limits_each
 
 
 def _roll_back(connection: Connection[Any]) -> None:
