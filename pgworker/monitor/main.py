@@ -202,6 +202,7 @@ class Monitor:
                 self._board, time.monotonic_ns(), _HELD_UP_NS, partial(self._release, connection), self._unanswered
             )
             self._patience.answered(connection)
+            self._see_it_back()
         except (psycopg.Error, OSError, PgworkerError) as error:
             self._lose_connection(error)
             return
@@ -357,12 +358,18 @@ class Monitor:
         )
         self._connection = connection
         limit_session(connection, self._patience.seconds)
+        if self._was_away:
+            self._back_at = now
+        return connection
+
+    def _see_it_back(self) -> None:
+        """Not before it has taken a beat: a standby lets us connect and takes nothing."""
+        if self._last_beat is None:
+            return
         self._board.is_connected = True
         if self._was_away:
             self._was_away = False
-            self._back_at = now
             log.info("the database is back", extra=logs.fields("database_back"))
-        return connection
 
     def _lose_connection(self, error: psycopg.Error | OSError | PgworkerError) -> None:
         if self._connection is not None:
@@ -372,6 +379,7 @@ class Monitor:
         self._board.is_connected = False
         self._was_away = True
         self._last_beat = None
+        self._next_beat = 0.0
         self._has_looked = False
         if self._board.take_outage_line(time.monotonic_ns()):
             said = explain(error, self._dsn)
