@@ -4,7 +4,8 @@ PgworkerError
 ├── ConfigurationError        something the user wrote is wrong: DSN, option, app (exit 78)
 │   ├── RegistrationError     a task that can't be registered as written
 │   └── SchemaError           the database has no pgworker schema, or one of another version
-├── DatabaseUnavailable       PostgreSQL can't be reached, or refuses us (exit 69)
+├── DatabaseUnavailable       PostgreSQL can't be reached, or refuses us (exit 69): what was asked for was not done
+│   └── OutcomeUnknown        ... or it was, or will be: the answer never came
 ├── InvalidJob                a job that must not be enqueued: payload, option, name
 │   └── InvalidPayload        ... because of its arguments; or a checkpoint that can't be stored
 ├── InvalidFilter             a choice of jobs that means all of them, none, or what no job can have
@@ -58,9 +59,14 @@ class SchemaError(ConfigurationError):
 
 
 class DatabaseUnavailable(PgworkerError):
-    """PostgreSQL can't be reached or refuses the connection."""
+    """PostgreSQL can't be reached or refuses the connection, or it has undone the statement: try again."""
 
     exit_code = EXIT_UNAVAILABLE
+
+
+class OutcomeUnknown(DatabaseUnavailable):
+    """The connection broke, or fell silent, before the answer came: what was asked for may have been done, or be done
+    yet. Who tries again may do it twice; a job with an id of its own is stored once."""
 
 
 class InvalidJob(PgworkerError, ValueError):

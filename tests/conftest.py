@@ -58,6 +58,16 @@ def server(binaries: Path | None) -> Iterator[embedded.Server]:
         yield started
 
 
+@pytest.fixture(scope="session")
+def psql(server: embedded.Server) -> str:
+    """The command beside the server's own, or any; some builds have none."""
+    beside = Path(f"/proc/{server.pid}/exe").resolve().with_name("psql")
+    found = str(beside) if beside.exists() else shutil.which("psql")
+    if found is None:
+        pytest.skip("needs psql")
+    return found
+
+
 @pytest.fixture
 def directory() -> Iterator[Path]:
     """An empty directory for a private server of the test's own; its socket goes with it, however the server ended."""

@@ -306,12 +306,12 @@ class App:
 
     def pause(self, *queues: str) -> set[str]:
         """Let no pool start jobs of these queues, from the next claim on; those that were not paused before."""
-        with self._connections.connection() as connection:
+        with self._connections.statement() as connection:
             return pause_queues(connection, queues)
 
     def resume(self, *queues: str) -> set[str]:
         """Let them go on, and wake who serves them; those that were paused."""
-        with self._connections.connection() as connection:
+        with self._connections.statement() as connection:
             return resume_queues(connection, queues)
 
     def purge(self, queue: str, *, task: str | None = None, org_id: str | None = None) -> int:

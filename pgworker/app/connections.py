@@ -19,16 +19,17 @@ from psycopg import Connection
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from pgworker.app.per_process import PerProcess
-from pgworker.db.connect import conninfo, explain
+from pgworker.db.connect import conninfo, explain, explain_use
 from pgworker.db.patience import ANSWER, PatientConnection
 from pgworker.errors import DatabaseUnavailable, PgworkerError
+from pgworker.lifecycle.transaction import in_time, limit_session
 
 MAX_CONNECTIONS: Final = 4
 PATIENCE: Final = 10.0
 """Seconds that one waits for a connection: a restart of PostgreSQL fits in."""
 
 ANSWERED: Final = 60.0
-"""Seconds that one waits for each answer on it."""
+"""Seconds that one waits for each answer on it. The server gives up before, so that what is given up is not done."""
 
 _NAME: Final = "pgworker producer"
 _SLICE: Final = 0.5
@@ -55,7 +56,10 @@ class Connections:
         """A connection in autocommit mode, for as long as the block lasts. What psycopg raises in it comes explained.
 
         ConfigurationError for what only the user can mend; DatabaseUnavailable if there is no connection within ten
-        seconds, or it breaks on the way: then nobody knows whether the last statement took effect.
+        seconds, or the server undoes a statement, which it does before one gives up its answer; OutcomeUnknown if the
+        connection breaks on the way: then nobody knows whether the last statement took effect.
+
+        Several transactions: each in `read_committed` or `in_time`.
         """
         pool = self._pools.get()
         if pool.dsn != self.dsn:
@@ -66,7 +70,13 @@ class Connections:
             try:
                 yield connection
             except psycopg.Error as error:
-                raise explain(error, pool.dsn) from error
+                raise explain_use(error, connection, pool.dsn) from error
+
+    @contextmanager
+    def statement(self) -> Iterator[Connection[Any]]:
+        """As `connection`, for a single statement."""
+        with self.connection() as connection, in_time(connection):
+            yield connection
 
     def close(self) -> None:
         """Close what this process has opened."""
@@ -155,10 +165,16 @@ class _Connection(PatientConnection[Any]):
         cls, conninfo: str = "", *, failed: Callable[[psycopg.Error | OSError], None], **kwargs: Any
     ) -> _Connection:
         try:
-            return super().connect(conninfo, **kwargs)
+            connection: _Connection = super().connect(conninfo, **kwargs)
+            try:
+                limit_session(connection, ANSWERED)
+            except BaseException:
+                connection.close()
+                raise
         except (psycopg.Error, OSError) as error:
             failed(error)
             raise
+        return connection
 
 
 def _is_foreign(record: logging.LogRecord) -> bool:

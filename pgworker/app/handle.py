@@ -123,11 +123,11 @@ class Jobs:
         return JobHandle(_uuid(job_id), None, self)
 
     def status(self, job_id: UUID) -> Status:
-        with self._connections.connection() as connection:
+        with self._connections.statement() as connection:
             return read_status(connection, job_id)
 
     def progress(self, job_id: UUID) -> Progress | None:
-        with self._connections.connection() as connection:
+        with self._connections.statement() as connection:
             return read_progress(connection, job_id)
 
     def cancel(self, job_id: UUID) -> CancelAnswer:

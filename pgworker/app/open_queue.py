@@ -14,11 +14,12 @@ from psycopg import Connection
 from pgworker.app.leases import ClaimedJob
 from pgworker.app.queue import PostgresQueue, Queue
 from pgworker.app.task import Task
-from pgworker.db.connect import connect_to_schema, explain
+from pgworker.db.connect import connect_to_schema, explain_use
 from pgworker.db.patience import ANSWER
 from pgworker.errors import ConfigurationError, PgworkerError
 from pgworker.lifecycle.claim import Lanes
 from pgworker.lifecycle.settle import Ended, Next
+from pgworker.lifecycle.transaction import limit_session
 from pgworker.linux.board import Board
 from pgworker.model.job import JobRequest
 from pgworker.model.names import check_queues
@@ -106,12 +107,12 @@ class OpenQueue(PostgresQueue):
 
     def _connected(self) -> Connection[Any]:
         if self._connection is None or self._connection.closed:
-            self._connection = connect_to_schema(
-                self._dsn,
-                application_name="pgworker queue",
-                prepare_threshold=None,
-                patience=max(ANSWER, self._lease_ttl),
+            patience = max(ANSWER, self._lease_ttl)
+            connection = connect_to_schema(
+                self._dsn, application_name="pgworker queue", prepare_threshold=None, patience=patience
             )
+            self._connection = connection
+            limit_session(connection, patience)
         return self._connection
 
     def _disconnect(self) -> None:
@@ -123,8 +124,10 @@ class OpenQueue(PostgresQueue):
         try:
             yield
         except psycopg.Error as error:
+            assert self._connection is not None  # what connecting raises is explained
+            told = explain_use(error, self._connection, self._dsn)
             self._disconnect()
-            raise explain(error, self._dsn) from error
+            raise told from error
 
 
 @contextmanager

@@ -156,7 +156,7 @@ class _Waiter:
 
     def _ask(self, due: Sequence[_Wait]) -> None:
         try:
-            with self._connections.connection() as connection:
+            with self._connections.statement() as connection:
                 found = find_results(connection, list({wait.job_id for wait in due}))
         except DatabaseUnavailable as outage:
             self._put_off(due, outage)

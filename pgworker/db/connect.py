@@ -18,7 +18,7 @@ from psycopg.types.json import set_json_loads
 from pgworker.config.sources import embedded_directory, redact
 from pgworker.db import embedded
 from pgworker.db.patience import PatientAsyncConnection, PatientConnection, Silence
-from pgworker.errors import ConfigurationError, DatabaseUnavailable, PgworkerError, SchemaError
+from pgworker.errors import ConfigurationError, DatabaseUnavailable, OutcomeUnknown, PgworkerError, SchemaError
 from pgworker.sql import load
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -166,6 +166,17 @@ def explain(error: psycopg.Error | OSError | PgworkerError, dsn: str) -> Pgworke
     return _say(cause, words, dsn)
 
 
+def explain_use(error: psycopg.Error, connection: psycopg.Connection[Any], dsn: str) -> PgworkerError:
+    """`explain`, for what a statement on this connection has raised: OutcomeUnknown if the connection went with it.
+
+    Otherwise the server has said itself that it has undone the statement.
+    """
+    told = explain(error, dsn)
+    if connection.closed and isinstance(told, DatabaseUnavailable):
+        return OutcomeUnknown(f"{told} What was asked for may have been done, or be done yet.")
+    return told
+
+
 def _say(cause: _Cause, words: str, dsn: str) -> PgworkerError:
     subject = f"PostgreSQL at {redact(dsn)}"
     if cause is _BAD_DSN:
@@ -217,8 +228,8 @@ _EXHAUSTED = _Cause(DatabaseUnavailable, "Raise the limits of this process: open
 _CONTENDED = _Cause(DatabaseUnavailable, "Somebody else's transaction was in the way. Try again.")
 _CANCELLED = _Cause(
     DatabaseUnavailable,
-    "Somebody cancelled the statement, or it took too long, behind a lock maybe: commands that only look give each one"
-    " 60 s, or what PGOPTIONS='-c statement_timeout=10min' says. Try again.",
+    "It was undone: somebody cancelled it, or it took too long, behind a lock maybe. An App gives each statement 48 s;"
+    " commands that only look 60 s, or what PGOPTIONS='-c statement_timeout=10min' says. Try again.",
 )
 _POOLED = _Cause(
     ConfigurationError,

@@ -63,6 +63,8 @@ class PatientConnection(psycopg.Connection[Row]):
     """Raises Silence, and is closed, when an answer takes longer than `patience` (seconds; None: for ever)."""
 
     patience: float | None = None
+    limits_each: bool = False
+    """The session can't keep a limit for the server: each transaction must name it."""
 
     def wait(self, gen: Generator[Any, Any, Answer], *args: Any, **kwargs: Any) -> Answer:
         """What every statement of the driver waits in."""
@@ -91,11 +93,9 @@ class PatientAsyncConnection(psycopg.AsyncConnection[Row]):
             raise
 
 
-def server_limit_ms(connection: psycopg.Connection[Any]) -> int:
-    """A statement_timeout, with which the server gives up before we do; 0: none."""
-    if not isinstance(connection, PatientConnection) or connection.patience is None:
-        return 0
-    return round(connection.patience * 800)
+def server_limit_ms(patience: float | None) -> int:
+    """A statement_timeout, with which the server gives up before who has this patience; 0: none."""
+    return 0 if patience is None else round(patience * 800)
 
 
 def _within(seconds: float, gen: Generator[Any, Any, Answer]) -> Generator[Any, Any, Answer]:

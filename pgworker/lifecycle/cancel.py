@@ -11,7 +11,7 @@ from psycopg import Connection
 
 from pgworker.db.plan import plan_for_these
 from pgworker.errors import JobNotFound
-from pgworker.lifecycle.transaction import read_committed
+from pgworker.lifecycle.transaction import in_time, read_committed
 from pgworker.model.selection import JobFilter
 from pgworker.model.state import CancelAnswer
 from pgworker.sql.load import query
@@ -50,7 +50,9 @@ def cancel_job(connection: Connection[Any], job_id: UUID) -> CancelAnswer:
 
 def cancel_waiting_job(connection: Connection[Any], job_id: UUID) -> bool:
     """Cancel one job if it waits; whether it did."""
-    return connection.execute(query("cancel_waiting_jobs"), {"job_ids": [job_id]}).fetchone() is not None
+    with in_time(connection):
+        cursor = connection.execute(query("cancel_waiting_jobs"), {"job_ids": [job_id]})
+    return cursor.fetchone() is not None
 
 
 def cancel_jobs(

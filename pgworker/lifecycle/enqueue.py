@@ -8,6 +8,7 @@ from uuid import UUID
 
 from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor
 
+from pgworker.lifecycle.transaction import in_time
 from pgworker.model.job import JobRequest
 from pgworker.sql.load import query
 
@@ -18,7 +19,9 @@ def enqueue_jobs(target: Connection[Any] | Cursor[Any], requests: Sequence[JobRe
         return []
     connection = target if isinstance(target, Connection) else target.connection
     with Cursor(connection, row_factory=_first) as cursor:  # whatever cursor class the user's connection makes
-        ids: list[UUID] = cursor.execute(query("enqueue_jobs"), _columns(requests)).fetchall()[0]
+        with in_time(connection):
+            cursor.execute(query("enqueue_jobs"), _columns(requests))
+        ids: list[UUID] = cursor.fetchall()[0]
         return ids
 
 

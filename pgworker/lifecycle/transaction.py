@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final, TypeGuard
 
 import psycopg
 from psycopg import Connection, Cursor
 
-from pgworker.db.patience import server_limit_ms
+from pgworker.db.patience import PatientConnection, server_limit_ms
+
+# Milliseconds, unless the role or the database has fewer.
+_LEAST: Final = """\
+least(%(limit)s, nullif(extract(epoch from current_setting('statement_timeout')::interval) * 1000, 0))::bigint::text"""
+_LIMIT_TRANSACTION: Final = f"select set_config('statement_timeout', {_LEAST}, true)"
+_LIMIT_SESSION: Final = f"select set_config('statement_timeout', {_LEAST}, false) where pg_backend_pid() = %(pid)s"
 
 
 @contextmanager
@@ -19,6 +25,8 @@ def read_committed(connection: Connection[Any]) -> Iterator[Cursor[Any]]:
         cursor.execute("begin isolation level read committed")
         # Should this process stop between two statements, its locks must not stop everybody else.
         cursor.execute("set local idle_in_transaction_session_timeout = '10s'")
+        if _limits_each(connection):
+            limit_statements(connection)
         try:
             yield cursor
             cursor.execute("commit")
@@ -57,14 +65,35 @@ def in_one_trip(
 def limit_statements(connection: Connection[Any]) -> None:
     """In an open transaction: each statement ends at the server before we give up its answer. What is only begun then
     is not done later, with nobody there to hear of it."""
-    if limit := server_limit_ms(connection):
+    patience = connection.patience if isinstance(connection, PatientConnection) else None
+    if limit := server_limit_ms(patience):
         connection.execute("select set_config('statement_timeout', %s, true)", [str(limit)])
 
 
-def limit_session(connection: Connection[Any]) -> None:
-    """As `limit_statements`, for all that this session sends: not behind a pooler, which would hand it to others."""
-    if limit := server_limit_ms(connection):
-        connection.execute("select set_config('statement_timeout', %s, false)", [str(limit)])
+def limit_session(connection: PatientConnection[Any], patience: float) -> None:
+    """As `limit_statements`, for all that is sent by this connection with at least this patience.
+
+    Behind a pooler, which would hand the setting of the session to others, it is for what is sent in `read_committed`
+    or `in_time`: a pooler gives its clients pids that are not a backend's.
+    """
+    own = {"limit": server_limit_ms(patience), "pid": connection.info.backend_pid}
+    connection.limits_each = connection.execute(_LIMIT_SESSION, own).fetchone() is None
+
+
+@contextmanager
+def in_time(connection: Connection[Any]) -> Iterator[None]:
+    """One statement with the limit that `limit_session` could not set, in the same round trip if its rows are fetched
+    behind this: what is sent in a pipeline is a transaction."""
+    if not _limits_each(connection):
+        yield
+        return
+    with connection.pipeline():
+        connection.execute(_LIMIT_TRANSACTION, {"limit": server_limit_ms(connection.patience)})
+        yield
+
+
+def _limits_each(connection: Connection[Any]) -> TypeGuard[PatientConnection[Any]]:
+    return isinstance(connection, PatientConnection) and connection.limits_each
 
 
 def _roll_back(connection: Connection[Any]) -> None:

@@ -202,6 +202,7 @@ class Monitor:
                 self._board, time.monotonic_ns(), _HELD_UP_NS, partial(self._release, connection), self._unanswered
             )
             self._patience.answered(connection)
+            self._see_it_back()
         except (psycopg.Error, OSError, PgworkerError) as error:
             self._lose_connection(error)
             return
@@ -342,14 +343,17 @@ class Monitor:
             patience=self._patience.seconds,
         )
         self._connection = connection
-        if not self._settings.pooler:  # which would hand the setting to others
-            limit_session(connection)
+        limit_session(connection, self._patience.seconds)
+        if self._was_away:
+            self._back_at = now
+        return connection
+
+    def _see_it_back(self) -> None:
+        """Not before it has taken a beat, which is due at once: a standby lets us connect and takes nothing."""
         self._board.is_connected = True
         if self._was_away:
             self._was_away = False
-            self._back_at = now
             log.info("the database is back", extra=logs.fields("database_back"))
-        return connection
 
     def _lose_connection(self, error: psycopg.Error | OSError | PgworkerError) -> None:
         if self._connection is not None:
@@ -359,6 +363,7 @@ class Monitor:
         self._board.is_connected = False
         self._was_away = True
         self._steadiness.note_loss()
+        self._next_beat = 0.0
         if self._board.take_outage_line(time.monotonic_ns()):
             said = explain(error, self._dsn)
             log.warning("%s Running jobs go on while their leases last.", said, extra=logs.fields("database_away"))

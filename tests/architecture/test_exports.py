@@ -18,7 +18,7 @@ PUBLIC = """
     Queue ClaimedJob
     Job JobRequest JobHandle CancelCounts Progress Status CancelAnswer DeadLetter Org Backoff CancelReason
     JobControl Retry Discard Snooze Cancelled
-    PgworkerError ConfigurationError RegistrationError SchemaError DatabaseUnavailable
+    PgworkerError ConfigurationError RegistrationError SchemaError DatabaseUnavailable OutcomeUnknown
     InvalidFilter InvalidJob InvalidPayload JobNotFound LeaseLost
     JobFailed JobCancelled ErrorRecord InvalidResult WaitTimeout AppClosed
 """

@@ -12,6 +12,7 @@ import shutil
 import signal
 import socket
 import subprocess
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -29,8 +30,9 @@ _CONFIGURATION = """
 listen_addr = 127.0.0.1
 listen_port = {port}
 unix_socket_dir =
-auth_type = trust
+auth_type = {auth_type}
 auth_file = {users}
+{more}
 admin_users = postgres
 pool_mode = transaction
 default_pool_size = {pool_size}
@@ -39,16 +41,27 @@ server_login_retry = 1
 logfile = {log}
 pidfile =
 """
+_AUTH_QUERY = "auth_query = select rolname, rolpassword from pg_authid where rolname = $1"
 
 
 class Pooler:
-    """A pgbouncer with a directory of its own, which its account must be able to reach; `users` may log in.
+    """A pgbouncer with a directory of its own, which its account must be able to reach.
 
-    It has `pool_size` connections for each database and user. Skips the test where there is no pgbouncer.
+    It has `pool_size` connections for each database and user. `users` may log in, by `auth_type` and these `secrets`;
+    with `auth_user` others may, too, whose secrets that one looks up at the server. Skips the test where there is no
+    pgbouncer.
     """
 
     def __init__(
-        self, server_dsn: str, directory: Path, *, users: tuple[str, ...] = ("postgres",), pool_size: int = 10
+        self,
+        server_dsn: str,
+        directory: Path,
+        *,
+        users: tuple[str, ...] = ("postgres",),
+        pool_size: int = 10,
+        auth_type: str = "trust",
+        secrets: Mapping[str, str] = {},
+        auth_user: str | None = None,
     ) -> None:
         self._program = _find()
         self.port = free_port()
@@ -58,12 +71,15 @@ class Pooler:
         self._directory = directory
         given = conninfo_to_dict(server_dsn)
         server = f"host={given['host']} port={given.get('port') or 5432}"
-        (directory / "users.txt").write_text("".join(f'"{user}" ""\n' for user in users))
+        known = {**dict.fromkeys(users, ""), **secrets}
+        (directory / "users.txt").write_text("".join(f'"{user}" "{secret}"\n' for user, secret in known.items()))
         (directory / "pgbouncer.ini").write_text(
             _CONFIGURATION.format(
                 server=server,
                 port=self.port,
                 users=directory / "users.txt",
+                auth_type=auth_type,
+                more="" if auth_user is None else f"auth_user = {auth_user}\n{_AUTH_QUERY}",
                 pool_size=pool_size,
                 log=self.log_file,
             )

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from psycopg import Connection
+from psycopg.conninfo import make_conninfo
 
+from pgworker import App, ConfigurationError, Status
 from pgworker.inspection.progress import read_progress
 from pgworker.lifecycle.cancel import cancel_job
 from tests.chaos.pooler import Pooler
+from tests.chaos.servers import PostgresServer
 from tests.process import jobs
-from tests.process.pool import Pool, eventually, start
+from tests.process.pool import ROOT, Pool, eventually, start
 from tests.process.test_pool import Scene, with_effects
 from tests.sql.invariants import STORED, offences
 
@@ -107,3 +113,60 @@ def test_a_pool_that_was_not_told_of_its_pooler_says_what_to_do(scene: Scene, po
         for number in range(50):
             scene.enqueue(jobs.quick, f"{number}")
         untold.wait_for_log("pgworker start --pooler")
+
+
+@pytest.fixture(params=["auth_file", "auth_query"])
+def by_scram(request: pytest.FixtureRequest, directory: Path) -> Iterator[str]:
+    """The DSN of a role with a password, through a pooler; both server and pooler ask for it by SCRAM-SHA-256.
+
+    The pooler has the role's SCRAM secret in its file, or looks it up as another role, whose password it knows.
+    """
+    with PostgresServer() as server, server.connect() as operator:
+        dsn = server.make_database()
+        operator.execute("create role guest login superuser password 'of guest'")
+        operator.execute("create role lookup login superuser password 'of lookup'")
+        asked = "".join(f"host all {role} all scram-sha-256\n" for role in ("guest", "lookup"))
+        rules = server.data / "pg_hba.conf"
+        rules.write_text(asked + rules.read_text())
+        operator.execute("select pg_reload_conf()")
+        [(secret,)] = operator.execute("select rolpassword from pg_authid where rolname = 'guest'").fetchall()
+        assert secret.startswith("SCRAM-SHA-256$")
+        eventually(lambda: not _lets_in(make_conninfo(dsn, user="guest", password="wrong")), "the server's new rules")
+        known: dict[str, Any] = {"secrets": {"guest": secret}}
+        if request.param == "auth_query":
+            known = {"secrets": {"lookup": "of lookup"}, "auth_user": "lookup"}
+        with Pooler(dsn, directory, users=(), auth_type="scram-sha-256", **known) as pooler:
+            yield make_conninfo(pooler.through(dsn), user="guest", password="of guest")
+
+
+def _lets_in(dsn: str) -> bool:
+    try:
+        psycopg.connect(dsn).close()
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+def test_who_has_the_password_works_through_a_pooler_that_asks_by_scram(by_scram: str, tmp_path: Path) -> None:
+    with start(by_scram, tmp_path / "pool.log", workers=2, pooler=True) as pool:
+        pool.wait_for_log("the pool is ready")
+        with psycopg.connect(by_scram, autocommit=True, prepare_threshold=None) as connection:
+            job = jobs.quick.using(connection).enqueue(str(tmp_path), "by scram")
+        app = App(by_scram)
+        app.job(job.id).wait(timeout=30)
+        assert app.job(job.id).status() is Status.SUCCEEDED
+        app.close()
+        assert "of guest" not in pool.log()
+
+
+def test_a_wrong_password_at_a_pooler_is_a_mistake_to_mend_and_not_told_on(by_scram: str) -> None:
+    wrong = make_conninfo(by_scram, password="s3cret")
+    app = App(wrong)
+    with pytest.raises(ConfigurationError, match="Check user and password") as raised:
+        app.job("01890000-0000-7000-8000-000000000000").status()
+    app.close()
+    command = [sys.executable, "-m", "pgworker", "status", "--dsn", wrong]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert told.returncode == ConfigurationError.exit_code
+    assert "Check user and password" in told.stderr
+    assert "s3cret" not in f"{raised.value}{told.stdout}{told.stderr}"

@@ -13,7 +13,6 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgworker.db.connect import check_schema
-from pgworker.db.embedded import Server
 from pgworker.db.migrate import migrate, refuse_old_server, script
 from pgworker.errors import ConfigurationError, DatabaseUnavailable, PgworkerError, SchemaError
 from pgworker.sql import load
@@ -181,14 +180,13 @@ def test_the_search_path_and_isolation_level_of_the_database_do_not_matter(
 
 @pytest.mark.parametrize("options", [[], ["-1"]], ids=["plain", "single transaction"])
 def test_the_printed_script_does_with_psql_what_migrate_does(
-    server: Server, blank_dsn: str, tmp_path: Path, options: list[str]
+    psql: str, blank_dsn: str, tmp_path: Path, options: list[str]
 ) -> None:
-    psql = Path(f"/proc/{server.pid}/exe").resolve().with_name("psql")
     file = tmp_path / "script"
     file.write_text(script(load.migrations()))
 
     def run() -> subprocess.CompletedProcess[str]:
-        command = [str(psql), "-X", "-q", *options, "-d", blank_dsn, "-f", str(file)]
+        command = [psql, "-X", "-q", *options, "-d", blank_dsn, "-f", str(file)]
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
     first = run()

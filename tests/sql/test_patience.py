@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from typing import Any
 from uuid import uuid4
 
 import psycopg
 import pytest
 
+from pgworker import App, OutcomeUnknown, WaitTimeout
+from pgworker.app import connections
 from pgworker.app.queue import PostgresQueue
 from pgworker.db.connect import connect as connect_to
 from pgworker.db.connect import connect_async, connect_to_schema, explain
@@ -18,9 +22,26 @@ from pgworker.db.patience import Patience, Silence
 from pgworker.errors import DatabaseUnavailable
 from pgworker.lifecycle.claim import Lanes
 from pgworker.linux.board import Board
+from tests.chaos.pooler import Pooler
 from tests.chaos.proxy import Proxy
+from tests.process.pool import eventually
 
 NAME = "somebody"
+LOCK = "lock table pgworker.jobs, pgworker.job_queue, pgworker.job_leases, pgworker.queues in access exclusive mode"
+WAITING = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+
+ASKED: dict[str, Callable[[App], object]] = {
+    "enqueue": lambda app: app.tasks["mail"].enqueue("late"),
+    "enqueue several thousand": lambda app: app.enqueue_many([app.tasks["mail"].job("late")] * 2500),
+    "cancel a job": lambda app: app.job(str(uuid4())).cancel(),
+    "cancel many": lambda app: app.cancel(task="mail"),
+    "purge": lambda app: app.purge("default"),
+    "status": lambda app: app.job(str(uuid4())).status(),
+    "progress": lambda app: app.job(str(uuid4())).progress(),
+    "pause": lambda app: app.pause("default"),
+    "resume": lambda app: app.resume("default"),
+}
+"""What an App does on its own connections."""
 
 
 @pytest.fixture
@@ -101,6 +122,92 @@ def test_a_trip_that_a_lock_holds_up_is_given_up_by_the_server_and_leaves_no_cla
         assert not connection.closed
         connection.rollback()
         assert queue.claim(1) == []
+
+
+@pytest.fixture(params=["PostgreSQL", "a pooler"])
+def app(request: pytest.FixtureRequest, dsn: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[App]:
+    """One that waits 2 s for each answer, of PostgreSQL itself and through PgBouncer with one connection for all."""
+    monkeypatch.setattr(connections, "ANSWERED", 2.0)
+    with ExitStack() as undo:
+        if request.param == "a pooler":
+            pooler = Pooler(dsn, request.getfixturevalue("directory"), pool_size=1)
+            dsn = undo.enter_context(pooler).dsn
+        opened = undo.enter_context(closing(App(dsn)))
+        opened.task(name="mail")(mail)
+        yield opened
+
+
+def mail(to: str) -> None: ...
+
+
+def look(connection: psycopg.Connection[Any], statement: str) -> Any:
+    row = connection.execute(statement.encode()).fetchone()
+    assert row is not None
+    return row[0]
+
+
+@pytest.mark.parametrize("asked", ASKED)
+def test_what_an_app_gives_up_behind_a_lock_is_not_done_later(
+    app: App, asked: str, connect: Callable[[], psycopg.Connection[Any]]
+) -> None:
+    other = connect()
+    app.tasks["mail"].enqueue("before")
+    with other.transaction():
+        other.execute(LOCK)
+        with pytest.raises(DatabaseUnavailable, match="It was undone") as raised:
+            ASKED[asked](app)
+        assert not isinstance(raised.value, OutcomeUnknown)
+        assert look(connect(), WAITING) == 0
+    assert look(other, "select count(*) from pgworker.job_queue") == 1
+    assert look(other, "select count(*) from pgworker.queues where paused") == 0
+    app.tasks["mail"].enqueue("after")
+
+
+def test_a_wait_asks_again_when_a_lock_was_in_the_way(app: App, connect: Callable[[], psycopg.Connection[Any]]) -> None:
+    other = connect()
+    job = app.tasks["mail"].enqueue("a")
+    with other.transaction():
+        other.execute(LOCK)
+        with pytest.raises(WaitTimeout, match="It was undone"):
+            job.wait(timeout=2.0)
+    job.cancel()
+    assert look(other, WAITING) == 0
+
+
+@pytest.mark.parametrize("app", ["a pooler"], indirect=True)
+def test_nobody_else_gets_the_limits_of_an_app_through_a_pooler(app: App) -> None:
+    for ask in ("enqueue", "enqueue several thousand", "cancel many", "purge", "pause", "resume"):
+        ASKED[ask](app)
+    with connect_to(app.dsn, application_name=NAME, prepare_threshold=None) as stranger:
+        assert look(stranger, "show statement_timeout") == "0"
+
+
+def test_a_role_that_waits_less_long_goes_on_to(app: App, connect: Callable[[], psycopg.Connection[Any]]) -> None:
+    other = connect()
+    database = look(other, "select current_database()")
+    other.execute(f"alter database {database} set statement_timeout = '123ms'".encode())
+    with other.transaction():
+        other.execute(LOCK)
+        with app._connections.statement() as connection:
+            assert look(connection, "show statement_timeout") == "123ms"
+
+
+def test_an_enqueue_without_an_answer_is_of_unknown_outcome_and_may_be_done_yet(
+    proxy: Proxy, dsn: str, connect: Callable[[], psycopg.Connection[Any]]
+) -> None:
+    other = connect()
+    app = App(proxy.dsn(dsn))
+    task = app.task(name="mail")(mail)
+    with ThreadPoolExecutor(1) as another:
+        with other.transaction():
+            other.execute(LOCK)
+            enqueued = another.submit(task.enqueue, "late")
+            eventually(lambda: look(connect(), WAITING) == 1, "an enqueue behind the lock")
+            proxy.cut()
+            with pytest.raises(OutcomeUnknown, match="may have been done, or be done yet"):
+                enqueued.result()
+        eventually(lambda: look(other, "select count(*) from pgworker.job_queue") == 1, "the job that nobody heard of")
+    app.close()
 
 
 def test_patience_doubles_until_something_is_answered() -> None:

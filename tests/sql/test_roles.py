@@ -507,13 +507,12 @@ def test_who_owned_the_schema_and_a_public_schema_that_anybody_writes_to_are_spo
 
 
 def test_the_printed_script_does_with_psql_what_the_command_does(
-    own_server: embedded.Server, dsn: str, tmp_path: Path
+    own_server: embedded.Server, psql: str, dsn: str, tmp_path: Path
 ) -> None:
     make_roles(dsn)
-    psql = Path(f"/proc/{own_server.pid}/exe").resolve().with_name("psql")
     file = tmp_path / "script"
     file.write_text(script(load.migrations()) + "\n" + roles_script())
-    command = [str(psql), "-X", "-q", "-d", own_server.dsn, "-f", str(file)]
+    command = [psql, "-X", "-q", "-d", own_server.dsn, "-f", str(file)]
     ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert (ran.returncode, ran.stderr) == (0, "")
     with psycopg.connect(own_server.dsn) as one, psycopg.connect(dsn) as other:
