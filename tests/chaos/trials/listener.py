@@ -1,17 +1,21 @@
-"""The LISTEN connection: lost, it is back soon, and polls bound what that costs; a storm of NOTIFY holds up nobody."""
+"""The LISTEN connection: lost, it is back soon, and polls bound what that costs. What telling it costs an enqueue."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from statistics import median
 from threading import Barrier, Thread
 from typing import Any
 
 import psycopg
 from psycopg import Connection
 
+from pgworker.bench.drain import own_database
+from pgworker.db.listen import Listener
 from tests.chaos.proxy import Proxy
+from tests.chaos.servers import PostgresServer, binaries_of
 from tests.chaos.trials.figures import in_time, invariants, told
 from tests.chaos.trials.ground import database, running_pool
 from tests.chaos.trials.trial import Bench, Figure, Trial
@@ -24,8 +28,9 @@ _BACK = 5.0
 _SLACK = 1.0  # seconds that a pickup may take beyond the poll, on a busy machine
 _BURST = 20
 _WRITERS, _FEW_WRITERS = 400, 60
-_ENQUEUES = 150
-_THREADS = 4
+_ENQUEUES = 60
+_CONNECTIONS = 16
+_PAIRS = 7
 _ENOUGH = 10  # cuts from which on times are judged
 
 
@@ -40,12 +45,18 @@ def run(bench: Bench) -> Sequence[Figure]:
                 stormy = _enqueue_rate(bench, dsn)
             works = _pickup(bench, connection)
         well = invariants(connection)
+    kept = _kept_by_telling(bench, bench.server.dsn)
+    with PostgresServer(settings={"fsync": "on"}, binaries=binaries_of(bench.server.pid)) as server:
+        durably = _kept_by_telling(bench, server.dsn)
     writers = _writers(bench)
     polled = _POLL * 1.1 + _SLACK
     return [
         in_time(bench, _ENOUGH, "until it listens again", _BACK, max(back)),
         in_time(bench, _ENOUGH, "pickup while it does not", polled, max(pickups)),
         told(f"enqueues while {writers} notify", f"{stormy:,.0f}/s, {stormy / calm:.2f} of {calm:,.0f}/s"),
+        # Commits that notify go one after the other, at the server: no ratio is promised.
+        told(f"enqueues on {_CONNECTIONS} connections that tell a pool, of those that need not", f"{kept:.2f}"),
+        told("likewise with commits that are flushed to a disk", f"{durably:.2f}"),
         Figure("notifications of the storm", f"{writers}", f"{notified[0]:,}", notified[0] >= writers),
         in_time(bench, _ENOUGH, "pickup after it", polled, works),
         well,
@@ -91,7 +102,7 @@ def _writers(bench: Bench) -> int:
 
 def _enqueue_rate(bench: Bench, dsn: str) -> float:
     """Enqueues per second of some who do nothing else, each in its own transaction."""
-    ready = Barrier(_THREADS + 1)
+    ready = Barrier(_CONNECTIONS + 1)
 
     def enqueue() -> None:
         with psycopg.connect(dsn, autocommit=True) as connection:
@@ -100,14 +111,29 @@ def _enqueue_rate(bench: Bench, dsn: str) -> float:
             for number in range(_ENQUEUES):
                 task.enqueue(str(bench.directory), f"rate{number}")
 
-    threads = [Thread(target=enqueue, daemon=True) for _ in range(_THREADS)]
+    threads = [Thread(target=enqueue, daemon=True) for _ in range(_CONNECTIONS)]
     for thread in threads:
         thread.start()
     ready.wait(60)
     began = time.monotonic()
     for thread in threads:
         thread.join()
-    return _THREADS * _ENQUEUES / (time.monotonic() - began)
+    return _CONNECTIONS * _ENQUEUES / (time.monotonic() - began)
+
+
+def _kept_by_telling(bench: Bench, server_dsn: str) -> float:
+    """The median of some pairs: the rate with a sleeper that listens and has nothing run, by the rate without one."""
+    ratios = []
+    with own_database(server_dsn) as dsn:
+        for _ in range(_PAIRS if bench.size >= _ENOUGH else 1):
+            alone = _enqueue_rate(bench, dsn)
+            with closing(Listener(dsn)) as sleeper:
+                assert sleeper.sleep_lock("default")
+                told_of = _enqueue_rate(bench, dsn)
+                assert sleeper.read(), "nobody was told"
+            ratios.append(told_of / alone)
+            bench.tell(f"{told_of:,.0f} of {alone:,.0f}/s")
+    return median(ratios)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import psutil
 from psycopg import Connection
 
 from tests.acceptance.test_start import fetch
-from tests.chaos.trials.figures import in_time, invariants, none_of, told
+from tests.chaos.trials.figures import in_time, invariants, none_of, timed
 from tests.chaos.trials.ground import database, running_pool
 from tests.chaos.trials.trial import Bench, Figure, Trial
 from tests.process import jobs
@@ -24,6 +24,7 @@ _JOBS = 2_000
 _BEAT = 0.3
 _TTL = 3.0
 _ENOUGH = 1000  # connections from which on times are judged
+_KEPT = 0.6  # of the rate of jobs without them, on a machine on which attacker, server and pool share the CPUs
 
 
 def run(bench: Bench) -> Sequence[Figure]:
@@ -48,6 +49,7 @@ def run(bench: Bench) -> Sequence[Figure]:
             flood = attacker.submit(clients.enter_context, connections(port, bench.size))
             flooded = work(connection, bench, "flooded")
             opened = flood.result()
+            besieged = work(connection, bench, "besieged")
             bench.tell(f"{opened.count:,} connections were made, {opened.refused:,} were not")
             grown = psutil.Process(monitor).memory_info().rss - before[1]
             healthy = fetch(port, "/healthz")[0]
@@ -63,8 +65,9 @@ def run(bench: Bench) -> Sequence[Figure]:
     ran = len({line for line in ledger if line.startswith("start ")})
     return [
         Figure("connections made", f"{bench.size:,}", f"{opened.count:,}", opened.count == bench.size),
-        told("rate of jobs while they come", f"{quiet / flooded:.0%} of {_JOBS / quiet:,.0f}/s"),
-        Figure("jobs that ran, each once", f"{3 * _JOBS + 1:,}", f"{ran:,} of {len(ledger):,}", ran == 3 * _JOBS + 1),
+        _kept(bench, "rate of jobs while they come", quiet, flooded),
+        _kept(bench, "rate of jobs with all of them there", quiet, besieged),
+        Figure("jobs that ran, each once", f"{4 * _JOBS + 1:,}", f"{ran:,} of {len(ledger):,}", ran == 4 * _JOBS + 1),
         Figure("the lease that was held", "succeeded, once", ", ".join(first), first == ["succeeded"]),
         Figure("/healthz with all of them there", "200", str(healthy), healthy == 200),
         in_time(bench, _ENOUGH, "oldest beat", _TTL, beaten),
@@ -74,6 +77,11 @@ def run(bench: Bench) -> Sequence[Figure]:
         well,
         none_of("tracebacks in the log", re.findall("Traceback", pool.log())),
     ]
+
+
+def _kept(bench: Bench, name: str, quiet: float, loud: float) -> Figure:
+    found = f"{quiet / loud:.0%} of {_JOBS / quiet:,.0f}/s"
+    return Figure(name, f">= {_KEPT:.0%}", found, timed(bench, _ENOUGH, quiet / loud >= _KEPT))
 
 
 def work(connection: Connection[tuple[object, ...]], bench: Bench, name: str) -> float:
