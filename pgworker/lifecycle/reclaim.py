@@ -56,8 +56,7 @@ class Findings:
     `outcomes` and `started_us` (µs ago) have one entry per position, None: never started. `assumed_running` is for a
     lease nobody could look into: so many of its first unfinished positions count as running.
     `suspects`: so many jobs ran, and with more than one nobody knows of which their worker died. Who would be `crashed`
-    is `lost` then, uncharged, unless the execution before it had ended so, too, or as `crashed`. `oldest_us`: how long
-    ago the first of them had started, so that they go back in the order of their ages, the youngest first.
+    is `lost` then, uncharged; in a lease nobody could look into only if the execution before it had ended otherwise.
     """
 
     outcomes: Sequence[Outcome | None]
@@ -66,7 +65,6 @@ class Findings:
     assumed_running: int = 0
     error: str | None = None
     suspects: int = 1
-    oldest_us: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +161,6 @@ def _send_on(cursor: Any, lease_id: UUID, taken: TakenLease, findings: Findings,
             "error": findings.error,
             "cause": findings.cause,
             "suspects": findings.suspects,
-            "oldest_us": findings.oldest_us,
             **_of_suspects(findings),
             "backoff_base": backoff.base,
             "backoff_cap": backoff.cap,

@@ -65,10 +65,8 @@ class Witness:
                 if run.lease == entry.index and run.position <= started:
                     outcomes[run.position - 1] = Outcome(self.death.verdicts[run.slot])
                     started_us[run.position - 1] = (now_ns - run.since_ns) // 1000
-        since_ns = [run.since_ns for run in self.runs if self.death.verdicts[run.slot] == Outcome.CRASHED]
-        oldest_us = (now_ns - min(since_ns)) // 1000 if since_ns else None
-        error = _error(self.death)
-        return Findings(outcomes, started_us, self.death.how, 0, error, suspects=len(since_ns), oldest_us=oldest_us)
+        suspects = sum(self.death.verdicts[run.slot] == Outcome.CRASHED for run in self.runs)
+        return Findings(outcomes, started_us, self.death.how, 0, _error(self.death), suspects)
 
 
 class Reclaims:
