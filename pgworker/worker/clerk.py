@@ -85,7 +85,7 @@ class Clerk:
         self._row = row
         self._runner = runner
         self._tasks = list(tasks)
-        self._undeclared: Sequence[DeadLetterHook] | None = hooks
+        self._hooks = hooks
         row.tasks_hash = int.from_bytes(sha256("\n".join(sorted(tasks)).encode()).digest()[:8], "big")
         lanes = Lanes.of(settings.queues)
         self._queue = PostgresQueue(
@@ -336,9 +336,8 @@ class Clerk:
             prepare_threshold=prepare,
             patience=self._patience.seconds,
         )
-        if self._undeclared is not None:
-            declare_hooks(self._connection, self._tasks, self._undeclared)
-            self._undeclared = None
+        if not self._row.is_draining:  # perhaps for a newer app, which has declared its own
+            declare_hooks(self._connection, self._tasks, self._hooks)
         announce_tasks(self._connection, self._row.tasks_hash, self._tasks)
         self._failed_connects = 0
 
