@@ -100,12 +100,14 @@ def find_reclaimable(
     silence: float,
     patience: float,
     until: datetime | None = None,
+    others_until: datetime | None = None,
 ) -> list[Reclaimable]:
     """Leases of workers that have ended and, if `by_expiry`, those whose time is over.
 
     By expiry only our own pool's, and those of workers that have not been heard of for `silence` seconds; and only
     until the database's clock shows `until`: later than that it was set forward. Of other pools' workers that have
-    ended only those of which the last was heard `patience` seconds ago: their own pool knows better.
+    ended only those of which the last was heard `patience` seconds ago: their own pool knows better. These until
+    `others_until`, likewise; None: not at all.
     """
     parameters = {
         "by_expiry": by_expiry,
@@ -113,6 +115,7 @@ def find_reclaimable(
         "silence": silence,
         "patience": patience,
         "until": until,
+        "others_until": others_until,
     }
     rows = connection.execute(query("find_reclaimable_leases"), parameters).fetchall()
     return [Reclaimable(*row) for row in rows]

@@ -103,7 +103,7 @@ class Monitor:
         self._connection: PatientConnection[Any] | None = None
         self._next_connect = 0.0
         self._was_away = False
-        self._back_at = 0.0
+        self._hears_since = 0.0
         self._next_beat = 0.0
         self._renewed_at = 0.0
         self._beaten: set[tuple[UUID, int]] = set()
@@ -246,6 +246,8 @@ class Monitor:
         done = time.monotonic()  # a beat that took long was a gap too
         if is_set or not self._is_steady(done):
             self._steady_since = done
+        if is_set:
+            self._hears_since = done
         self._last_beat = done
         self._next_beat = done + self._settings.heartbeat_interval
 
@@ -300,10 +302,12 @@ class Monitor:
 
     def _look_for_leases(self, connection: Connection[Any]) -> None:
         self._last_look = self._asked_at = time.monotonic()
-        if self._last_look - self._back_at > self._silence:  # after an outage each gets the time to speak for its own
+        others_until = None
+        if self._last_look - self._hears_since > self._silence:  # since then each had the time to speak for its own
             end_the_gone(connection, self._pool, self._silence)
             self._renew()
-        requeued = self._reclaims.reclaim(connection, self._may_take_expired)
+            others_until = self._clock.latest(time.monotonic())
+        requeued = self._reclaims.reclaim(connection, self._may_take_expired, others_until)
         self._mind_gap(self._asked_at)
         if not self._has_looked:  # what kept us from it may have kept others from renewing until now
             self._has_looked = True
@@ -361,7 +365,7 @@ class Monitor:
         self._board.is_connected = True
         if self._was_away:
             self._was_away = False
-            self._back_at = now
+            self._hears_since = now
             log.info("the database is back", extra=logs.fields("database_back"))
         return connection
 

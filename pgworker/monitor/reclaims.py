@@ -127,11 +127,17 @@ class Reclaims:
             del self._witnesses[forgotten]
         return recorded
 
-    def reclaim(self, connection: Connection[Any], may_take_expired: Callable[[], datetime | None]) -> list[Reclaimed]:
+    def reclaim(
+        self,
+        connection: Connection[Any],
+        may_take_expired: Callable[[], datetime | None],
+        others_until: datetime | None,
+    ) -> list[Reclaimed]:
         """Take back every lease that nobody holds; returns the jobs that went back to the queue.
 
         `may_take_expired` says until when by the database's clock, None: not now. It is asked again before each: what
-        held up our last statement may have held up renewals too.
+        held up our last statement may have held up renewals too. `others_until` says the same of what ended workers of
+        other pools held.
         """
         until = may_take_expired()
         found = find_reclaimable(
@@ -141,6 +147,7 @@ class Reclaims:
             silence=self._lease_ttl,
             patience=self._patience,
             until=until,
+            others_until=others_until,
         )
         requeued: list[Reclaimed] = []
         for lease in found:

@@ -546,13 +546,21 @@ def test_a_pool_has_the_time_to_take_back_itself_what_its_dead_worker_held(db: C
     worker.die()
 
     def seen_by_another_pool() -> list[UUID]:
-        found = find_reclaimable(db, by_expiry=True, pool_id=uuid4(), silence=60, patience=10)
+        found = find_reclaimable(
+            db, by_expiry=True, pool_id=uuid4(), silence=60, patience=10, others_until=others_until
+        )
         return [lease.lease_id for lease in found]
+
+    others_until: datetime | None = now(db) + timedelta(hours=1)
 
     assert [lease.lease_id for lease in Monitor(db).reclaimable()] == [held.lease_id]
     assert seen_by_another_pool() == []
     db.execute("update pgworker.worker_heartbeats set beat_at = beat_at - interval '11 seconds'")
     assert seen_by_another_pool() == [held.lease_id]
+    others_until = now(db) - timedelta(seconds=1)
+    assert seen_by_another_pool() == [], "the clock was set forward: it looks as if the time were over"
+    others_until = None
+    assert seen_by_another_pool() == [], "the database is back a moment ago"
 
 
 def test_a_reclaim_sends_each_job_where_what_is_known_of_it_says(db: Connection[Any], worker: Worker) -> None:
