@@ -260,9 +260,10 @@ class Monitor:
         if by:
             log.warning(
                 "the database's clock was set %s by %.0f s: leases of others are left alone for --lease-ttl. Jobs go"
-                " by that clock",
+                " by that clock%s",
                 "forward" if by > 0 else "back",
                 abs(by),
+                "" if by > 0 else ": what was due waits for its time again, see pgworker jobs retry --help",
                 extra=logs.fields("clock_set"),
             )
         if by < 0.0:  # the floors are where that clock has been: what is enqueued from now on lies below them
