@@ -691,6 +691,16 @@ def test_what_goes_back_keeps_its_place_but_was_not_due_while_it_ran(db: Connect
     assert hour_ago == [False, False, True, False]
 
 
+def test_only_for_jobs_that_have_run_before_a_claim_looks_at_executions(db: Connection[Any], worker: Worker) -> None:
+    again, *_ = enqueue(db, 5)
+    db.execute("update pgworker.job_queue set execution = 2 where job_id = %s", [again])
+    calls = "select calls from pg_stat_xact_user_functions where funcname = 'last_execution'"
+    with worker.connection.transaction():
+        worker.connection.execute("set local track_functions = 'pl'")
+        assert len(worker.claim().rows) == 5
+        assert ask(worker.connection, calls) == [1]
+
+
 def test_a_suspect_is_one_until_its_next_execution_has_ended_otherwise(db: Connection[Any], worker: Worker) -> None:
     job, _ = enqueue(db, 2)
     die_with(db, suspects(2))

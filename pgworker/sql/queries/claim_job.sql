@@ -23,4 +23,5 @@ select due.job_id, due.task, job.payload::text, due.execution, due.failures, due
        extract(epoch from now() - greatest(due.run_at, job.created_at, last.ended_at))::float8, 0  -- it runs alone
 from due
 left join lateral (select * from pgworker.jobs where jobs.id = due.job_id offset 0) as job on true
-left join lateral (select * from pgworker.last_execution(due.job_id, due.execution) where due.execution > 1) as last on true
+left join lateral (select * from pgworker.last_execution(due.job_id, due.execution) where due.execution > 1 offset 0)
+    as last on true
