@@ -242,7 +242,8 @@ def _backlog(facts: Facts) -> Explanation:
     job = facts.detail.job
     able = [one for one in facts.servers if one.alive and one.serves(job.queue, job.task)]
     idle = sum(one.states.get(WorkerState.IDLE, 0) for one in able)
-    waits = duration((job.seen_at - job.run_at).total_seconds())
+    due_at = max([job.run_at, *(run.finished_at for run in facts.detail.executions)])  # not while it ran
+    waits = duration((job.seen_at - due_at).total_seconds())
     if facts.ahead.number:
         return Explanation(
             Reason.BACKLOG,

@@ -21,8 +21,9 @@ _MICROSECOND = timedelta(microseconds=1)
 class ClaimedRow(NamedTuple):
     """One claimed job as the database returns it. No `payload`: its row in jobs is missing.
 
-    `waited`: seconds from when it was due (or enqueued, if that was later) to the begin of the claiming transaction.
-    `is_suspect`: the worker that ran it last died, of this job or perhaps of it.
+    `waited`: seconds from when it was due (or enqueued, or its last execution ended, if that was later) to the begin of
+    the claiming transaction. `suspicions`: so many of its executions until now, without a gap, ended with their worker,
+    which died of this job or perhaps of it.
     """
 
     job_id: UUID
@@ -40,7 +41,7 @@ class ClaimedRow(NamedTuple):
     created_at: datetime | None
     checkpoint: str | None
     waited: float
-    is_suspect: bool
+    suspicions: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,8 +56,7 @@ class Findings:
     `outcomes` and `started_us` (µs ago) have one entry per position, None: never started. `assumed_running` is for a
     lease nobody could look into: so many of its first unfinished positions count as running.
     `suspects`: so many jobs ran, and with more than one nobody knows of which their worker died. Who would be `crashed`
-    is `lost` then, uncharged, unless the execution before it had ended so, too, or as `crashed`. `oldest_us`: how long
-    ago the first of them had started, so that they go back in the order of their ages, the youngest first.
+    is `lost` then, uncharged; in a lease nobody could look into only if the execution before it had ended otherwise.
     """
 
     outcomes: Sequence[Outcome | None]
@@ -66,7 +65,6 @@ class Findings:
     assumed_running: int = 0
     error: str | None = None
     suspects: int = 1
-    oldest_us: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +100,14 @@ def find_reclaimable(
     silence: float,
     patience: float,
     until: datetime | None = None,
+    others_until: datetime | None = None,
 ) -> list[Reclaimable]:
     """Leases of workers that have ended and, if `by_expiry`, those whose time is over.
 
     By expiry only our own pool's, and those of workers that have not been heard of for `silence` seconds; and only
     until the database's clock shows `until`: later than that it was set forward. Of other pools' workers that have
-    ended only those of which the last was heard `patience` seconds ago: their own pool knows better.
+    ended only those of which the last was heard `patience` seconds ago: their own pool knows better. These until
+    `others_until`, likewise; None: not at all.
     """
     parameters = {
         "by_expiry": by_expiry,
@@ -115,6 +115,7 @@ def find_reclaimable(
         "silence": silence,
         "patience": patience,
         "until": until,
+        "others_until": others_until,
     }
     rows = connection.execute(query("find_reclaimable_leases"), parameters).fetchall()
     return [Reclaimable(*row) for row in rows]
@@ -163,7 +164,6 @@ def _send_on(cursor: Any, lease_id: UUID, taken: TakenLease, findings: Findings,
             "error": findings.error,
             "cause": findings.cause,
             "suspects": findings.suspects,
-            "oldest_us": findings.oldest_us,
             **_of_suspects(findings),
             "backoff_base": backoff.base,
             "backoff_cap": backoff.cap,

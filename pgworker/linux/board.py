@@ -38,8 +38,8 @@ _ROW_WORDS = 10
 
 # words of a slot
 _RUN_SEQUENCE, _RUN_LEASE, _RUN_POSITION, _RUN_SINCE_NS, _RUN_DEADLINE_NS, _RUN_THREAD, _RUN_ON_LOOP = range(7)
-_CANCEL_SEQUENCE, _CANCEL_REASON = 7, 8
-_SLOT_WORDS = 9
+_RUN_TRIAL_NS, _CANCEL_SEQUENCE, _CANCEL_REASON = 7, 8, 9
+_SLOT_WORDS = 10
 
 # words of a lease
 _LEASE_HIGH, _LEASE_LOW, _LEASE_RENEWED_NS, _LEASE_COUNT, _LEASE_STARTED, _LEASE_KEEP, _LEASE_LOST = range(7)
@@ -52,7 +52,8 @@ class Run:
     """A job that is running now, in one slot of its worker.
 
     `deadline_ns` is 0 when it has none; times are of the monotonic clock. `thread` is what threading.get_ident() gives
-    in the thread that runs it; `on_loop`: whether that is the event loop's, which runs many.
+    in the thread that runs it; `on_loop`: whether that is the event loop's, which runs many. `trial_until_ns`: nothing
+    else is started in its worker until then; 0: it is no suspect.
     """
 
     slot: int
@@ -63,6 +64,7 @@ class Run:
     deadline_ns: int
     thread: int
     on_loop: int
+    trial_until_ns: int = 0
 
     @property
     def is_async(self) -> bool:
@@ -291,7 +293,15 @@ class Row:
     # -- the runs: each slot is written by whoever runs a job in it
 
     def start_run(
-        self, slot: int, lease: int, position: int, now_ns: int, deadline_ns: int, thread: int, on_loop: int = 0
+        self,
+        slot: int,
+        lease: int,
+        position: int,
+        now_ns: int,
+        deadline_ns: int,
+        thread: int,
+        on_loop: int = 0,
+        trial_until_ns: int = 0,
     ) -> int:
         """Show that a job starts; returns the sequence number that cancel requests must name."""
         words, at = self._words, self._slots_at + slot * _SLOT_WORDS
@@ -302,6 +312,7 @@ class Row:
         words[at + _RUN_DEADLINE_NS] = deadline_ns
         words[at + _RUN_THREAD] = thread
         words[at + _RUN_ON_LOOP] = on_loop
+        words[at + _RUN_TRIAL_NS] = trial_until_ns
         words[at] = sequence
         return sequence
 
@@ -314,7 +325,7 @@ class Row:
         sequence = self._words[at]
         if sequence % 2 == 0:
             return None
-        seen = Run(slot, sequence, *self._words[at + _RUN_LEASE : at + _RUN_ON_LOOP + 1].tolist())
+        seen = Run(slot, sequence, *self._words[at + _RUN_LEASE : at + _RUN_TRIAL_NS + 1].tolist())
         return seen if self._words[at] == sequence else None
 
     def runs(self) -> tuple[Run, ...]:

@@ -44,21 +44,28 @@ def explain_exit(
 
 
 def judge_slots(
-    slots: int, runs: Sequence[Run], culprits: Mapping[int, CancelReason], verdict: Outcome, stack: str
+    slots: int, runs: Sequence[Run], culprits: Mapping[int, CancelReason], verdict: Outcome, stack: str, now_ns: int
 ) -> list[str]:
     """What the execution in each slot counts as, when the worker has died with `verdict`.
 
     Those that the worker was killed for (`culprits`) have their own reasons, and their neighbours are lost, uncharged.
-    A worker that died by itself died of the job in the thread that crashed, if the stack names one; else of any that
-    ran. Where that leaves several they are suspects, see `lifecycle.reclaim`.
+    A worker that died by itself died of the job in the thread that crashed, if the stack names one, or of the one that
+    was on trial; else of any that ran. Where that leaves several they are suspects, see `lifecycle.reclaim`.
     """
     if culprits:
         return [(culprits[slot].outcome if slot in culprits else Outcome.LOST).value for slot in range(slots)]
     crashed = _crashed_in(stack)
-    guilty = [run.slot for run in runs if run.thread == crashed]
+    in_thread = [run for run in runs if run.thread == crashed]
+    guilty = [run.slot for run in _on_trial(in_thread or runs, now_ns) or in_thread]
     if verdict is not Outcome.CRASHED or not guilty:
         return [verdict.value] * slots
     return [(verdict if slot in guilty else Outcome.LOST).value for slot in range(slots)]
+
+
+def _on_trial(runs: Sequence[Run], now_ns: int) -> list[Run]:
+    """The one that was started last, if its worker was not to start another yet."""
+    youngest = max(runs, key=lambda run: run.since_ns, default=None)
+    return [youngest] if youngest is not None and now_ns < youngest.trial_until_ns else []
 
 
 def _crashed_in(stack: str) -> int | None:

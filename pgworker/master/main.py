@@ -255,7 +255,7 @@ class Master:
         runs = child.row.runs()
         clean = exit_.code == 0 and not runs
         stack = self._shared.stacks[child.row.index].read()
-        verdicts = judge_slots(child.row.slots, runs, charge.culprits, verdict, stack)
+        verdicts = judge_slots(child.row.slots, runs, charge.culprits, verdict, stack, time.monotonic_ns())
         outcome = Outcome.SUCCEEDED if clean else verdict
         death = Death(child.row.index, exit_.pid, str(child.row.worker_id), how, outcome.value, verdicts, stack)
         was_ready, done = child.row.is_ready, child.row.jobs_done

@@ -105,7 +105,7 @@ class Monitor:
         self._connection: PatientConnection[Any] | None = None
         self._next_connect = 0.0
         self._was_away = False
-        self._back_at = 0.0
+        self._hears_since = 0.0
         self._next_beat = 0.0
         self._renewed_at = 0.0
         self._beaten: set[tuple[UUID, int]] = set()
@@ -247,6 +247,8 @@ class Monitor:
         is_clock_set = self._look_at_clock(connection)
         done = time.monotonic()
         self._steadiness.note_beat(done, is_clock_set=is_clock_set)
+        if is_clock_set:
+            self._hears_since = done
         self._next_beat = done + self._settings.heartbeat_interval
 
     def _look_at_clock(self, connection: Connection[Any]) -> bool:
@@ -258,9 +260,10 @@ class Monitor:
         if by:
             log.warning(
                 "the database's clock was set %s by %.0f s: leases of others are left alone for --lease-ttl. Jobs go"
-                " by that clock",
+                " by that clock%s",
                 "forward" if by > 0 else "back",
                 abs(by),
+                "" if by > 0 else ": what was due waits for its time again, see pgworker jobs retry --help",
                 extra=logs.fields("clock_set"),
             )
         if by < 0.0:  # the floors are where that clock has been: what is enqueued from now on lies below them
@@ -294,10 +297,12 @@ class Monitor:
 
     def _look_for_leases(self, connection: Connection[Any]) -> None:
         self._last_look = self._asked_at = time.monotonic()
-        if self._last_look - self._back_at > self._silence:  # after an outage each gets the time to speak for its own
+        others_until = None
+        if self._last_look - self._hears_since > self._silence:  # since then each had the time to speak for its own
             end_the_gone(connection, self._pool, self._silence)
             self._renew()
-        requeued = self._reclaims.reclaim(connection, self._may_take_expired)
+            others_until = self._clock.latest(time.monotonic())
+        requeued = self._reclaims.reclaim(connection, self._may_take_expired, others_until)
         self._steadiness.note_look(self._note_statement(self._asked_at))
         self._make_findable(requeued)
 
@@ -345,7 +350,7 @@ class Monitor:
         self._connection = connection
         limit_session(connection, self._patience.seconds)
         if self._was_away:
-            self._back_at = now
+            self._hears_since = now
         return connection
 
     def _see_it_back(self) -> None:

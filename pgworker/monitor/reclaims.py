@@ -65,10 +65,8 @@ class Witness:
                 if run.lease == entry.index and run.position <= started:
                     outcomes[run.position - 1] = Outcome(self.death.verdicts[run.slot])
                     started_us[run.position - 1] = (now_ns - run.since_ns) // 1000
-        since_ns = [run.since_ns for run in self.runs if self.death.verdicts[run.slot] == Outcome.CRASHED]
-        oldest_us = (now_ns - min(since_ns)) // 1000 if since_ns else None
-        error = _error(self.death)
-        return Findings(outcomes, started_us, self.death.how, 0, error, suspects=len(since_ns), oldest_us=oldest_us)
+        suspects = sum(self.death.verdicts[run.slot] == Outcome.CRASHED for run in self.runs)
+        return Findings(outcomes, started_us, self.death.how, 0, _error(self.death), suspects)
 
 
 class Reclaims:
@@ -129,11 +127,17 @@ class Reclaims:
             del self._witnesses[forgotten]
         return recorded
 
-    def reclaim(self, connection: Connection[Any], may_take_expired: Callable[[], datetime | None]) -> list[Reclaimed]:
+    def reclaim(
+        self,
+        connection: Connection[Any],
+        may_take_expired: Callable[[], datetime | None],
+        others_until: datetime | None,
+    ) -> list[Reclaimed]:
         """Take back every lease that nobody holds; returns the jobs that went back to the queue.
 
         `may_take_expired` says until when by the database's clock, None: not now. It is asked again before each: what
-        held up our last statement may have held up renewals too.
+        held up our last statement may have held up renewals too. `others_until` says the same of what ended workers of
+        other pools held.
         """
         until = may_take_expired()
         found = find_reclaimable(
@@ -143,6 +147,7 @@ class Reclaims:
             silence=self._lease_ttl,
             patience=self._patience,
             until=until,
+            others_until=others_until,
         )
         requeued: list[Reclaimed] = []
         for lease in found:

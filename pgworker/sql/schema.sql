@@ -677,6 +677,29 @@ AS $function$
     select job_id from pgworker.job_executions where job_id < beyond and finished_at > clock_timestamp() - interval '1 day'
 $function$;
 
+CREATE OR REPLACE FUNCTION pgworker.last_execution(job_id uuid, execution integer, OUT ended_at timestamp with time zone, OUT suspicions integer)
+ RETURNS record
+ LANGUAGE plpgsql
+ STABLE
+AS $function$
+declare
+    earlier record;
+begin
+    suspicions := 0;
+    for earlier in
+        select e.finished_at, e.outcome = 'crashed' or coalesce(e.outcome = 'lost' and e.error ->> 'type' = 'pgworker.suspect', false)
+                              as is_suspected
+        from pgworker.job_executions e
+        where e.job_id = last_execution.job_id and e.execution < last_execution.execution
+        order by e.execution desc
+    loop
+        ended_at := coalesce(ended_at, earlier.finished_at);
+        exit when not earlier.is_suspected;
+        suspicions := suspicions + 1;
+    end loop;
+end
+$function$;
+
 CREATE OR REPLACE FUNCTION pgworker.list_expired_partitions(older_than interval)
  RETURNS TABLE(name text, day date, jobs bigint, executions bigint, kept bigint, bytes bigint)
  LANGUAGE plpgsql
@@ -984,6 +1007,8 @@ comment on function pgworker.enqueue(text,jsonb,text,integer,timestamp with time
 comment on function pgworker.is_suspect(uuid,integer) is 'whether the worker of the last execution before this one died, of that job or perhaps of it';
 
 comment on function pgworker.job_status(uuid) is 'the status of one job; null: no such job';
+
+comment on function pgworker.last_execution(uuid,integer) is 'when the execution before this one ended, and how many before this one, without a gap, ended with their worker, of that job or perhaps of it';
 
 comment on function pgworker.protect_table(regclass,name) is 'FORCE ROW LEVEL SECURITY on a table of one''s own: a transaction sees and writes the rows of pgworker.current_org() only';
 

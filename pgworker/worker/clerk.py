@@ -42,6 +42,9 @@ PROGRESS_INTERVAL = 1.0
 HOLD_UP = 0.25
 """Seconds a running job may hold up the jobs claimed behind it before they go back to the queue."""
 
+BESIDE_TRIAL = 0.05
+"""Seconds they wait for the end of a trial, during which nothing starts; many a suspect has ended by then."""
+
 STARVED = 5.0
 """Seconds that a worker without a free file descriptor waits for its running jobs to end before it ends with them."""
 
@@ -211,7 +214,7 @@ class Clerk:
     def _wanted(self) -> int:
         waiting, self._free_seen = len(self._runner.todo), self._runner.free
         has_room = self._free_seen > waiting
-        if self._claims_nothing or not self._queue.may_claim:
+        if self._claims_nothing or self._runner.trial_left or not self._queue.may_claim:
             self._row.is_idle = False  # it need not be woken for new jobs
             return 0
         if not has_room:
@@ -236,7 +239,9 @@ class Clerk:
 
     def _pause(self) -> float:
         if self._runner.todo or self._runner.finished:
-            return max(0.01, HOLD_UP - self._stalled_for)
+            return self._until_held_up
+        if (trial_left := self._runner.trial_left) > 0.0:
+            return min(trial_left, HOLD_UP)
         if self._claims_nothing and self._runner.is_idle:
             return self._settings.beat_interval / (20 if self._row.is_draining else 1)
         if self._claims_nothing or not self._runner.free:
@@ -249,6 +254,8 @@ class Clerk:
         runner = self._runner
         if depth == ASLEEP and (runner.finished or runner.refused or runner.free > self._free_seen):
             seconds = 0.0  # it happened while we were awake, and nobody rings for that
+        elif depth == ASLEEP and runner.todo:
+            seconds = min(seconds, self._until_held_up)  # a trial may have begun
         if self._alarm.wait(seconds):  # not only the runner has rung: somebody tells of new jobs, or of a drain
             self._dry_until = 0.0
 
@@ -271,7 +278,15 @@ class Clerk:
         self._queue.give_back()
 
     def _is_held_up(self) -> bool:
-        return bool(self._runner.todo) and self._stalled_for > HOLD_UP
+        return bool(self._runner.todo) and self._stalled_for > self._hold_up
+
+    @property
+    def _hold_up(self) -> float:
+        return BESIDE_TRIAL if self._runner.trial_left else HOLD_UP
+
+    @property
+    def _until_held_up(self) -> float:
+        return max(0.01, self._hold_up - self._stalled_for)
 
     # -- trouble
 

@@ -27,6 +27,7 @@ from pgworker.linux.board import Row
 from pgworker.model.payload import describe_error, encode_result
 from pgworker.model.progress import Said, say
 from pgworker.model.state import CancelReason, Outcome
+from pgworker.model.trial import trial
 from pgworker.observe.logs import fields, logger
 from pgworker.observe.vocabulary import ENDED
 from pgworker.worker.transaction import JobTransactions
@@ -92,7 +93,7 @@ class Execution:
     def start(self) -> None:
         """Show on the board that it runs, in the thread that runs it; an async one once its task begins."""
         claimed, slot = self.claimed, self._slot
-        timeout_ms = claimed.row.timeout_ms
+        timeout_ms, suspicions = claimed.row.timeout_ms, claimed.row.suspicions
         self.started_ns = started_ns = time.monotonic_ns()
         self._deadline_ns = min(_FAR_AWAY_NS, started_ns + timeout_ms * 1_000_000) if timeout_ms else 0
         self._sequence = slot.row.start_run(
@@ -103,6 +104,7 @@ class Execution:
             self._deadline_ns,
             threading.get_ident(),
             int(self._is_async),
+            started_ns + int(trial(suspicions) * 1e9) if suspicions else 0,
         )
 
     @property

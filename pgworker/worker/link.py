@@ -21,7 +21,7 @@ _RECONNECT_CAP = 2.0  # seconds
 
 
 class Link:
-    """The database, and what it is told of this worker: its tasks whenever it is connected to, its hooks once."""
+    """The database, and what it is told of this worker: its tasks and their hooks, whenever it is connected to."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Link:
         self._prepare = None if settings.pooler else 1
         self._row = row
         self._tasks = list(tasks)
-        self._undeclared: Sequence[DeadLetterHook] | None = hooks
+        self._hooks = hooks
         self._patience = Patience(settings.lease_ttl, longest=settings.lease_ttl)
         self._connection: PatientConnection[Any] | None = None
         self._failures = 0
@@ -52,9 +52,8 @@ class Link:
             prepare_threshold=self._prepare,
             patience=self._patience.seconds,
         )
-        if self._undeclared is not None:
-            declare_hooks(self._connection, self._tasks, self._undeclared)
-            self._undeclared = None
+        if not self._row.is_draining:  # perhaps for a newer app, which has declared its own
+            declare_hooks(self._connection, self._tasks, self._hooks)
         announce_tasks(self._connection, self._row.tasks_hash, self._tasks)
         self._failures = 0
 

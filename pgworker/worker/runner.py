@@ -24,11 +24,9 @@ from pgworker.linux.board import Row
 from pgworker.model.graces import Graces
 from pgworker.model.lease import lease_margin
 from pgworker.model.state import Outcome
+from pgworker.model.trial import trial
 from pgworker.worker.execution import Execution, Sayings, Slot, SlotTransactions, end_for_a_bug, log
 from pgworker.worker.loop import EventLoop
-
-_APART = 0.5
-"""Seconds between the starts of two jobs in one worker whose last workers died, unless the first has ended by then."""
 
 
 class FinishedJob(NamedTuple):
@@ -68,8 +66,8 @@ class Runner:
         self._lock = threading.Lock()  # taken as such: the condition's own methods are Python, and cost 0.2 µs a job
         self._arrived = threading.Condition(self._lock)
         self._free = list(range(row.slots - 1, -1, -1))
-        self._suspect_in = -1
-        self._suspect_alone_until = 0.0
+        self._on_trial_in = -1
+        self._trial_until = 0.0
         self._stopping = False
         self._tells_starts = False
         self._pid = 0
@@ -111,6 +109,11 @@ class Runner:
     def free(self) -> int:
         """Slots in which nothing runs."""
         return len(self._free)
+
+    @property
+    def trial_left(self) -> float:
+        """Seconds during which nothing is started, unless the job that is on trial ends before."""
+        return max(0.0, self._trial_until - time.monotonic()) if self._on_trial_in >= 0 else 0.0
 
     @property
     def is_idle(self) -> bool:
@@ -173,8 +176,8 @@ class Runner:
     def _give_back_slot(self, freed: int | None) -> None:
         if freed is not None:
             self._free.append(freed)
-            if freed == self._suspect_in:
-                self._suspect_in = -1
+            if freed == self._on_trial_in:
+                self._on_trial_in = -1
 
     @property
     def has_stopped(self) -> bool:
@@ -187,24 +190,24 @@ class Runner:
             if self._loop is not None and self._is_async(claimed) is not is_async:
                 self._tell_next()
                 return None
-            is_suspect = claimed.row.is_suspect
-            if is_suspect and self._suspect_in >= 0 and time.monotonic() < self._suspect_alone_until:
+            if self._on_trial_in >= 0 and self.trial_left:
+                self._wake(False)
                 return None
             self.todo.popleft()
             if self._may_start(claimed):
                 slot = self._free.pop()
-                if is_suspect:
-                    self._keep_apart(slot)
+                if claimed.row.suspicions and self._row.slots > 1:
+                    self._put_on_trial(slot, trial(claimed.row.suspicions))
                 return claimed, slot
             self.refused.append(claimed)
             self._wake(False)
         return None
 
-    def _keep_apart(self, slot: int) -> None:
-        """Should the worker die of a suspect again, as a rule at once, then with no other one beside it, which would be
-        charged, too. Nobody waits for the end of this time: what can't start goes back soon, and comes again."""
-        self._suspect_in = slot
-        self._suspect_alone_until = time.monotonic() + _APART
+    def _put_on_trial(self, slot: int, seconds: float) -> None:
+        """Its last worker died, perhaps of this job. Should this one die, too, then with nothing started since.
+        Nobody here waits for the end of that time: the clerk gives back what can't start, and claims again."""
+        self._on_trial_in = slot
+        self._trial_until = time.monotonic() + seconds
 
     def _tell_next(self) -> None:
         """Whoever runs the next job: the loop, or a thread that waits. There is one for every free slot."""

@@ -24,6 +24,7 @@ from tests.chaos.evidence import append
 
 app = App()
 _SOON = Backoff(base=0.05, cap=0.2)
+_LATER = {"exit soon": 0.1, "exit late": 1.2}
 _LOOK = 0.01  # seconds between two looks at a gate
 
 
@@ -184,8 +185,8 @@ async def die_async(ctx: Context, directory: str, name: str, how: str, execution
 
 def end_process(how: str) -> None:
     """By kill, segfault or exit, or a moment later."""
-    if how == "exit soon":
-        time.sleep(0.1)
+    if how in _LATER:
+        time.sleep(_LATER[how])
         os._exit(3)
     if how == "kill":
         os.kill(os.getpid(), signal.SIGKILL)

@@ -7,9 +7,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from pgworker.linux.pidfd import is_gone
@@ -158,3 +159,37 @@ def test_after_an_outage_a_pool_that_lives_speaks_for_its_own_worker(
         cause = scene.scalar("select cause from pgworker.job_executions")
     assert "was killed by SIGKILL, not by pgworker" in cause
     assert "is gone" not in neighbour.log()
+
+
+def test_after_an_outage_a_pool_that_lives_takes_back_itself_what_its_worker_held_when_its_end_was_recorded_before(
+    outage: Outage, tmp_path: Path, start_pool: StartPool
+) -> None:
+    """Likewise; here the outage comes between the two."""
+    settings = {"dsn": outage.server.dsn, "workers": 1, "slots": 2, "lease_ttl": LONG, "heartbeat_interval": 2}
+    pool = start_pool(**settings)
+    with outage.scene(tmp_path) as scene:
+        dead = hold(scene, pool, "job")
+        start_pool(**settings)
+        with scene.connection.transaction(), suppress(psycopg.OperationalError):
+            scene.connection.execute("select from pgworker.job_leases for update")
+            kill(dead)
+            pool.wait_for_log(f"pid {dead}")
+            eventually(lambda: is_ended(outage.server.dsn, dead), "its end is recorded")
+            os.kill(pool.monitor, signal.SIGSTOP)
+            outage.server.stop()
+            scene.connection.execute("select")
+    outage.lasts(seconds=5)  # longer than the patience of a neighbour
+    with outage.scene(tmp_path) as scene:
+        back = scene.scalar("select clock_timestamp()")
+        beat = "select max(beat_at) > %s from pgworker.worker_heartbeats"
+        eventually(lambda: scene.scalar(beat, back), "a beat of the neighbour, and with it a look")
+        os.kill(pool.monitor, signal.SIGCONT)
+        scene.wait_for("start", "job", execution=2)
+        cause = scene.scalar("select cause from pgworker.job_executions")
+    assert cause.startswith("worker 0 (pid"), "not one of up to two jobs that may have run"
+
+
+def is_ended(dsn: str, pid: int) -> bool:
+    with psycopg.connect(dsn) as connection:
+        asked = "select count(*) from pgworker.worker_heartbeats where pid = %s and ended_at is not null"
+        return connection.execute(asked, [pid]).fetchone() == (1,)

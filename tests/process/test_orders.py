@@ -75,6 +75,19 @@ def test_a_job_that_dies_with_its_worker_calls_its_hook(scene: Scene) -> None:
     assert scene.scalar("select org_id from pgworker.jobs where id = %s", instead) == "acme"
 
 
+@pytest.mark.usefixtures("pool")
+def test_hooks_are_declared_again_on_a_new_connection_which_may_lead_to_a_server_that_lagged(scene: Scene) -> None:
+    hooks = "select count(*) from pgworker.dead_letter_hooks"
+    declared = len(orders.app.dead_letter_hooks)
+    eventually(lambda: scene.scalar(hooks) == declared > 0, "hooks")
+    scene.connection.execute("delete from pgworker.dead_letter_hooks")
+    scene.connection.execute(
+        "select pg_terminate_backend(pid) from pg_stat_activity"
+        " where datname = current_database() and application_name like 'pgworker%' and pid <> pg_backend_pid()"
+    )
+    eventually(lambda: scene.scalar(hooks) == declared, "hooks as before")
+
+
 def test_a_job_without_an_org_is_a_dead_letter_at_once_where_the_app_requires_one(
     scene: Scene, start_pool: StartPool
 ) -> None:

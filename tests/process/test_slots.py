@@ -360,18 +360,21 @@ def test_when_a_worker_is_killed_all_that_it_ran_are_suspects_and_run_again_unch
         assert "killed by SIGKILL" in cause
 
 
-def test_who_shares_a_dying_worker_twice_in_a_row_is_charged_the_second_time(
+def test_a_job_that_ends_its_worker_late_is_charged_once_its_trial_lasts_as_long(
     scene: Scene, start_pool: StartPool
 ) -> None:
-    start_pool(workers=1, slots=2)
-    both = scene.enqueue_together(*holds(scene, "thread"), *async_holds(scene, "loop"))
-    kill(wait_for_starts(scene, "thread", "loop")[0].pid)
-    kill(wait_for_starts(scene, "thread", "loop", execution=2)[0].pid)
-    wait_for_starts(scene, "thread", "loop", execution=3)
+    start_pool(workers=1, slots=4)
+    beside = scene.enqueue_together(*holds(scene, "thread"), *async_holds(scene, "loop"))
+    wait_for_starts(scene, "thread", "loop")
+    poison = scene.enqueue(jobs.die.options(max_attempts=1), "poison", "exit late", 99)
+    scene.wait_for_status("dead_letter", poison)
     open_gates(scene, "thread", "loop")
-    scene.wait_for_status("succeeded", *both)
-    assert ran(scene, *both) == [[(1, "lost", 0), (2, "crashed", 1), (3, "succeeded", 1)]] * 2
-    assert "as the worker of its last execution did" in scene.executions(both[0])[1].cause
+    scene.wait_for_status("succeeded", *beside)
+    assert [(outcome, failures) for _, outcome, failures in scene.outcomes(poison)] == [
+        *[("lost", 0)] * 2, ("crashed", 1)
+    ]  # fmt: skip
+    assert {failures for job in beside for _, _, failures in scene.outcomes(job)} == {0}
+    assert offences(scene.connection, STORED) == {}
 
 
 @pytest.mark.parametrize("how", ["exit soon", "kill"])
@@ -387,9 +390,81 @@ def test_a_poison_job_costs_one_crash_more_and_nobody_beside_it_is_charged(
     open_gates(scene, "thread1", "thread2", "loop")
     scene.wait_for_status("succeeded", *beside)
     assert scene.outcomes(poison) == [(1, "lost", 0), (2, "crashed", 1)]
-    for job in beside:
-        assert [(outcome, failures) for _, outcome, failures in scene.outcomes(job)] == [("lost", 0), ("succeeded", 0)]
+    assert {failures for job in beside for _, _, failures in scene.outcomes(job)} == {0}
     assert offences(scene.connection, STORED) == {}
+
+
+def test_innocents_that_run_long_are_charged_for_none_of_the_poison_jobs_that_come_beside_them(
+    scene: Scene, start_pool: StartPool
+) -> None:
+    start_pool(workers=1, slots=4)
+    named = ["thread1", "thread2", "loop"]
+    innocents = scene.enqueue_together(*holds(scene, *named[:2]), *async_holds(scene, *named[2:]))
+
+    def all_run() -> bool:
+        started = [max((line.execution for line in scene.noted("start", name)), default=0) for name in named]
+        ended = [max((run.execution for run in scene.executions(job)), default=0) for job in innocents]
+        return all(start > end for start, end in zip(started, ended, strict=True))
+
+    for number in range(3):
+        eventually(all_run, lambda: f"all run, not {ran(scene, *innocents)}")
+        poison = scene.enqueue(jobs.die.options(max_attempts=1), f"poison{number}", "exit", 99)
+        scene.wait_for_status("dead_letter", poison)
+        assert scene.outcomes(poison) == [(1, "lost", 0), (2, "crashed", 1)]
+    eventually(all_run, lambda: f"all run, not {ran(scene, *innocents)}")
+    open_gates(scene, *named)
+    scene.wait_for_status("succeeded", *innocents)
+    assert {failures for job in innocents for _, _, failures in scene.outcomes(job)} == {0}
+    assert offences(scene.connection, STORED) == {}
+
+
+def make_suspect(scene: Scene, job: UUID, suspicions: int) -> None:
+    """As if its worker had died in so many executions in a row, and nobody could tell of which of its jobs."""
+    scene.connection.execute(
+        """insert into pgworker.job_executions (job_id, worker_id, finished_at, execution, outcome, failures, error)
+           select %s, gen_random_uuid(), now(), number, 'lost', 0, '{"type": "pgworker.suspect"}'
+           from generate_series(1, %s) as number""",
+        [job, suspicions],
+    )
+    scene.connection.execute("update pgworker.job_queue set execution = %s where job_id = %s", [suspicions + 1, job])
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_nothing_starts_beside_a_job_on_trial_and_what_was_claimed_with_it_runs_elsewhere(
+    kind: str, scene: Scene, start_pool: StartPool
+) -> None:
+    start_pool(workers=2, slots=4)
+    scene.warm_up(100)
+    naps = [jobs.nap_async.job(str(scene.directory), name) for name in names(10, "nap")]
+    with scene.connection.transaction():
+        on_trial = TASKS[kind].job(str(scene.directory), "suspect")
+        suspect, *others = scene.enqueue_together(on_trial, *scene.quick(*names(10)), *naps)
+        make_suspect(scene, suspect, 10)
+    worker = scene.wait_for("start", "suspect", 11).pid
+    more = scene.enqueue_together(*scene.quick(*names(10, "more")))
+    scene.wait_for_status("succeeded", *others, *more)
+    assert scene.status(suspect) == "running"
+    since = scene.ledger()[scene.ledger().index(Noted("start", "suspect", 11, worker)) + 1 :]
+    assert worker not in {line.pid for line in since if line.event == "start"}
+    scene.open_gate("suspect")
+    scene.wait_for_status("succeeded", suspect)
+    assert scene.outcomes(suspect)[-1] == (11, "succeeded", 0)
+
+
+def test_a_worker_alone_goes_on_after_a_trial_with_what_it_gave_back(scene: Scene, start_pool: StartPool) -> None:
+    start_pool(workers=1, slots=4, poll_interval=NEVER)
+    scene.warm_up(100)
+    with scene.connection.transaction():
+        suspect, *others = scene.enqueue_together(*holds(scene, "suspect"), *scene.quick(*names(10)))
+        make_suspect(scene, suspect, 1)
+    scene.wait_for_status("succeeded", *others)
+    assert scene.status(suspect) == "running", "its trial is over, and not itself"
+    with scene.connection.transaction():
+        longer, *behind = scene.enqueue_together(*holds(scene, "longer"), *scene.quick(*names(10, "behind")))
+        make_suspect(scene, longer, 10)
+    scene.wait_for("start", "longer", 11)
+    open_gates(scene, "suspect", "longer")
+    scene.wait_for_status("succeeded", suspect, longer, *behind)
 
 
 def test_what_has_not_begun_on_the_event_loop_is_no_suspect(scene: Scene, start_pool: StartPool) -> None:

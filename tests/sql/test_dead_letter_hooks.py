@@ -233,6 +233,18 @@ def test_a_declaration_is_the_whole_truth_about_the_tasks_that_it_serves_and_no_
     assert declared(db)["a"][1] == "other"
 
 
+def test_what_is_declared_already_is_found_so_without_a_lock(db: Connection[Any], connect: Connect) -> None:
+    hooks = [hook("a"), hook("b", timeout=1.5)]
+    declare_hooks(db, ["a", "b", "c"], hooks)
+    with connect().transaction() as transaction:
+        transaction.connection.execute("lock table pgworker.dead_letter_hooks in share row exclusive mode")
+        db.execute("set lock_timeout = '10ms'")
+        declare_hooks(db, ["a", "b", "c"], hooks)
+        for news in (hooks[:1], [*hooks, hook("c")], [hooks[0], hook("b", timeout=2)]):
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                declare_hooks(db, ["a", "b", "c"], news)
+
+
 def test_workers_that_declare_at_the_same_time_do_not_deadlock(db: Connection[Any], connect: Connect) -> None:
     tasks = [f"task{number}" for number in range(40)]
 

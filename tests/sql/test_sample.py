@@ -18,7 +18,7 @@ from pgworker.model.state import Outcome
 from pgworker.monitor.samples import Samples
 from pgworker.observe.metrics import PoolMetrics, PoolState
 from tests.process.pool import eventually
-from tests.sql.actors import Connect, Worker, ask, enqueue, now
+from tests.sql.actors import Connect, Monitor, Worker, ask, enqueue, now
 
 
 @pytest.fixture
@@ -62,6 +62,28 @@ def test_every_queue_is_counted_by_state_whoever_serves_it(db: Connection[Any], 
     assert oldest["empty"] == 0
     assert oldest["default"] is not None
     assert 0 < oldest["default"] < waits
+
+
+def test_who_waits_longest_is_not_who_ran_until_a_moment_ago_and_has_kept_its_place(
+    db: Connection[Any], worker: Worker
+) -> None:
+    enqueue(db, 3)
+    db.execute(
+        "update pgworker.jobs set run_at = run_at - interval '1 hour', created_at = created_at - interval '1 hour'"
+    )
+    db.execute("update pgworker.job_queue set run_at = run_at - interval '1 hour'")
+    worker.claim(3)
+    worker.die()
+    [lease] = Monitor(db).reclaimable()
+    assert Monitor(db).reclaim(lease, [Outcome.LOST] * 3)
+    [queue] = sample_database(db, patience=30).queues
+    assert queue.oldest is not None
+    assert queue.oldest < 1800, "the hour is not over since it went back"
+    enqueue(db, 1)
+    db.execute("update pgworker.job_queue set run_at = run_at - interval '40 minutes' where execution = 1")
+    [queue] = sample_database(db, patience=30).queues
+    assert queue.oldest is not None
+    assert 1800 < queue.oldest < 3000, "it stands behind them, and has waited longer"
 
 
 def test_what_nobody_serves_is_not_told_before_workers_have_shown_their_tasks(db: Connection[Any], dsn: str) -> None:

@@ -545,13 +545,21 @@ def test_a_pool_has_the_time_to_take_back_itself_what_its_dead_worker_held(db: C
     worker.die()
 
     def seen_by_another_pool() -> list[UUID]:
-        found = find_reclaimable(db, by_expiry=True, pool_id=uuid4(), silence=60, patience=10)
+        found = find_reclaimable(
+            db, by_expiry=True, pool_id=uuid4(), silence=60, patience=10, others_until=others_until
+        )
         return [lease.lease_id for lease in found]
+
+    others_until: datetime | None = now(db) + timedelta(hours=1)
 
     assert [lease.lease_id for lease in Monitor(db).reclaimable()] == [held.lease_id]
     assert seen_by_another_pool() == []
     db.execute("update pgworker.worker_heartbeats set beat_at = beat_at - interval '11 seconds'")
     assert seen_by_another_pool() == [held.lease_id]
+    others_until = now(db) - timedelta(seconds=1)
+    assert seen_by_another_pool() == [], "the clock was set forward: it looks as if the time were over"
+    others_until = None
+    assert seen_by_another_pool() == [], "the database is back a moment ago"
 
 
 def test_a_reclaim_sends_each_job_where_what_is_known_of_it_says(db: Connection[Any], worker: Worker) -> None:
@@ -645,29 +653,51 @@ def suspects(jobs: int, unstarted: int = 0) -> Findings:
     """So many ran, and nobody knows of which the worker died."""
     started_us = [3_000_000 - 100_000 * job for job in range(jobs)] + [0] * unstarted
     outcomes = [Outcome.CRASHED] * jobs + [None] * unstarted
-    return Findings(outcomes, started_us, "killed", suspects=jobs, oldest_us=3_000_000)
+    return Findings(outcomes, started_us, "killed", suspects=jobs)
 
 
-def test_suspects_are_spared_once_and_charged_when_the_worker_of_their_next_execution_dies_too(
-    db: Connection[Any],
-) -> None:
-    first, second, third, unstarted = enqueue(db, 4)
-    assert [row.is_suspect for row in die_with(db, suspects(3, 1)).rows] == [False] * 4
-    assert ended(db, first) == ended(db, second) == ended(db, third) == [(1, "lost", 0)]
+def test_suspects_are_spared_however_often_and_their_suspicions_are_counted(db: Connection[Any]) -> None:
+    first, second, unstarted = enqueue(db, 3)
+    assert [row.suspicions for row in die_with(db, suspects(2, 1)).rows] == [0, 0, 0]
+    assert ended(db, first) == ended(db, second) == [(1, "lost", 0)]
     assert ended(db, unstarted) == []
     [(cause, error)] = ask(db, "select cause, error->>'message' from pgworker.job_executions where job_id = %s", first)
     assert cause == error
-    assert cause == "one of 3 jobs that ran in a worker which died, nobody can tell of which: killed"
-    later = die_with(db, suspects(4))
-    assert [row.job_id for row in later.rows if row.is_suspect] == [third, second, first], "the likeliest first"
-    assert [row.job_id for row in later.rows if not row.is_suspect] == [unstarted]
-    assert ended(db, first) == ended(db, second) == ended(db, third) == [(1, "lost", 0), (2, "crashed", 1)]
-    assert ended(db, unstarted) == [(2, "lost", 0)]
-    [again] = ask(db, "select cause from pgworker.job_executions where job_id = %s and execution = 2", first)
-    assert again.endswith("nobody can tell of which, as the worker of its last execution did: killed")
-    die_with(db, suspects(4))
-    assert ended(db, first)[-1] == (3, "crashed", 2), "no more crashes without a charge"
-    assert ended(db, unstarted)[-1] == (3, "crashed", 1)
+    assert cause == "one of 2 jobs that ran in a worker which died, nobody can tell of which: killed"
+    assert {row.job_id: row.suspicions for row in die_with(db, suspects(3)).rows} == {first: 1, second: 1, unstarted: 0}
+    assert {row.job_id: row.suspicions for row in die_with(db, suspects(3)).rows} == {first: 2, second: 2, unstarted: 1}
+    assert ended(db, first) == [(number, "lost", 0) for number in (1, 2, 3)]
+    assert ended(db, unstarted) == [(number, "lost", 0) for number in (2, 3)]
+    die_with(db, Findings([Outcome.CRASHED, Outcome.LOST, Outcome.LOST], [0, 0, 0], "killed"))
+    assert ended(db, first)[-1] == (4, "crashed", 1), "on trial it was the one"
+    assert {row.job_id: row.suspicions for row in Worker(db).claim().rows} == {first: 4, second: 0, unstarted: 0}
+
+
+def test_what_goes_back_keeps_its_place_but_was_not_due_while_it_ran(db: Connection[Any]) -> None:
+    ran, retried, unstarted, other = enqueue(db, 4)
+    age = "update pgworker.job_queue set run_at = run_at - interval '1 hour'"
+    for statement in (
+        age,
+        age.replace("job_queue", "jobs").replace(" set", " set created_at = created_at - interval '1 hour',"),
+    ):
+        db.execute(statement.encode())
+    die_with(
+        db, Findings([Outcome.CRASHED, Outcome.CRASHED, None, Outcome.LOST], [10**9, 0, None, 0], "killed", suspects=2)
+    )
+    again = Worker(db).claim()
+    assert again.ids == [ran, retried, unstarted, other]
+    hour_ago = [row.waited > 3000 for row in again.rows]
+    assert hour_ago == [False, False, True, False]
+
+
+def test_only_for_jobs_that_have_run_before_a_claim_looks_at_executions(db: Connection[Any], worker: Worker) -> None:
+    again, *_ = enqueue(db, 5)
+    db.execute("update pgworker.job_queue set execution = 2 where job_id = %s", [again])
+    calls = "select calls from pg_stat_xact_user_functions where funcname = 'last_execution'"
+    with worker.connection.transaction():
+        worker.connection.execute("set local track_functions = 'pl'")
+        assert len(worker.claim().rows) == 5
+        assert ask(worker.connection, calls) == [1]
 
 
 def test_a_suspect_is_one_until_its_next_execution_has_ended_otherwise(db: Connection[Any], worker: Worker) -> None:
@@ -676,16 +706,16 @@ def test_a_suspect_is_one_until_its_next_execution_has_ended_otherwise(db: Conne
     die_with(db, Findings([None, None], [None, None], "killed"))
     assert ended(db, job) == [(1, "lost", 0)], "claimed and not started is no execution"
     held = worker.claim(1)
-    assert [row.is_suspect for row in held.rows] == [True]
+    assert [row.suspicions for row in held.rows] == [1]
     assert worker.settle(held.settlement(outcome=Outcome.SNOOZED, then=Next.REQUEUE))
-    assert not any(row.is_suspect for row in Worker(db).claim().rows if row.job_id == job)
+    assert not any(row.suspicions for row in Worker(db).claim().rows if row.job_id == job)
 
 
 def test_who_is_lost_for_another_reason_is_no_suspect(db: Connection[Any]) -> None:
     enqueue(db, 2)
     error = '{"type": "pgworker.crashed", "message": "killed", "traceback": ""}'
     die_with(db, Findings([Outcome.LOST, Outcome.CRASHED], [0, 0], "killed", error=error))
-    assert [row.is_suspect for row in Worker(db).claim().rows] == [False, True]
+    assert [row.suspicions for row in Worker(db).claim().rows] == [0, 1]
 
 
 @pytest.mark.parametrize("slots", [1, 2])

@@ -32,6 +32,15 @@ def test_a_run_is_seen_from_its_start_to_its_end_and_counted_then() -> None:
     assert row.jobs_done == 1
 
 
+def test_a_run_that_is_on_trial_shows_it_and_leaves_that_to_nobody_after_it() -> None:
+    row = Board(1, 10).rows[0]
+    row.reset(uuid4(), 1)
+    sequence = row.start_run(0, lease=2, position=7, now_ns=100, deadline_ns=200, thread=9, trial_until_ns=300)
+    assert [run.trial_until_ns for run in row.runs()] == [300]
+    row.end_run(0, sequence)
+    assert started(row).trial_until_ns == 0
+
+
 def test_the_slots_of_a_worker_are_seen_apart() -> None:
     row, neighbour = Board(2, 10, slots=3).rows
     row.reset(uuid4(), 1)

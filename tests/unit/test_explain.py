@@ -289,6 +289,12 @@ CASES: dict[str, tuple[Facts, Reason, str, str | None]] = {
         "It has been due for 30s and is the first in line, but no worker is free: 8 are busy.",
         "pgworker workers",
     ),
+    "it has kept its place, but ran until its worker died": (
+        Facts(detail(last=ended("lost", finished_at=ago(10))), servers=BUSY),
+        Reason.WORKERS_BUSY,
+        "It has been due for 10s and is the first in line, but no worker is free: 8 are busy.",
+        "pgworker workers",
+    ),
     "it is about to be claimed": (
         Facts(detail(run_at=ago(0.2)), servers=ALIVE),
         Reason.DUE,

@@ -65,8 +65,8 @@ def test_a_task_on_the_event_loop_is_cancelled_before_its_worker_is_told(reason:
     assert graces.before_cancel_ns(reason) <= graces.before_term_ns(reason, is_async=False)
 
 
-def run_in(slot: int, thread: int) -> Run:
-    return Run(slot, 1, 0, slot + 1, 0, 0, thread, 0)
+def run_in(slot: int, thread: int, since: int = 0, trial_until: int = 0) -> Run:
+    return Run(slot, 1, 0, slot + 1, since, 0, thread, 0, trial_until)
 
 
 RUNS = [run_in(0, 0xABC), run_in(2, 0xDEF)]
@@ -100,7 +100,23 @@ Current thread 0x0000000000000def (most recent call first):
 def test_the_neighbours_of_a_culprit_are_not_charged(
     culprits: dict[int, CancelReason], verdict: Outcome, stack: str, outcomes: list[str]
 ) -> None:
-    assert judge_slots(3, RUNS, culprits, verdict, stack) == outcomes
+    assert judge_slots(3, RUNS, culprits, verdict, stack, 10) == outcomes
+
+
+@pytest.mark.parametrize(
+    ("runs", "stack", "outcomes"),
+    [
+        ([run_in(0, 0xABC, 5, 20), run_in(2, 0xDEF, 4)], "", ["crashed", "lost", "lost"]),
+        ([run_in(0, 0xABC, 5, 10), run_in(2, 0xDEF, 4)], "", ["crashed"] * 3),  # it has stood its trial
+        ([run_in(0, 0xABC, 5, 20), run_in(2, 0xDEF, 6)], "", ["crashed"] * 3),  # somebody was started since
+        ([run_in(0, 0xABC, 5, 20), run_in(2, 0xDEF, 4)], SEGFAULT, ["lost", "lost", "crashed"]),
+        ([run_in(0, 0xDEF, 5, 20), run_in(2, 0xDEF, 4)], SEGFAULT, ["crashed", "lost", "lost"]),  # on the event loop
+    ],
+)
+def test_a_job_on_trial_is_charged_for_the_end_of_its_worker_and_its_neighbours_are_not(
+    runs: list[Run], stack: str, outcomes: list[str]
+) -> None:
+    assert judge_slots(3, runs, {}, Outcome.CRASHED, stack, 10) == outcomes
 
 
 @pytest.mark.parametrize(

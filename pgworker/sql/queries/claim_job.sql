@@ -20,6 +20,8 @@ select due.job_id, due.task, job.payload::text, due.execution, due.failures, due
        due.queue, due.priority, due.org_id, job.max_attempts, job.timeout_ms, job.headers::text, job.created_at,
        case when due.execution > 1
             then (select coalesce(p.checkpoint, 'null')::text from pgworker.job_progress p where p.job_id = due.job_id) end,
-       extract(epoch from now() - greatest(due.run_at, job.created_at))::float8, false  -- it runs alone
+       extract(epoch from now() - greatest(due.run_at, job.created_at, last.ended_at))::float8, 0  -- it runs alone
 from due
 left join lateral (select * from pgworker.jobs where jobs.id = due.job_id offset 0) as job on true
+left join lateral (select * from pgworker.last_execution(due.job_id, due.execution) where due.execution > 1 offset 0)
+    as last on true

@@ -1,9 +1,11 @@
 -- Take up to `jobs` due jobs into one new lease, lane by lane: queues in strict order, priorities from 9 down.
 -- Each lane starts at its floor, beyond the dead index entries of what was claimed before.
 -- LATERAL locks exactly the rows that it returns. The scalar subselect around clock_timestamp() makes it an index
--- condition; OFFSET 0 keeps the look-up of jobs a nested loop whatever the statistics say. Only a job that has run before
+-- condition; OFFSET 0 keeps the look-up of jobs a nested loop whatever the statistics say, and the one of
+-- executions for those jobs that have had any. Only a job that has run before
 -- can have a checkpoint; JSON null: it has said how far it was, and left none. Then how long the job had been due when this
--- transaction began: now() is that moment, which the caller knows by its own clock as well. At last whether its worker died.
+-- transaction began: now() is that moment, which the caller knows by its own clock as well. While it ran it was not due,
+-- though it has kept its place. At last how often in a row its worker has died.
 with lane as materialized (
     select lane.queue, lane.priority, lane.place,
            timestamptz 'epoch' + lane.floor_us * interval '1 microsecond' as floor_at,
@@ -43,8 +45,9 @@ select claimed.job_id, claimed.task, job.payload::text, claimed.execution, claim
        claimed.queue, claimed.priority, claimed.org_id, job.max_attempts, job.timeout_ms, job.headers::text, job.created_at,
        case when claimed.execution > 1
             then (select coalesce(p.checkpoint, 'null')::text from pgworker.job_progress p where p.job_id = claimed.job_id) end,
-       date_part('epoch', now() - greatest(claimed.run_at, job.created_at)),
-       case when claimed.execution > 1 then pgworker.is_suspect(claimed.job_id, claimed.execution) else false end
+       date_part('epoch', now() - greatest(claimed.run_at, job.created_at, last.ended_at)), coalesce(last.suspicions, 0)
 from claimed
 left join lateral (select * from pgworker.jobs where jobs.id = claimed.job_id offset 0) as job on true
+left join lateral (select * from pgworker.last_execution(claimed.job_id, claimed.execution)
+                   where claimed.execution > 1 offset 0) as last on true
 order by claimed.place, claimed.run_at, claimed.job_id

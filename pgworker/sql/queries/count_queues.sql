@@ -1,6 +1,8 @@
 -- How much waits in each queue, and how much of each is claimed, at a cost that doesn't grow with the queues: names come
 -- from a loose index scan (https://wiki.postgresql.org/wiki/Loose_indexscan), and counting stops after `cap` rows a queue,
 -- or fewer if so many of each were more than `total`. `jobs` and `failed` are what was seen, `is_more` says that there is more of it.
+-- Who has waited longest is among the first of a lane, not always the first: what its worker died with has kept its place, but
+-- was not due while it ran.
 with recursive step as (
     (select queue from pgworker.job_queue order by queue limit 1)
     union all
@@ -29,17 +31,20 @@ with recursive step as (
 )
 select name.queue, coalesce(rule.paused, false), due.jobs, due.failed, due.is_more, ahead.jobs, ahead.failed, ahead.is_more,
        coalesce(claimed.jobs, 0), (select count(*) > %(cap)s::integer from held),
-       extract(epoch from look.now - oldest.run_at)::float8
+       extract(epoch from look.now - oldest.due_at)::float8
 from name
 cross join look
 left join pgworker.queues rule on rule.name = name.queue
 left join claimed on claimed.queue = name.queue
 cross join lateral (
-    select min(first.run_at) as run_at
+    select min(greatest(first.run_at, last.finished_at)) as due_at
     from generate_series(0, 9) as lane(priority)
-    cross join lateral (select q.run_at from pgworker.job_queue q
+    cross join lateral (select q.job_id, q.execution, q.run_at from pgworker.job_queue q
                         where q.queue = name.queue and q.priority = lane.priority and q.run_at <= look.now
-                        order by q.run_at, q.job_id limit 1) as first
+                        order by q.run_at, q.job_id limit 100) as first
+    left join lateral (select e.finished_at from pgworker.job_executions e
+                       where first.execution > 1 and e.job_id = first.job_id and e.execution < first.execution
+                       order by e.execution desc limit 1) as last on true
 ) as oldest
 cross join lateral (
     select least(count(*), look.cap) as jobs, count(*) filter (where failures > 0) as failed, count(*) > look.cap as is_more

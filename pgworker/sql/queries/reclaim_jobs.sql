@@ -1,9 +1,9 @@
 -- The second half of a reclaim, in a new snapshot, so that whatever the lease had settled is seen and left alone.
 -- outcomes: one per position; null means never started. Where nobody could tell (assumed_running > 0), the first
 -- unfinished positions count as running. Never started: back with a new number, no row, no charge.
--- suspects > 1: so many jobs ran, and nobody knows of which the worker died. Each is spared the first time: lost, uncharged,
--- and the youngest, which is the likeliest, goes first: should it be the one, the others have not started yet.
--- What was claimed was due, whatever later time it was once scheduled for.
+-- suspects > 1: so many jobs ran, and nobody knows of which the worker died. Each is spared: lost, uncharged; a trial will
+-- tell, see worker/runner.py. Not so where nobody could look twice in a row: what takes all of a pool with it would never end.
+-- What was claimed was due, whatever later time it was once scheduled for, and keeps its place.
 -- OFFSET 0 keeps the look-ups of executions and jobs one index scan each, where a join might read a week's history.
 with held as (
     select * from unnest(%(job_ids)s::uuid[], %(executions)s::integer[], %(failures)s::smallint[], %(outcomes)s::text[],
@@ -20,11 +20,12 @@ with held as (
 ), suspected as materialized (
     select unsettled.*,
            case when unsettled.outcome is distinct from 'crashed' or %(suspects)s::integer <= 1 then null
-                else pgworker.is_suspect(unsettled.job_id, unsettled.execution) end as again
+                else %(assumed_running)s::integer > 0
+                     and pgworker.is_suspect(unsettled.job_id, unsettled.execution) end as again
     from unsettled
 ), judged as (
     select job_id, execution, position, started_us, failures_before,
-           not again as spared, case when not again then 'lost' else outcome end as outcome,
+           case when not again then 'lost' else outcome end as outcome,
            case when again is null then %(cause)s::text
                 when again then %(cause_again)s::text else %(cause_spared)s::text end as cause,
            case when not again then %(error_spared)s::jsonb else %(error)s::jsonb end as error
@@ -47,11 +48,7 @@ with held as (
 ), requeued as (
     insert into pgworker.job_queue (job_id, run_at, execution, priority, failures, queue, task, org_id)
     select job_id,
-           case when spared and started_us is not null
-                then least(clock_timestamp(), (select ended_at from pgworker.worker_heartbeats  -- of all its leases the same
-                                               where worker_id = %(worker_id)s::uuid))
-                     - (%(oldest_us)s::bigint - started_us) * interval '1 microsecond'
-                when failures <= 1 or failures = failures_before then least(run_at, clock_timestamp())
+           case when failures <= 1 or failures = failures_before then least(run_at, clock_timestamp())
                 else clock_timestamp() + least(%(backoff_cap)s::float8, %(backoff_base)s::float8 * power(2, least(failures - 1, 30)))
                      * (1 + %(backoff_jitter)s::float8 * random()) * interval '1 second' end,
            execution + 1, priority, failures, queue, task, org_id

@@ -2,7 +2,7 @@
 
 A fatal signal names its thread, with one slot only one job can run, and want of memory is an error in who wants it.
 Elsewhere (`os._exit` or SIGKILL with more slots, or whatever happens on an event loop, which is one thread) nobody can
-tell who it was: all that ran are spared, and the next time the guilty one dies with none of them beside it.
+tell who it was: all that ran are spared, and the next time the guilty one is on trial, with nothing started after it.
 """
 
 from __future__ import annotations
