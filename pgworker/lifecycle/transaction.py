@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Final, TypeGuard
+from typing import Any, TypeGuard
 
 import psycopg
 from psycopg import Connection, Cursor
 
 from pgworker.db.patience import PatientConnection, server_limit_ms
-
-# Milliseconds, unless the role or the database has fewer.
-_LEAST: Final = """\
-least(%(limit)s, nullif(extract(epoch from current_setting('statement_timeout')::interval) * 1000, 0))::bigint::text"""
-_LIMIT_TRANSACTION: Final = f"select set_config('statement_timeout', {_LEAST}, true)"
-_LIMIT_SESSION: Final = f"select set_config('statement_timeout', {_LEAST}, false) where pg_backend_pid() = %(pid)s"
+from pgworker.sql.load import query
 
 
 @contextmanager
@@ -77,7 +72,7 @@ def limit_session(connection: PatientConnection[Any], patience: float) -> None:
     or `in_time`: a pooler gives its clients pids that are not a backend's.
     """
     own = {"limit": server_limit_ms(patience), "pid": connection.info.backend_pid}
-    connection.limits_each = connection.execute(_LIMIT_SESSION, own).fetchone() is None
+    connection.limits_each = connection.execute(query("limit_session"), own).fetchone() is None
 
 
 @contextmanager
@@ -88,7 +83,7 @@ def in_time(connection: Connection[Any]) -> Iterator[None]:
         yield
         return
     with connection.pipeline():
-        connection.execute(_LIMIT_TRANSACTION, {"limit": server_limit_ms(connection.patience)})
+        connection.execute(query("limit_statement"), {"limit": server_limit_ms(connection.patience)})
         yield
 
 
