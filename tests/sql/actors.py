@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timezone
 from threading import Thread
 from typing import Any, Generic, TypeVar
 from uuid import UUID, uuid4
@@ -129,8 +129,10 @@ class Monitor:
     pool: PoolIdentity = POOL
 
     def reclaimable(self, *, by_expiry: bool = False) -> list[Reclaimable]:
+        """Of ended workers of other pools, too: their clock was never set."""
+        ever = datetime.max.replace(tzinfo=timezone.utc)
         return find_reclaimable(
-            self.connection, by_expiry=by_expiry, pool_id=self.pool.pool_id, silence=60, patience=10
+            self.connection, by_expiry=by_expiry, pool_id=self.pool.pool_id, silence=60, patience=10, others_until=ever
         )
 
     def reclaim(
