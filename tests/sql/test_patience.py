@@ -126,8 +126,8 @@ def test_a_trip_that_a_lock_holds_up_is_given_up_by_the_server_and_leaves_no_cla
 
 @pytest.fixture(params=["PostgreSQL", "a pooler"])
 def app(request: pytest.FixtureRequest, dsn: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[App]:
-    """One that waits 2 s for each answer, of PostgreSQL itself and through PgBouncer with one connection for all."""
-    monkeypatch.setattr(connections, "ANSWERED", 2.0)
+    """One that waits 5 s for each answer, of PostgreSQL itself and through PgBouncer with one connection for all."""
+    monkeypatch.setattr(connections, "ANSWERED", 5.0)
     with ExitStack() as undo:
         if request.param == "a pooler":
             pooler = Pooler(dsn, request.getfixturevalue("directory"), pool_size=1)
@@ -169,7 +169,7 @@ def test_a_wait_asks_again_when_a_lock_was_in_the_way(app: App, connect: Callabl
     with other.transaction():
         other.execute(LOCK)
         with pytest.raises(WaitTimeout, match="It was undone"):
-            job.wait(timeout=2.0)
+            job.wait(timeout=8.0)
     job.cancel()
     assert look(other, WAITING) == 0
 
