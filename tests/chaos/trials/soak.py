@@ -131,8 +131,11 @@ def _look(looks: dict[int, list[Look]]) -> None:
 
 
 def _expire(owner: Connection[Any], days: int) -> int:
-    """A day of so many days ago with some jobs, all run; made, and dropped: how many were."""
-    ids = enqueue_ago(owner, days, 20, task="expired")
+    """A day of so many days ago with some jobs, all run; made, and dropped: how many were. None while a lock is in the way."""
+    try:
+        ids = enqueue_ago(owner, days, 20, task="expired")
+    except psycopg.errors.LockNotAvailable:
+        return 0
     worker = Worker(owner)
     assert worker.settle(worker.claim(len(ids), tasks=["expired"]).settlement())
     age(owner, ids, 8)
