@@ -63,11 +63,11 @@ def open_database(flag: str | None, command: str) -> Iterator[Connection]:
     logging.getLogger("psycopg").addHandler(logging.NullHandler())
     import psycopg
 
-    from pgworker.db.connect import check_schema, connect, explain
+    from pgworker.db.connect import check_schema, connect, explain_use
 
     with connect(dsn, application_name=f"pgworker {command}", prepare_threshold=None) as connection:
         try:
             check_schema(connection)
             yield connection
         except psycopg.Error as error:
-            raise explain(error, dsn) from error
+            raise explain_use(error, connection, dsn) from error

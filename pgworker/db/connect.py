@@ -171,9 +171,14 @@ def explain_use(error: psycopg.Error, connection: psycopg.Connection[Any], dsn: 
 
     Otherwise the server has said itself that it has undone the statement.
     """
-    told = explain(error, dsn)
+    if isinstance(error, psycopg.InternalError) and error.sqlstate is None:
+        # The driver's, for a farewell right after the reply to COMMIT; the server's own have a state.
+        connection.close()
+        told: PgworkerError = _say(_LOST, _words(error), dsn)
+    else:
+        told = explain(error, dsn)
     if connection.closed and isinstance(told, DatabaseUnavailable):
-        return OutcomeUnknown(f"{told} What was asked for may have been done, or be done yet.")
+        return OutcomeUnknown(f"{told} If it was to change anything, that may have been done, or be done yet.")
     return told
 
 
@@ -228,8 +233,8 @@ _EXHAUSTED = _Cause(DatabaseUnavailable, "Raise the limits of this process: open
 _CONTENDED = _Cause(DatabaseUnavailable, "Somebody else's transaction was in the way. Try again.")
 _CANCELLED = _Cause(
     DatabaseUnavailable,
-    "It was undone: somebody cancelled it, or it took too long, behind a lock maybe. An App gives each statement 48 s;"
-    " commands that only look 60 s, or what PGOPTIONS='-c statement_timeout=10min' says. Try again.",
+    "It was undone: somebody cancelled it, or it took too long, behind a lock maybe. Try again; commands that only look"
+    " take as long as PGOPTIONS='-c statement_timeout=10min' says.",
 )
 _POOLED = _Cause(
     ConfigurationError,

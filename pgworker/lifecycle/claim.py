@@ -23,7 +23,7 @@ class ClaimedRow(NamedTuple):
 
     `waited`: seconds from when it was due (or enqueued, or its last execution ended, if that was later) to the begin of
     the claiming transaction. `suspicions`: so many of its executions until now, without a gap, ended with their worker,
-    which died of this job or perhaps of it.
+    which perhaps died of this job; 1 at least if it was charged for one.
     """
 
     job_id: UUID

@@ -47,10 +47,21 @@ class DeadLetterHook:
 def declare_hooks(connection: Connection[Any], tasks: Sequence[str], hooks: Sequence[DeadLetterHook]) -> None:
     """From now on these are the hooks of `tasks`: others that they had are gone. Those of other tasks stay.
 
-    A transaction of its own, on a connection in autocommit mode. What is declared already costs one look, and no lock.
+    A transaction of its own, on a connection in autocommit mode.
     """
-    declared = {
-        "served": list(tasks),
+    with read_committed(connection) as cursor:
+        cursor.execute(query("lock_dead_letter_hooks"))
+        cursor.execute(query("declare_dead_letter_hooks"), {"served": list(tasks), **_columns(hooks)})
+
+
+def restore_hooks(connection: Connection[Any], hooks: Sequence[DeadLetterHook]) -> None:
+    """Declare again what the server may have forgotten since; what others have declared for these tasks stays."""
+    if hooks:
+        connection.execute(query("restore_dead_letter_hooks"), _columns(hooks))
+
+
+def _columns(hooks: Sequence[DeadLetterHook]) -> dict[str, list[Any]]:
+    return {
         "tasks": [hook.task for hook in hooks],
         "handlers": [hook.handler for hook in hooks],
         "queues": [hook.queue for hook in hooks],
@@ -58,12 +69,6 @@ def declare_hooks(connection: Connection[Any], tasks: Sequence[str], hooks: Sequ
         "max_attempts": [hook.max_attempts for hook in hooks],
         "timeouts_ms": [None if hook.timeout is None else round(hook.timeout * 1000) for hook in hooks],
     }
-    is_declared = connection.execute(query("are_dead_letter_hooks_declared"), declared).fetchone()
-    if is_declared == (True,):
-        return
-    with read_committed(connection) as cursor:
-        cursor.execute(query("lock_dead_letter_hooks"))
-        cursor.execute(query("declare_dead_letter_hooks"), declared)
 
 
 def list_dead_letters(

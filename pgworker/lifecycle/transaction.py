@@ -21,7 +21,7 @@ def read_committed(connection: Connection[Any]) -> Iterator[Cursor[Any]]:
         # Should this process stop between two statements, its locks must not stop everybody else.
         cursor.execute("set local idle_in_transaction_session_timeout = '10s'")
         if _limits_each(connection):
-            limit_statements(connection)
+            _limit_transaction(connection)
         try:
             yield cursor
             cursor.execute("commit")
@@ -72,7 +72,7 @@ def limit_session(connection: PatientConnection[Any], patience: float) -> None:
     or `in_time`: a pooler gives its clients pids that are not a backend's.
     """
     own = {"limit": server_limit_ms(patience), "pid": connection.info.backend_pid, "is_local": False}
-    connection.limits_each = connection.execute(query("limit_statements"), own).fetchone() is None
+    connection.limits_each = connection.execute(query("limit_time"), own).fetchone() is None
 
 
 @contextmanager
@@ -83,9 +83,13 @@ def in_time(connection: Connection[Any]) -> Iterator[None]:
         yield
         return
     with connection.pipeline():
-        limit = {"limit": server_limit_ms(connection.patience), "pid": None, "is_local": True}
-        connection.execute(query("limit_statements"), limit)
+        _limit_transaction(connection)
         yield
+
+
+def _limit_transaction(connection: PatientConnection[Any]) -> None:
+    limit = {"limit": server_limit_ms(connection.patience), "pid": None, "is_local": True}
+    connection.execute(query("limit_time"), limit)
 
 
 def _limits_each(connection: Connection[Any]) -> TypeGuard[PatientConnection[Any]]:

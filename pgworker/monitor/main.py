@@ -105,7 +105,7 @@ class Monitor:
         self._connection: PatientConnection[Any] | None = None
         self._next_connect = 0.0
         self._was_away = False
-        self._hears_since = 0.0
+        self._hears_since = time.monotonic()
         self._next_beat = 0.0
         self._renewed_at = 0.0
         self._beaten: set[tuple[UUID, int]] = set()

@@ -684,19 +684,22 @@ CREATE OR REPLACE FUNCTION pgworker.last_execution(job_id uuid, execution intege
 AS $function$
 declare
     earlier record;
+    least_suspicions integer := 0;
 begin
     suspicions := 0;
     for earlier in
-        select e.finished_at, e.outcome = 'crashed' or coalesce(e.outcome = 'lost' and e.error ->> 'type' = 'pgworker.suspect', false)
-                              as is_suspected
+        select e.finished_at, e.outcome = 'crashed' as was_charged,
+               coalesce(e.outcome = 'lost' and e.error ->> 'type' = 'pgworker.suspect', false) as was_spared
         from pgworker.job_executions e
         where e.job_id = last_execution.job_id and e.execution < last_execution.execution
         order by e.execution desc
     loop
         ended_at := coalesce(ended_at, earlier.finished_at);
-        exit when not earlier.is_suspected;
-        suspicions := suspicions + 1;
+        exit when not earlier.was_charged and not earlier.was_spared;
+        suspicions := suspicions + earlier.was_spared::integer;
+        least_suspicions := 1;
     end loop;
+    suspicions := greatest(suspicions, least_suspicions);
 end
 $function$;
 
@@ -1008,7 +1011,7 @@ comment on function pgworker.is_suspect(uuid,integer) is 'whether the worker of 
 
 comment on function pgworker.job_status(uuid) is 'the status of one job; null: no such job';
 
-comment on function pgworker.last_execution(uuid,integer) is 'when the execution before this one ended, and how many before this one, without a gap, ended with their worker, of that job or perhaps of it';
+comment on function pgworker.last_execution(uuid,integer) is 'when the execution before this one ended, and how many before this one, without a gap, ended with their worker, perhaps of that job; 1 at least if it was charged for one';
 
 comment on function pgworker.protect_table(regclass,name) is 'FORCE ROW LEVEL SECURITY on a table of one''s own: a transaction sees and writes the rows of pgworker.current_org() only';
 

@@ -129,6 +129,7 @@ class Clerk:
     def _go_round(self) -> float:
         """Do what there is to do; returns the seconds to sleep unless woken."""
         self._collect()
+        self._runner.end_trial()
         try:
             self._link.open()
             self._give_back()

@@ -13,7 +13,7 @@ from pgworker.config.settings import PoolSettings
 from pgworker.db.connect import connect_to_schema
 from pgworker.db.patience import Patience, PatientConnection
 from pgworker.errors import PgworkerError
-from pgworker.lifecycle.dead_letters import DeadLetterHook, declare_hooks
+from pgworker.lifecycle.dead_letters import DeadLetterHook, declare_hooks, restore_hooks
 from pgworker.lifecycle.heartbeat import announce_tasks
 from pgworker.linux.board import Row
 
@@ -38,12 +38,13 @@ class Link:
         self._row = row
         self._tasks = list(tasks)
         self._hooks = hooks
+        self._has_declared = False
         self._patience = Patience(settings.lease_ttl, longest=settings.lease_ttl)
         self._connection: PatientConnection[Any] | None = None
         self._failures = 0
 
     def open(self) -> None:
-        """Connect, unless we are."""
+        """Connect, unless we are. The first time says which hooks these tasks have; later ones only remind of them."""
         if self._connection is not None and not self._connection.closed:
             return
         self._connection = connect_to_schema(
@@ -52,8 +53,11 @@ class Link:
             prepare_threshold=self._prepare,
             patience=self._patience.seconds,
         )
-        if not self._row.is_draining:  # perhaps for a newer app, which has declared its own
+        if not self._has_declared:
             declare_hooks(self._connection, self._tasks, self._hooks)
+            self._has_declared = True
+        elif not self._row.is_draining:  # perhaps for a newer app
+            restore_hooks(self._connection, self._hooks)
         announce_tasks(self._connection, self._row.tasks_hash, self._tasks)
         self._failures = 0
 

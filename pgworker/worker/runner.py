@@ -115,6 +115,16 @@ class Runner:
         """Seconds during which nothing is started, unless the job that is on trial ends before."""
         return max(0.0, self._trial_until - time.monotonic()) if self._on_trial_in >= 0 else 0.0
 
+    def end_trial(self) -> None:
+        """Start what waits behind a trial whose time is over."""
+        if self._on_trial_in < 0 or self.trial_left:
+            return
+        with self._lock:
+            self._on_trial_in = -1
+            self._arrived.notify_all()
+        if self._loop is not None:
+            self._loop.look()
+
     @property
     def is_idle(self) -> bool:
         return len(self._free) == self._row.slots and not self.todo
@@ -175,9 +185,9 @@ class Runner:
 
     def _give_back_slot(self, freed: int | None) -> None:
         if freed is not None:
-            self._free.append(freed)
             if freed == self._on_trial_in:
                 self._on_trial_in = -1
+            self._free.append(freed)
 
     @property
     def has_stopped(self) -> bool:
@@ -205,7 +215,7 @@ class Runner:
 
     def _put_on_trial(self, slot: int, seconds: float) -> None:
         """Its last worker died, perhaps of this job. Should this one die, too, then with nothing started since.
-        Nobody here waits for the end of that time: the clerk gives back what can't start, and claims again."""
+        Nobody here waits for the end of that time: the clerk gives back what can't start, or calls `end_trial`."""
         self._on_trial_in = slot
         self._trial_until = time.monotonic() + seconds
 

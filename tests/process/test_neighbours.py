@@ -44,9 +44,10 @@ def hold(scene: Scene, pool: Pool, name: str) -> int:
 def apart() -> tuple[str, ...]:
     """The command that runs another one in a PID namespace of its own, on a host of the same name.
 
-    What that starts has pids that nobody has outside, as long as pids are given out in turn.
+    What that starts has pids that nobody will have outside for long, as they are given out in turn.
     """
-    last = int(Path("/proc/sys/kernel/pid_max").read_text()) - 1000
+    last, most = (int(Path("/proc/sys/kernel", name).read_text()) for name in ("ns_last_pid", "pid_max"))
+    last = max(300, (last + most // 2) % most)
     command = (*IN_A_PID_NAMESPACE, "sh", "-c", f'echo {last} > /proc/sys/kernel/ns_last_pid && exec "$@"', "sh")
     made = subprocess.run([*command, "true"], capture_output=True, text=True, check=False)
     if made.returncode:

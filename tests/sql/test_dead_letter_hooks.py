@@ -17,7 +17,7 @@ from psycopg.types.json import Jsonb
 
 from pgworker import App, DeadLetter
 from pgworker.db.listen import Listener
-from pgworker.lifecycle.dead_letters import DeadLetterHook, declare_hooks, requeue_dead_letters
+from pgworker.lifecycle.dead_letters import DeadLetterHook, declare_hooks, requeue_dead_letters, restore_hooks
 from pgworker.lifecycle.release import release_jobs
 from pgworker.lifecycle.settle import Next
 from pgworker.model.state import Outcome
@@ -233,16 +233,11 @@ def test_a_declaration_is_the_whole_truth_about_the_tasks_that_it_serves_and_no_
     assert declared(db)["a"][1] == "other"
 
 
-def test_what_is_declared_already_is_found_so_without_a_lock(db: Connection[Any], connect: Connect) -> None:
-    hooks = [hook("a"), hook("b", timeout=1.5)]
-    declare_hooks(db, ["a", "b", "c"], hooks)
-    with connect().transaction() as transaction:
-        transaction.connection.execute("lock table pgworker.dead_letter_hooks in share row exclusive mode")
-        db.execute("set lock_timeout = '10ms'")
-        declare_hooks(db, ["a", "b", "c"], hooks)
-        for news in (hooks[:1], [*hooks, hook("c")], [hooks[0], hook("b", timeout=2)]):
-            with pytest.raises(psycopg.errors.LockNotAvailable):
-                declare_hooks(db, ["a", "b", "c"], news)
+def test_what_a_server_has_forgotten_is_restored_and_what_others_have_declared_since_stays(db: Connection[Any]) -> None:
+    declare_hooks(db, ["a"], [hook("a", queue="newer")])
+    restore_hooks(db, [hook("b"), hook("a")])
+    restore_hooks(db, [])
+    assert {task: declared(db)[task][1] for task in "ab"} == {"a": "newer", "b": "q"}
 
 
 def test_workers_that_declare_at_the_same_time_do_not_deadlock(db: Connection[Any], connect: Connect) -> None:

@@ -670,7 +670,15 @@ def test_suspects_are_spared_however_often_and_their_suspicions_are_counted(db: 
     assert ended(db, unstarted) == [(number, "lost", 0) for number in (2, 3)]
     die_with(db, Findings([Outcome.CRASHED, Outcome.LOST, Outcome.LOST], [0, 0, 0], "killed"))
     assert ended(db, first)[-1] == (4, "crashed", 1), "on trial it was the one"
-    assert {row.job_id: row.suspicions for row in Worker(db).claim().rows} == {first: 4, second: 0, unstarted: 0}
+    assert {row.job_id: row.suspicions for row in Worker(db).claim().rows} == {first: 3, second: 0, unstarted: 0}
+
+
+def test_a_crash_that_was_charged_makes_the_next_trial_no_longer(db: Connection[Any]) -> None:
+    enqueue(db, 1)
+    for suspicions in (0, 1, 1, 1):
+        died = die_with(db, Findings([Outcome.CRASHED], [0], "killed"))
+        assert [row.suspicions for row in died.rows] == [suspicions]
+        db.execute("update pgworker.job_queue set run_at = now()")
 
 
 def test_what_goes_back_keeps_its_place_but_was_not_due_while_it_ran(db: Connection[Any]) -> None:

@@ -1,8 +1,29 @@
-"""How long suspects are on trial."""
+"""How long suspects are on trial, and what starts when a trial is over."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from threading import Event, Thread
+from types import SimpleNamespace
+from uuid import uuid4
+
+from pgworker import App
+from pgworker.app.leases import ClaimedJob, HeldLease
+from pgworker.lifecycle.claim import ClaimedRow
+from pgworker.linux.board import Board, Row
+from pgworker.model.graces import Graces
 from pgworker.model.trial import trial
+from pgworker.worker.execution import SlotTransactions
+from pgworker.worker.runner import Runner
+from pgworker.worker.transaction import JobTransactions
+from pgworker.worker.transaction_async import AsyncJobTransactions
+from tests.process.pool import eventually
+
+NOWHERE = "host=/nowhere"
+"""No job here asks for a transaction."""
 
 
 def test_each_suspicion_makes_the_trial_longer_until_it_outlasts_any_job() -> None:
@@ -11,3 +32,57 @@ def test_each_suspicion_makes_the_trial_longer_until_it_outlasts_any_job() -> No
     assert seconds == sorted(seconds)
     assert seconds[8] > 1800.0, "longer than the timeout of a task that says nothing"
     assert seconds[-1] * 1e9 < 2**62, "fits into a word of the board"
+
+
+def test_what_waits_behind_a_trial_starts_when_its_time_is_over_though_the_suspect_runs_on() -> None:
+    app, started, gate = App(), set[str](), Event()
+
+    @app.task(name="hold")
+    def hold(name: str) -> None:
+        started.add(name)
+        gate.wait(30)
+
+    row = Board(1, lanes=1, slots=3).rows[0]
+    with running(app, row) as runner:
+        runner.put(claimed(row, "hold", suspicions=1, names=("suspect", "second", "third")))
+        eventually(lambda: started == {"suspect"}, "the suspect runs")
+
+        def others_start() -> bool:
+            runner.end_trial()
+            return started == {"suspect", "second", "third"}
+
+        eventually(others_start, "the others start")
+        gate.set()
+        eventually(lambda: len(runner.finished) == 3, "the end of all")
+
+
+@contextmanager
+def running(app: App, row: Row) -> Iterator[Runner]:
+    transactions = [
+        SlotTransactions(JobTransactions(NOWHERE, "test"), AsyncJobTransactions(NOWHERE, "test"))
+        for _ in range(row.slots)
+    ]
+    runner = Runner(app, row, Graces(1.0, 1.0, 60.0), transactions, SimpleNamespace())
+    thread = Thread(target=runner.run_jobs, args=[lambda _starves: None])
+    thread.start()
+    try:
+        yield runner
+    finally:
+        runner.stop()
+        thread.join()
+
+
+def claimed(row: Row, task: str, *, suspicions: int, names: tuple[str, ...]) -> list[ClaimedJob]:
+    """Jobs of one lease, of which the first is suspected."""
+    now, lease_id = datetime.now(timezone.utc), uuid4()
+    rows = [
+        ClaimedRow(
+            uuid4(), task, f'{{"name": "{name}"}}', 1, 0, now, "default", 5, None, 25, None, None, now, None, 0.0,
+            0 if place else suspicions,
+        )
+        for place, name in enumerate(names)
+    ]  # fmt: skip
+    claimed_ns = time.monotonic_ns()
+    entry = row.show_lease(lease_id, len(rows), claimed_ns)
+    lease = HeldLease(lease_id, entry, len(rows), claimed_ns=claimed_ns, rows=rows)
+    return [ClaimedJob(lease, position, job) for position, job in enumerate(rows, 1)]

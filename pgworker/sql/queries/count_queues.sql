@@ -2,7 +2,7 @@
 -- from a loose index scan (https://wiki.postgresql.org/wiki/Loose_indexscan), and counting stops after `cap` rows a queue,
 -- or fewer if so many of each were more than `total`. `jobs` and `failed` are what was seen, `is_more` says that there is more of it.
 -- Who has waited longest is among the first of a lane, not always the first: what its worker died with has kept its place, but
--- was not due while it ran.
+-- was not due while it ran. Of the last of a full look that is not said: who waits behind it has not waited longer than that.
 with recursive step as (
     (select queue from pgworker.job_queue order by queue limit 1)
     union all
@@ -37,9 +37,10 @@ cross join look
 left join pgworker.queues rule on rule.name = name.queue
 left join claimed on claimed.queue = name.queue
 cross join lateral (
-    select min(greatest(first.run_at, last.finished_at)) as due_at
+    select min(case when first.place = 100 then first.run_at else greatest(first.run_at, last.finished_at) end) as due_at
     from generate_series(0, 9) as lane(priority)
-    cross join lateral (select q.job_id, q.execution, q.run_at from pgworker.job_queue q
+    cross join lateral (select q.job_id, q.execution, q.run_at, row_number() over (order by q.run_at, q.job_id) as place
+                        from pgworker.job_queue q
                         where q.queue = name.queue and q.priority = lane.priority and q.run_at <= look.now
                         order by q.run_at, q.job_id limit 100) as first
     left join lateral (select e.finished_at from pgworker.job_executions e

@@ -2,7 +2,7 @@
 -- outcomes: one per position; null means never started. Where nobody could tell (assumed_running > 0), the first
 -- unfinished positions count as running. Never started: back with a new number, no row, no charge.
 -- suspects > 1: so many jobs ran, and nobody knows of which the worker died. Each is spared: lost, uncharged; a trial will
--- tell, see worker/runner.py. Not so where nobody could look twice in a row: what takes all of a pool with it would never end.
+-- tell, see worker/runner.py. Not so where nobody could look, if the execution before ended so, too: what takes all of a pool with it would never end.
 -- What was claimed was due, whatever later time it was once scheduled for, and keeps its place.
 -- OFFSET 0 keeps the look-ups of executions and jobs one index scan each, where a join might read a week's history.
 with held as (

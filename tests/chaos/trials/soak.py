@@ -131,7 +131,7 @@ def _look(looks: dict[int, list[Look]]) -> None:
 
 
 def _expire(owner: Connection[Any], days: int) -> int:
-    """A day of so many days ago with some jobs, all run; made, and dropped: how many were. None while a lock is in the way."""
+    """A day of so many days ago with some jobs, all run; made, and dropped: so many. None if a lock was in the way."""
     try:
         ids = enqueue_ago(owner, days, 20, task="expired")
     except psycopg.errors.LockNotAvailable:
