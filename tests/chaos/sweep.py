@@ -266,7 +266,7 @@ _GUESSED = """
     select pid from pgworker.worker_heartbeats as worker
     where ended_how ~ ' is gone: it was killed together with its pool$'
        or exists (select from pgworker.job_executions as e
-                  where e.worker_id = worker.worker_id and e.cause ~ '^its lease expired:')
+                  where e.worker_id = worker.worker_id and e.cause ~ '(^|: )its lease expired:')
 """
 """Workers whose leases were taken back without the board: how much of them had run, nobody could tell."""
 
