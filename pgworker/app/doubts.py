@@ -55,9 +55,8 @@ class Doubts:
         """Of the results that are not there any more; their jobs are to be found again."""
         ids = [row.job_id for row in lease.rows]
         for job in done.jobs:
-            if job.queue is None or job.priority is None or job.run_at is None:
-                continue  # it does not go back
-            self._floors.lower(job.queue, job.priority, job.run_at, job.job_id)
+            if not self._floors.lower_to_reclaimed(job):
+                continue
             who = lease.log_fields(ids.index(job.job_id) + 1)
             log.error(
                 "the server does not know how this job has ended: it runs again. Was a standby promoted that lagged?",

@@ -166,13 +166,18 @@ def explain(error: psycopg.Error | OSError | PgworkerError, dsn: str) -> Pgworke
     return _say(cause, words, dsn)
 
 
+def is_farewell(error: BaseException) -> bool:
+    """Whether the driver met the server's farewell right after the reply to COMMIT: whatever it says, that connection
+    is gone. Internal errors of the server have a state."""
+    return isinstance(error, psycopg.InternalError) and error.sqlstate is None
+
+
 def explain_use(error: psycopg.Error, connection: psycopg.Connection[Any], dsn: str) -> PgworkerError:
     """`explain`, for what a statement on this connection has raised: OutcomeUnknown if the connection went with it.
 
     Otherwise the server has said itself that it has undone the statement.
     """
-    if isinstance(error, psycopg.InternalError) and error.sqlstate is None:
-        # The driver's, for a farewell right after the reply to COMMIT; the server's own have a state.
+    if is_farewell(error):
         connection.close()
         told: PgworkerError = _say(_LOST, _words(error), dsn)
     else:

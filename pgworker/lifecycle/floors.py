@@ -7,6 +7,7 @@ from datetime import datetime
 from uuid import UUID
 
 from pgworker.lifecycle.claim import ClaimedRow, Lanes, floor_of
+from pgworker.lifecycle.reclaim import Reclaimed
 from pgworker.lifecycle.release import Returned
 from pgworker.linux.board import Floors
 
@@ -40,6 +41,13 @@ class LaneFloors:
         """Let claims find what was released."""
         for back in returned:
             self.lower(back.queue, back.priority, back.run_at, back.job_id)
+
+    def lower_to_reclaimed(self, job: Reclaimed) -> bool:
+        """Let claims find what a reclaim has sent back. False: it does not go back."""
+        if job.queue is None or job.priority is None or job.run_at is None:
+            return False
+        self.lower(job.queue, job.priority, job.run_at, job.job_id)
+        return True
 
     def lower_all(self) -> None:
         """Let claims look from the very beginning of each lane."""

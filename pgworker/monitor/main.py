@@ -321,8 +321,7 @@ class Monitor:
 
     def _make_findable(self, requeued: Sequence[Reclaimed]) -> None:
         for job in requeued:
-            if job.queue is not None and job.priority is not None and job.run_at is not None:
-                self._floors.lower(job.queue, job.priority, job.run_at, job.job_id)
+            self._floors.lower_to_reclaimed(job)
         self._wakeups.wake(len(requeued))
 
     def _release(self, connection: Connection[Any], lease_id: UUID, first: int) -> bool:

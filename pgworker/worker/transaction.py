@@ -19,7 +19,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
 from pgworker.app.leases import ClaimedJob
-from pgworker.db.connect import connect
+from pgworker.db.connect import connect, is_farewell
 from pgworker.db.patience import ANSWER, PatientConnection
 from pgworker.errors import EXIT_BUG, Cancelled, DatabaseUnavailable, LeaseLost
 from pgworker.lifecycle.settle import Ended, Settlement, find_unsettled, settle_success
@@ -85,8 +85,7 @@ class JobTransactions:
                 _settle(connection, execution)
                 has_settled = True
         except (psycopg.OperationalError, psycopg.InternalError) as error:
-            if isinstance(error, psycopg.InternalError) and error.sqlstate is None:
-                # The driver's, for a farewell right after the reply to COMMIT; the server's own have a state.
+            if is_farewell(error):
                 connection.close()
             if not (connection.closed and self._has_committed(execution)):
                 raise

@@ -15,7 +15,7 @@ from psycopg import AsyncConnection, IsolationLevel
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
-from pgworker.db.connect import connect_async
+from pgworker.db.connect import connect_async, is_farewell
 from pgworker.db.patience import ANSWER, PatientAsyncConnection
 from pgworker.errors import DatabaseUnavailable
 from pgworker.lifecycle.settle import find_unsettled_async, settle_success_async
@@ -60,8 +60,7 @@ class AsyncJobTransactions:
                 await _settle(connection, execution)
                 has_settled = True
         except (psycopg.OperationalError, psycopg.InternalError) as error:
-            if isinstance(error, psycopg.InternalError) and error.sqlstate is None:
-                # The driver's, for a farewell right after the reply to COMMIT; the server's own have a state.
+            if is_farewell(error):
                 await connection.close()
             if not (connection.closed and await self._has_committed(execution)):
                 raise

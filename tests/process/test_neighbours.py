@@ -152,12 +152,7 @@ def test_after_an_outage_a_pool_that_lives_speaks_for_its_own_worker(
     os.kill(pool.monitor, signal.SIGSTOP)
     outage.lasts(seconds=5)  # longer than a neighbour is silent without being looked at
     with outage.scene(tmp_path) as scene:
-        back = scene.scalar("select clock_timestamp()")
-        beat = "select max(beat_at) > %s from pgworker.worker_heartbeats"
-        eventually(lambda: scene.scalar(beat, back), "a beat of the neighbour, and with it a look")
-        os.kill(pool.monitor, signal.SIGCONT)
-        scene.wait_for("start", "job", execution=2)
-        cause = scene.scalar("select cause from pgworker.job_executions")
+        cause = cause_once_a_neighbour_has_looked(scene, pool)
     assert "was killed by SIGKILL, not by pgworker" in cause
     assert "is gone" not in neighbour.log()
 
@@ -181,13 +176,18 @@ def test_after_an_outage_a_pool_that_lives_takes_back_itself_what_its_worker_hel
             scene.connection.execute("select")
     outage.lasts(seconds=5)  # longer than the patience of a neighbour
     with outage.scene(tmp_path) as scene:
-        back = scene.scalar("select clock_timestamp()")
-        beat = "select max(beat_at) > %s from pgworker.worker_heartbeats"
-        eventually(lambda: scene.scalar(beat, back), "a beat of the neighbour, and with it a look")
-        os.kill(pool.monitor, signal.SIGCONT)
-        scene.wait_for("start", "job", execution=2)
-        cause = scene.scalar("select cause from pgworker.job_executions")
+        cause = cause_once_a_neighbour_has_looked(scene, pool)
     assert cause.startswith("worker 0 (pid"), "not one of up to two jobs that may have run"
+
+
+def cause_once_a_neighbour_has_looked(scene: Scene, pool: Pool) -> str:
+    """What is recorded of "job" when the pool's monitor, stopped until then, is only the second one to look."""
+    back = scene.scalar("select clock_timestamp()")
+    beat = "select max(beat_at) > %s from pgworker.worker_heartbeats"
+    eventually(lambda: scene.scalar(beat, back), "a beat of the neighbour, and with it a look")
+    os.kill(pool.monitor, signal.SIGCONT)
+    scene.wait_for("start", "job", execution=2)
+    return str(scene.scalar("select cause from pgworker.job_executions"))
 
 
 def is_ended(dsn: str, pid: int) -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import Any
 
 import psycopg
 
 from pgworker import App, Context
+from pgworker.app.task import Task
 from pgworker.model.state import Outcome
 from pgworker.testing import drain
 
@@ -30,11 +32,7 @@ def test_a_handler_that_goes_on_after_a_failed_statement_leaves_its_connection_t
         with ctx.transaction() as connection:
             seen.append(connection.execute(PID).fetchone())
 
-    goes_on.options(priority=9).enqueue()
-    next_.enqueue()
-    ran = drain(app)
-    app.close()
-    assert [job.outcome for job in ran] == [Outcome.FAILED, Outcome.SUCCEEDED]
+    run_both(app, goes_on, next_)
     assert seen[0] == seen[1]
 
 
@@ -55,9 +53,13 @@ def test_nor_does_one_on_a_loop_cost_it(dsn: str) -> None:
         async with ctx.transaction_async() as connection:
             seen.append(await (await connection.execute(PID)).fetchone())
 
+    run_both(app, goes_on, next_)
+    assert seen[0] == seen[1]
+
+
+def run_both(app: App, goes_on: Task[..., Any], next_: Task[..., Any]) -> None:
     goes_on.options(priority=9).enqueue()
     next_.enqueue()
     ran = drain(app)
     app.close()
     assert [job.outcome for job in ran] == [Outcome.FAILED, Outcome.SUCCEEDED]
-    assert seen[0] == seen[1]
