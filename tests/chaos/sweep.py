@@ -264,11 +264,13 @@ def _payload(directory: Path, seconds: float = 0.0) -> str:
 
 _GUESSED = """
     select pid from pgworker.worker_heartbeats as worker
-    where ended_how ~ ' is gone: it was killed together with its pool$'
+    where ended_how ~ ' is gone, and its pool is silent$'
        or exists (select from pgworker.job_executions as e
-                  where e.worker_id = worker.worker_id and e.cause ~ '(^|: )its lease expired:')
+                  where e.worker_id = worker.worker_id
+                    and e.cause ~ '((^|: )its lease expired:| is gone, and its pool is silent$)')
 """
-"""Workers whose leases were taken back without the board: how much of them had run, nobody could tell."""
+"""Workers whose leases were taken back without the board: how much of them had run, nobody could tell. By their end or
+by the cause of what they lost: a pool that was only stopped says later how its worker ended."""
 
 
 def check(connection: Connection[Any], directory: Path) -> list[str]:

@@ -72,7 +72,7 @@ def test_the_jobs_of_a_pool_that_was_killed_at_once_run_again_in_the_next_pool_b
     scene.wait_for_status("succeeded", *running)
     assert [scene.outcomes(job) for job in running] == [[(1, "crashed", 1), (2, "succeeded", 1)]] * 2
     for job, pid in zip(running, before, strict=True):
-        assert f"(pid {pid}) is gone: it was killed together with its pool" in scene.executions(job)[0].cause
+        assert f"(pid {pid}) is gone, and its pool is silent" in scene.executions(job)[0].cause
     assert following.log().count("what it held goes back now") == 2
     assert scene.scalar("select count(*) from pgworker.worker_heartbeats where ended_at is null") == 2
 
