@@ -27,7 +27,6 @@ from pgworker.linux.board import Row
 from pgworker.model.payload import describe_error, encode_result
 from pgworker.model.progress import Said, say
 from pgworker.model.state import CancelReason, Outcome
-from pgworker.model.trial import trial
 from pgworker.observe.logs import fields, logger
 from pgworker.observe.vocabulary import ENDED
 from pgworker.worker.transaction import JobTransactions
@@ -49,9 +48,9 @@ class SlotTransactions:
     on_loop: AsyncJobTransactions
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Slot:
-    """What a slot has for every execution in it."""
+    """What a slot has for every execution in it, and the end of the trial of a suspect in it."""
 
     index: int
     row: Row
@@ -61,6 +60,8 @@ class Slot:
     org_config: OrgConfig | None
     lease_ttl: float = 60.0
     """Seconds."""
+    trial_until_ns: int = 0
+    """Of the last suspect here beside which nothing else starts, by the monotonic clock."""
 
 
 class Execution:
@@ -93,7 +94,7 @@ class Execution:
     def start(self) -> None:
         """Show on the board that it runs, in the thread that runs it; an async one once its task begins."""
         claimed, slot = self.claimed, self._slot
-        timeout_ms, suspicions = claimed.row.timeout_ms, claimed.row.suspicions
+        timeout_ms = claimed.row.timeout_ms
         self.started_ns = started_ns = time.monotonic_ns()
         self._deadline_ns = min(_FAR_AWAY_NS, started_ns + timeout_ms * 1_000_000) if timeout_ms else 0
         self._sequence = slot.row.start_run(
@@ -104,7 +105,7 @@ class Execution:
             self._deadline_ns,
             threading.get_ident(),
             int(self._is_async),
-            started_ns + int(trial(suspicions) * 1e9) if suspicions else 0,
+            slot.trial_until_ns if claimed.row.suspicions else 0,
         )
 
     @property

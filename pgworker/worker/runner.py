@@ -66,8 +66,7 @@ class Runner:
         self._lock = threading.Lock()  # taken as such: the condition's own methods are Python, and cost 0.2 µs a job
         self._arrived = threading.Condition(self._lock)
         self._free = list(range(row.slots - 1, -1, -1))
-        self._on_trial_in = -1
-        self._trial_until = 0.0
+        self._on_trial: Slot | None = None
         self._stopping = False
         self._tells_starts = False
         self._pid = 0
@@ -113,14 +112,14 @@ class Runner:
     @property
     def trial_left(self) -> float:
         """Seconds during which nothing is started, unless the job that is on trial ends before."""
-        return max(0.0, self._trial_until - time.monotonic()) if self._on_trial_in >= 0 else 0.0
+        return 0.0 if self._on_trial is None else max(0.0, (self._on_trial.trial_until_ns - time.monotonic_ns()) / 1e9)
 
     def end_trial(self) -> None:
         """Start what waits behind a trial whose time is over."""
-        if self._on_trial_in < 0 or self.trial_left:
+        if self._on_trial is None or self.trial_left:
             return
         with self._lock:
-            self._on_trial_in = -1
+            self._on_trial = None
             self._arrived.notify_all()
         if self._loop is not None:
             self._loop.look()
@@ -185,8 +184,8 @@ class Runner:
 
     def _give_back_slot(self, freed: int | None) -> None:
         if freed is not None:
-            if freed == self._on_trial_in:
-                self._on_trial_in = -1
+            if self._on_trial is not None and self._on_trial.index == freed:
+                self._on_trial = None
             self._free.append(freed)
 
     @property
@@ -200,24 +199,24 @@ class Runner:
             if self._loop is not None and self._is_async(claimed) is not is_async:
                 self._tell_next()
                 return None
-            if self._on_trial_in >= 0 and self.trial_left:
+            if self.trial_left:
                 self._wake(False)
                 return None
             self.todo.popleft()
             if self._may_start(claimed):
                 slot = self._free.pop()
                 if claimed.row.suspicions and self._row.slots > 1:
-                    self._put_on_trial(slot, trial(claimed.row.suspicions))
+                    self._put_on_trial(self._slots[slot], claimed.row.suspicions)
                 return claimed, slot
             self.refused.append(claimed)
             self._wake(False)
         return None
 
-    def _put_on_trial(self, slot: int, seconds: float) -> None:
+    def _put_on_trial(self, slot: Slot, suspicions: int) -> None:
         """Its last worker died, perhaps of this job. Should this one die, too, then with nothing started since.
         Nobody here waits for the end of that time: the clerk gives back what can't start, or calls `end_trial`."""
-        self._on_trial_in = slot
-        self._trial_until = time.monotonic() + seconds
+        slot.trial_until_ns = time.monotonic_ns() + int(trial(suspicions) * 1e9)
+        self._on_trial = slot
 
     def _tell_next(self) -> None:
         """Whoever runs the next job: the loop, or a thread that waits. There is one for every free slot."""
