@@ -332,6 +332,11 @@ class Row:
         """All that run now."""
         return tuple(run for slot in range(self.slots) if (run := self.run(slot)) is not None)
 
+    def runs_of(self, entry: LeaseEntry) -> tuple[Run, ...]:
+        """Those of this lease. None if it is not shown any more: the runs may be of the next one in its entry."""
+        runs = tuple(run for run in self.runs() if run.lease == entry.index)
+        return runs if self._still_shows(entry) else ()
+
     @property
     def last_start_ns(self) -> int:
         """When a job was last started in any slot, whether it still runs or not; 0: never."""

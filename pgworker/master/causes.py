@@ -44,16 +44,16 @@ def explain_exit(
 
 
 def judge_slots(
-    slots: int, runs: Sequence[Run], culprits: Mapping[int, CancelReason], verdict: Outcome, stack: str, now_ns: int
+    slots: int, runs: Sequence[Run], culprits: Mapping[int, Outcome], verdict: Outcome, stack: str, now_ns: int
 ) -> list[str]:
     """What the execution in each slot counts as, when the worker has died with `verdict`.
 
-    Those that the worker was killed for (`culprits`) have their own reasons, and their neighbours are lost, uncharged.
+    Those that the worker was killed for (`culprits`) have outcomes of their own; their neighbours are lost, uncharged.
     A worker that died by itself died of the job in the thread that crashed, if the stack names one, or of the one that
     was on trial; else of any that ran. Where that leaves several they are suspects, see `lifecycle.reclaim`.
     """
     if culprits:
-        return [(culprits[slot].outcome if slot in culprits else Outcome.LOST).value for slot in range(slots)]
+        return [culprits.get(slot, Outcome.LOST).value for slot in range(slots)]
     crashed = _crashed_in(stack)
     in_thread = [run for run in runs if run.thread == crashed]
     guilty = [run.slot for run in _on_trial(in_thread or runs, now_ns) or in_thread]

@@ -13,15 +13,16 @@ from pgworker.linux.stacks import StackFile
 from pgworker.master.children import WorkerChild
 from pgworker.master.deadlines import Ladder, climb, find_overdue, is_stopped_past_lease
 from pgworker.model.graces import Graces
-from pgworker.model.state import CancelReason
+from pgworker.model.state import CancelReason, Outcome
 
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """What a worker was killed for: as a whole, and each run that it was killed for, by slot."""
+    """What a worker was killed for as a whole, and what the runs count as in those slots that it was killed for: one
+    that was only started there meanwhile is lost."""
 
     killed_for: CancelReason
-    culprits: dict[int, CancelReason]
+    culprits: dict[int, Outcome]
 
 
 class Ladders:
@@ -57,14 +58,20 @@ class Ladders:
                 self.killed[child.pid] = CancelReason.LEASE_LOST
                 kill_group(child.pid, signal.SIGKILL)
 
-    def take(self, pid: int, *, by_signal: bool) -> Charge:
-        """What this process, which has ended, was killed for; it is forgotten."""
+    def take(self, pid: int, runs: Sequence[Run], *, by_signal: bool) -> Charge:
+        """What this process, which has ended with these runs, was killed for; it is forgotten."""
         ladders = {slot: self._ladders.pop((found, slot)) for found, slot in list(self._ladders) if found == pid}
         killed_for = self.killed.pop(pid, CancelReason.NONE)
-        culprits = {slot: ladder.reason for slot, ladder in ladders.items() if ladder.dumped_ns}
         if not by_signal:
             return Charge(killed_for, {})
-        return Charge(next(iter(culprits.values()), killed_for), culprits)  # a forced dump may kill by SIGSEGV
+        sequences = {run.slot: run.sequence for run in runs}
+        culprits = {}
+        for slot, ladder in ladders.items():
+            still_runs = sequences.get(slot) == ladder.run.sequence
+            if ladder.forced_ns or (ladder.dumped_ns and still_runs):  # a forced dump may kill by SIGSEGV
+                culprits[slot] = ladder.reason.outcome if still_runs else Outcome.LOST
+                killed_for = ladder.reason
+        return Charge(killed_for, culprits)
 
     def _forget_those_that_stopped(self, child: WorkerChild, runs: Sequence[Run]) -> None:
         """They stopped in time; a worker that has had SIGTERM drains."""

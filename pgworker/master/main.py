@@ -248,11 +248,11 @@ class Master:
     # -- deaths
 
     def _bury_worker(self, child: WorkerChild, exit_: Exit) -> None:
-        charge = self._ladders.take(exit_.pid, by_signal=exit_.signal is not None)
+        runs = child.row.runs()
+        charge = self._ladders.take(exit_.pid, runs, by_signal=exit_.signal is not None)
         how, verdict = explain_exit(
             exit_, child.row.index, charge.killed_for, self._saw_oom(exit_), child.asked, child.given_up
         )
-        runs = child.row.runs()
         clean = exit_.code == 0 and not runs
         stack = self._shared.stacks[child.row.index].read()
         verdicts = judge_slots(child.row.slots, runs, charge.culprits, verdict, stack, time.monotonic_ns())

@@ -84,7 +84,7 @@ class Renewals:
             return False
         patience = self._settings.cancel_grace + 2 * self._settings.term_grace + self._settings.lease_ttl
         late_ns = now_ns - int(patience * 1e9)
-        return not any(run.lease == entry.index and 0 < run.deadline_ns <= late_ns for run in row.runs())
+        return not any(0 < run.deadline_ns <= late_ns for run in row.runs_of(entry))
 
     def _renew(self, connection: Connection[Any], due: list[tuple[Row, LeaseEntry]]) -> None:
         sent_ns = time.monotonic_ns()
@@ -110,7 +110,7 @@ class Renewals:
         if entry.lease_id not in self._missed:
             self._missed.add(entry.lease_id)
             return
-        if entry.started >= entry.count and not any(run.lease == entry.index for run in row.runs()):
+        if entry.started >= entry.count and not row.runs_of(entry):
             return
         row.mark_lost(entry)
         _flag(row, entry, CancelReason.LEASE_LOST)
@@ -124,8 +124,8 @@ class Renewals:
 
 def _flag(row: Row, entry: LeaseEntry, reason: CancelReason, positions: Collection[int] | None = None) -> None:
     """Ask the runs of this lease to stop; None: whatever their positions."""
-    for run in row.runs():
-        if run.lease == entry.index and (positions is None or run.position in positions):
+    for run in row.runs_of(entry):
+        if positions is None or run.position in positions:
             row.ask_cancel(run, reason)
 
 

@@ -7,10 +7,12 @@ lease has run out, or which are of a day that has expired.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -57,6 +59,8 @@ _CLIENT = (sys.executable, "-m", "tests.chaos.launch", "run", "tests.chaos.bound
 _LIVES = 12  # of the client
 _STOPPED = 1.5 * TTL  # seconds that what was stopped stays so: its leases run out, and others take its jobs
 _PATIENCE = 40.0
+_TOLD = ("pgworker.jobs", "pgworker.job_executions", "pgworker.worker_heartbeats", "chaos.lease_ended")
+"""Tables of which all rows are kept when something was wrong."""
 
 
 @dataclass(slots=True)
@@ -100,7 +104,19 @@ def run_round(server: str, template: str, directory: Path, armed: Sequence[Failp
             _run(one)
         except AssertionError as error:
             one.problems.append(f"{error}")
+        if one.problems:
+            one.problems.append(f"evidence: {_keep(one)}")
         return Result(armed, reached(one.chaos), fired(one.chaos), one.problems, time.monotonic() - began)
+
+
+def _keep(one: Round) -> Path:
+    """Ledgers, logs and rows of a round in which something was wrong, for whoever looks into it."""
+    with psycopg.connect(one.dsn) as connection:
+        for table in _TOLD:
+            rows = ask(connection, f"select to_json(t)::text from {table} as t")
+            Path(one.directory, f"{table}.jsonl").write_text("\n".join(rows))
+    kept = Path(tempfile.mkdtemp(prefix="pgworker-boundary-"))
+    return shutil.copytree(one.directory, kept, dirs_exist_ok=True)
 
 
 def _run(one: Round) -> None:

@@ -323,6 +323,17 @@ def fork(ctx: Context, directory: str, name: str, child: str, parent: str) -> No
 
 
 @app.task(backoff=_SOON)
+def end_once_dumped(ctx: Context, directory: str, name: str) -> None:
+    """Run until the master has asked for the stacks of this process: the first step to kill it."""
+    note(ctx, directory, "start", name)
+    [stacks] = [
+        entry for entry in Path("/proc/self/fd").iterdir() if entry.exists() and "stacks" in str(entry.readlink())
+    ]
+    while not stacks.stat().st_size:
+        time.sleep(_LOOK)
+
+
+@app.task(backoff=_SOON)
 def die_behind_a_mess(ctx: Context, directory: str, name: str) -> None:
     """Fill the file for stacks with what is no text, and die; only the first time."""
     note(ctx, directory, "start", name)

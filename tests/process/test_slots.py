@@ -322,6 +322,19 @@ def test_a_thread_that_is_deaf_is_killed_and_its_neighbours_run_again_uncharged(
     assert ran(scene, *neighbours) == [[(1, "lost", 0), (2, "succeeded", 0)]] * 2
 
 
+def test_a_job_that_kills_its_worker_right_behind_one_that_was_cancelled_is_not_taken_for_it(
+    scene: Scene, start_pool: StartPool
+) -> None:
+    start_pool(workers=1, cancel_grace=0.5, term_grace=20)
+    first, second = scene.enqueue_together(
+        jobs.end_once_dumped.job(str(scene.directory), "first"), jobs.die.job(str(scene.directory), "second", "kill")
+    )
+    wait_for_starts(scene, "first")
+    assert cancel_job(scene.connection, first) is CancelAnswer.REQUESTED
+    scene.wait_for_status("succeeded", second)
+    assert "cancelled" not in [outcome for _, outcome, _ in scene.outcomes(second)]
+
+
 def test_a_job_that_stops_in_time_leaves_no_blame_on_the_one_in_its_slot_after_it(
     scene: Scene, start_pool: StartPool
 ) -> None:

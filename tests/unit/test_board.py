@@ -100,6 +100,21 @@ def test_what_is_meant_for_a_lease_does_not_touch_the_one_that_took_its_place() 
     assert (row.renewed_ns(successor), row.is_lost(successor), row.line(successor)) == (50, False, None)
 
 
+def test_runs_of_a_lease_are_not_those_of_the_one_that_took_its_place() -> None:
+    row = Board(1, 10).rows[0]
+    row.reset(uuid4(), 1)
+    index = row.show_lease(uuid4(), 10, 100)
+    [settled] = row.leases()
+    sequence = row.start_run(0, index, position=7, now_ns=100, deadline_ns=200, thread=9)
+    assert [run.sequence for run in row.runs_of(settled)] == [sequence]
+    row.end_run(0, sequence)
+    row.hide_lease(index)
+    assert row.show_lease(uuid4(), 10, 100) == index
+    again = row.start_run(0, index, position=7, now_ns=100, deadline_ns=200, thread=9)
+    assert row.runs_of(settled) == ()
+    assert [run.sequence for entry in row.leases() for run in row.runs_of(entry)] == [again]
+
+
 def test_a_worker_holds_no_more_leases_than_it_has_places_for() -> None:
     row = Board(1, 10).rows[0]
     row.reset(uuid4(), 1)

@@ -83,9 +83,9 @@ Current thread 0x0000000000000def (most recent call first):
 @pytest.mark.parametrize(
     ("culprits", "verdict", "stack", "outcomes"),
     [
-        ({2: CancelReason.DEADLINE}, Outcome.TIMED_OUT, "", ["lost", "lost", "timed_out"]),
+        ({2: Outcome.TIMED_OUT}, Outcome.TIMED_OUT, "", ["lost", "lost", "timed_out"]),
         (
-            {0: CancelReason.CANCELLED, 2: CancelReason.DEADLINE},
+            {0: Outcome.CANCELLED, 2: Outcome.TIMED_OUT},
             Outcome.CANCELLED,
             "",
             ["cancelled", "lost", "timed_out"],
@@ -98,7 +98,7 @@ Current thread 0x0000000000000def (most recent call first):
     ],
 )
 def test_the_neighbours_of_a_culprit_are_not_charged(
-    culprits: dict[int, CancelReason], verdict: Outcome, stack: str, outcomes: list[str]
+    culprits: dict[int, Outcome], verdict: Outcome, stack: str, outcomes: list[str]
 ) -> None:
     assert judge_slots(3, RUNS, culprits, verdict, stack, 10) == outcomes
 
