@@ -14,6 +14,7 @@ from psycopg import Connection
 
 from tests.chaos.evidence import (
     ACKED,
+    ASKED,
     BEGAN,
     CANCELLED,
     FENCED,
@@ -34,6 +35,7 @@ TABLES = """
 alter table chaos.effect add column org_id text;
 create table chaos.planned (key bigint not null);
 create table chaos.acked (key bigint not null, job_id uuid not null);
+create table chaos.asked (job_id uuid not null);
 create table chaos.began (job_id uuid not null, execution integer not null, lease_id uuid not null);
 create table chaos.started
     (job_id uuid not null, execution integer not null, lease_id uuid, key text, org_id text, who text not null);
@@ -124,6 +126,10 @@ LEDGERS: Mapping[str, str] = {
         select e.job_id, e.execution, s.who
         from pgworker.job_executions as e join chaos.started as s using (job_id, execution)
         where e.outcome = 'cancelled' and e.lease_id is null
+    """,
+    "I3: nothing is cancelled that nobody has asked for": """
+        select job_id, execution, cause from pgworker.job_executions as e
+        where outcome = 'cancelled' and not exists (select from chaos.asked where asked.job_id = e.job_id)
     """,
     "I3: what must fail has not succeeded": """
         select e.job_id, e.execution, e.failures, jobs.payload
@@ -220,6 +226,7 @@ def load(connection: Connection[Any], directory: Path) -> None:
     _copy(connection, "acked (key, job_id)", (line[1:] for line in words if line[0] == ACKED))
     _copy(connection, "enqueued (job_id)", (line[2:] for line in words if line[0] == ACKED))
     _copy(connection, "rolled_back (job_id)", (line[1:] for line in words if line[0] == ROLLED_BACK))
+    _copy(connection, "asked (job_id)", (line[1:] for line in words if line[0] == ASKED))
     _copy(connection, "cancelled (job_id)", (line[1:] for line in words if line[0] == CANCELLED))
     for ledger in worker_ledgers(directory):
         lines = list(read(ledger))

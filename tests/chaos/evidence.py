@@ -1,6 +1,7 @@
 """Evidence that is kept outside of what is tried: files of lines, each appended in one write.
 
-- the producer's ledger: PLAN before a job is enqueued, ACKED once its COMMIT has returned, CANCELLED once a cancel did;
+- the producer's ledger: PLAN before a job is enqueued, ACKED once its COMMIT has returned; ASKED before a job is
+  cancelled, CANCELLED once that was the answer;
 - a ledger for each worker process: BEGAN before an execution is shown to anybody, STARTED when its handler begins,
   ACKED when its settle has returned, FENCED when the settle was refused;
 - the fault log, in JSON, of what was done to the world and when.
@@ -19,7 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-PLAN, ACKED, CANCELLED = "PLAN", "ACKED", "CANCELLED"
+PLAN, ACKED = "PLAN", "ACKED"
+ASKED, CANCELLED = "ASKED", "CANCELLED"
 ROLLED_BACK = "ROLLED_BACK"
 BEGAN, STARTED, FENCED = "BEGAN", "STARTED", "FENCED"
 

@@ -21,7 +21,7 @@ from pgworker.lifecycle.dead_letters import list_dead_letters, requeue_dead_lett
 from pgworker.model.job import JobRequest
 from pgworker.model.state import CancelAnswer
 from tests.chaos import app as tasks
-from tests.chaos.evidence import ACKED, CANCELLED, PLAN, ROLLED_BACK, Ledger
+from tests.chaos.evidence import ACKED, ASKED, CANCELLED, PLAN, ROLLED_BACK, Ledger
 from tests.chaos.plan import QUEUES
 
 Connect = Callable[[], Connection[Any]]
@@ -232,6 +232,7 @@ class Operator(Actor):
     def _cancel(self, connection: Connection[Any]) -> None:
         if recent := self._dice.choice(self._producers).recent:
             job_id = self._dice.choice(recent)
+            self._ledger.note(ASKED, job_id)
             if cancel_job(connection, job_id) is CancelAnswer.CANCELLED:
                 self._ledger.note(CANCELLED, job_id)
 

@@ -18,7 +18,7 @@ from pgworker.lifecycle.reclaim import Reclaimable
 from pgworker.lifecycle.settle import Next
 from pgworker.model.state import Outcome
 from tests.chaos import checker
-from tests.chaos.evidence import ACKED, BEGAN, PLAN, PRODUCER, STARTED, Ledger
+from tests.chaos.evidence import ACKED, ASKED, BEGAN, PLAN, PRODUCER, STARTED, Ledger
 from tests.chaos.witness import NONE
 from tests.sql.actors import Connect, Held, Monitor, Worker, enqueue
 
@@ -76,6 +76,10 @@ class Story:
             worker.die()
         lease = Reclaimable(held.lease_id, worker.worker_id, 1, None, only_expired=False)
         assert self.monitor.reclaim(lease, [Outcome.CRASHED] * jobs)
+
+    def cancel(self, job_id: UUID) -> None:
+        self._producer.note(ASKED, job_id)
+        cancel_job(self.connection, job_id)
 
     def offences(self) -> set[str]:
         checker.load(self.connection, self._directory)
@@ -135,9 +139,12 @@ _A_LEASE = "(select min(lease_id::text)::uuid from chaos.leased)"
 
 
 def started_after_its_cancel(story: Story) -> None:
-    job_id = story.enqueue("cancelled", 6)
-    cancel_job(story.connection, job_id)
+    story.cancel(story.enqueue("cancelled", 6))
     story.execute(f"insert into chaos.started values (%(cancelled)s, 1, {_A_LEASE}, '6', '-', 'worker-1')")
+
+
+def cancelled_unasked(story: Story) -> None:
+    cancel_job(story.connection, story.enqueue("cancelled", 6))
 
 
 def succeeded_where_it_fails(story: Story) -> None:
@@ -203,6 +210,7 @@ PLANTED: list[tuple[str, Offence]] = [
     ("I1: the hook of a dead letter is enqueued once", "truncate chaos.buried"),
     ("I2: a lease is taken only when its time is over or its worker has ended", taken_from_the_living),
     ("I3: what was cancelled while it waited did not start", started_after_its_cancel),
+    ("I3: nothing is cancelled that nobody has asked for", cancelled_unasked),
     ("I3: what must fail has not succeeded", succeeded_where_it_fails),
     (
         "I3: what was recorded stays as it is",
