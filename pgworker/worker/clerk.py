@@ -179,13 +179,8 @@ class Clerk:
             self._prefetch.observe(jobs, seconds)
         if failed:
             self._row.runs_failed += failed
-        self._collect_progress()
-
-    def _collect_progress(self) -> None:
-        """After what has ended: whatever those jobs said is there by now."""
-        said = self._runner.said
-        for _ in range(len(said)):  # not until it is empty: a handler may say more than we can take
-            self._queue.progress(*said.popitem()[1])
+        for said in self._runner.take_said():  # after what has ended: whatever those jobs said is there by now
+            self._queue.progress(*said)
 
     def _trip(self, wanted: int) -> None:
         """Settle what has ended and claim what is wanted."""

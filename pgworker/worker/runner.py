@@ -23,6 +23,7 @@ from pgworker.lifecycle.settle import Ended
 from pgworker.linux.board import Row
 from pgworker.model.graces import Graces
 from pgworker.model.lease import lease_margin
+from pgworker.model.progress import Said
 from pgworker.model.state import Outcome
 from pgworker.model.trial import trial
 from pgworker.worker.execution import Execution, Sayings, Slot, SlotTransactions, end_for_a_bug, log
@@ -123,6 +124,13 @@ class Runner:
             self._arrived.notify_all()
         if self._loop is not None:
             self._loop.look()
+
+    def take_said(self) -> list[tuple[ClaimedJob, Said]]:
+        """What jobs have said by now, each the last of it; what they say meanwhile is for the next time.
+
+        Not popitem(), so many times: it takes the newest first, and what a job said before it ended might stay behind.
+        """
+        return [self.said.pop(place) for place in self.said.copy()]
 
     @property
     def is_idle(self) -> bool:
