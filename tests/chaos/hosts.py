@@ -16,11 +16,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.chaos.proxy import Proxy
@@ -29,6 +31,7 @@ from tests.process.pool import Pool, eventually
 PROGRAMS = ("ip", "unshare", "nsenter", "setpriv")
 _NAMESPACES = ("--net", "--pid", "--uts", "--ipc", "--mount")
 _networks = itertools.count()
+_LOOK = 0.02  # seconds
 
 # A host gets SIGKILL when the thread that forked it ends, so it is forked by one that lasts as long as this process.
 _starter = ThreadPoolExecutor(1, "hosts")
@@ -97,11 +100,20 @@ class Host:
             self.cut()
             with suppress(ProcessLookupError):
                 os.kill(self._init, signal.SIGKILL)  # and with it the kernel kills its whole namespace
-        self._shell.wait()
+        while self._shell.poll() is None:
+            self._wake_who_entered()
+            time.sleep(_LOOK)
         assert self._shell.stdout is not None
         self._shell.stdout.close()
         self._shell, self._init = None, 0
         self._network.unplug(self._link)  # else the namespace does so when the kernel gets to it
+
+    def _wake_who_entered(self) -> None:
+        """`nsenter` stops itself when what it has started there is stopped, and the kernel waits until it is reaped."""
+        for process in psutil.process_iter(["name", "cmdline"]):
+            if process.info["name"] == "nsenter" and f"--target={self._init}" in (process.info["cmdline"] or ()):
+                with suppress(psutil.NoSuchProcess):
+                    process.resume()
 
     def master_of(self, pool: Pool) -> int:
         """Its pid as we see it: the process that was started for the pool is `nsenter`."""

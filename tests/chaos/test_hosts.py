@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import psutil
 import pytest
 from psycopg import Connection
 
@@ -141,3 +144,14 @@ def test_a_host_that_is_booted_again_takes_part(scene: Scene, two: list[Host], s
     ash.boot()
     start_on(ash)
     scene.wait_for_status("succeeded", scene.enqueue(jobs.quick, "job"))
+
+
+def test_a_host_can_lose_power_while_its_pool_is_stopped(scene: Scene, two: list[Host], start_on: StartOn) -> None:
+    ash, _ = two
+    pool = start_on(ash)
+    os.kill(ash.master_of(pool), signal.SIGSTOP)
+    entered = psutil.Process(pool.process.pid)
+    eventually(lambda: entered.status() == psutil.STATUS_STOPPED, "who started it has stopped itself too")
+    ash.kill()
+    assert not ash.is_up
+    pool.wait()
