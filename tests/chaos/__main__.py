@@ -13,7 +13,7 @@ from _pytest.outcomes import Skipped
 
 from tests.chaos.faults.catalogue import all_faults, choose
 from tests.chaos.machine import Verdict, try_seed
-from tests.chaos.plan import Plan, plan
+from tests.chaos.plan import GAP, Plan, plan
 
 _SHOWN = 5  # rows of an offence
 
@@ -26,6 +26,9 @@ _SHOWN = 5  # rows of an offence
 @click.option("--minutes", type=float, default=1.0, show_default=True, help="How long each one lasts at most.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Jobs of each, when that is reached before the time is up.")
 @click.option("--faults", default="all", show_default=True, help="`all`, `none`, or numbers and names: 1,5,signals.")
+@click.option(
+    "--gap", type=click.FloatRange(min=0.1), default=GAP, show_default=True, help="Seconds between two faults of many."
+)
 @click.option("--binaries", type=click.Path(path_type=Path, exists=True), help="The directory of another `postgres`.")
 @click.option("--keep", type=click.Path(path_type=Path), help="Where evidence of what broke is kept.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Append a line for each seed to this file.")
@@ -37,6 +40,7 @@ def main(
     minutes: float,
     jobs: int | None,
     faults: str,
+    gap: float,
     binaries: Path | None,
     keep: Path | None,
     json_file: Path | None,
@@ -54,7 +58,7 @@ def main(
         raise click.BadParameter(str(error), param_hint="--faults") from None
     broken = 0
     for number in range(seed, seed + seeds):
-        planned = plan(number, chosen, minutes * 60)
+        planned = plan(number, chosen, minutes * 60, gap=gap)
         if shows_plan:
             _show(planned)
             continue
@@ -64,9 +68,8 @@ def main(
             click.echo(f"seed {number}: SKIPPED: {missing}")
             continue
         broken += not verdict.holds
-        _report(
-            verdict, f"--seed {number} --minutes {minutes:g} --faults {faults}" + (f" --jobs {jobs}" if jobs else "")
-        )
+        replay = f"--seed {number} --minutes {minutes:g} --faults {faults} --gap {gap:g}"
+        _report(verdict, replay + (f" --jobs {jobs}" if jobs else ""))
         if json_file is not None:
             _append(json_file, verdict)
     if seeds > 1 and not shows_plan:

@@ -21,8 +21,8 @@ HOSTS = "hosts"
 POOLER = "pooler"
 """The feature of a world whose pools and producers come through PgBouncer."""
 
-_GAP = 1.5
-"""Seconds from one fault to the next in a mixture, on average."""
+GAP = 1.5
+"""Seconds from one fault to the next in a mixture, on average, unless said otherwise."""
 
 _FEATURE = 0.3
 """How often a mixture has a feature that it could have."""
@@ -60,8 +60,8 @@ class Plan:
     """Seconds without an execution that ends after which, once nothing is broken any more, the world is stuck."""
 
 
-def plan(seed: int, faults: Sequence[Fault], seconds: float, extra: Collection[str] = ()) -> Plan:
-    """The plan for this seed: these faults, mixed at random for so long, on pools made at random.
+def plan(seed: int, faults: Sequence[Fault], seconds: float, extra: Collection[str] = (), gap: float = GAP) -> Plan:
+    """The plan for this seed: these faults, one each `gap` seconds, mixed at random for so long, on pools made at random.
 
     A mixture has some of the features that its faults need, and those faults that can do with them; `extra` are there
     in any case.
@@ -74,7 +74,13 @@ def plan(seed: int, faults: Sequence[Fault], seconds: float, extra: Collection[s
         features |= {POOLER}
     able = [fault for fault in faults if fault.needs <= features]
     pools = tuple(_pool(dice, number) for number in range(dice.choice([1, 2, 2, 3])))
-    return Plan(seed, pools, tuple(_steps(dice, seed, able, seconds, is_alone)), features, is_alone)
+    return Plan(
+        seed,
+        pools,
+        tuple(_steps(dice, seed, able, seconds, able[0].every if able and is_alone else gap)),
+        features,
+        is_alone,
+    )
 
 
 def _pool(dice: random.Random, number: int) -> PoolPlan:
@@ -100,11 +106,10 @@ def _pool(dice: random.Random, number: int) -> PoolPlan:
     return PoolPlan(f"pool{number}", settings)
 
 
-def _steps(dice: random.Random, seed: int, faults: Sequence[Fault], seconds: float, is_alone: bool) -> list[Step]:
+def _steps(dice: random.Random, seed: int, faults: Sequence[Fault], seconds: float, gap: float) -> list[Step]:
     steps: list[Step] = []
     if not faults:
         return steps
-    gap = faults[0].every if is_alone else _GAP
     at = dice.uniform(0.3, 1.0)
     while at < seconds:
         steps.append(Step(round(at, 2), dice.choice(faults), f"{seed} {len(steps)}"))
