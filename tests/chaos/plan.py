@@ -61,7 +61,7 @@ class Plan:
 
 
 def plan(seed: int, faults: Sequence[Fault], seconds: float, extra: Collection[str] = (), gap: float = GAP) -> Plan:
-    """The plan for this seed: these faults, one each `gap` seconds, mixed at random for so long, on pools made at random.
+    """The plan for this seed: these faults, mixed at random for so long, one in `gap` seconds, on pools made at random.
 
     A mixture has some of the features that its faults need, and those faults that can do with them; `extra` are there
     in any case.
@@ -74,13 +74,8 @@ def plan(seed: int, faults: Sequence[Fault], seconds: float, extra: Collection[s
         features |= {POOLER}
     able = [fault for fault in faults if fault.needs <= features]
     pools = tuple(_pool(dice, number) for number in range(dice.choice([1, 2, 2, 3])))
-    return Plan(
-        seed,
-        pools,
-        tuple(_steps(dice, seed, able, seconds, able[0].every if able and is_alone else gap)),
-        features,
-        is_alone,
-    )
+    steps = _steps(dice, seed, able, seconds, able[0].every if able and is_alone else gap)
+    return Plan(seed, pools, tuple(steps), features, is_alone)
 
 
 def _pool(dice: random.Random, number: int) -> PoolPlan:
