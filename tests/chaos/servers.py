@@ -446,11 +446,14 @@ class PostgresServer:
             rules.write("host all all all trust\nhost replication all all trust\n")
 
     def _make_tablespace(self) -> None:
-        place = self._disk / "tablespace"
-        place.mkdir(mode=0o700)
-        embedded._give(place, self._account)
+        self._make_room()
         with self.connect() as connection:
-            connection.execute(sql.SQL("create tablespace small location {}").format(sql.Literal(str(place))))
+            location = sql.Literal(str(self._tablespace))
+            connection.execute(sql.SQL("create tablespace small location {}").format(location))
+
+    def _make_room(self) -> None:
+        self._tablespace.mkdir(mode=0o700)
+        embedded._give(self._tablespace, self._account)
 
     def _launch(self, command: list[str]) -> subprocess.Popen[bytes]:
         with (self.directory / "postgres.log").open("ab") as log:
@@ -468,15 +471,21 @@ class PostgresServer:
     def _disk(self) -> Path:
         return self.directory / "disk"
 
+    @property
+    def _tablespace(self) -> Path:
+        return self._disk / "tablespace"
+
     def _ballast(self) -> Path:
         assert self._small_disk is not None, "this server has no disk of its own"
         return self._disk / "ballast"
 
 
 class Standby(PostgresServer):
-    """A copy of a primary by pg_basebackup, made when it is entered."""
+    """A copy of a primary by pg_basebackup, made when it is entered; a small tablespace has a small disk here too."""
 
     def __init__(self, primary: PostgresServer, slot: str, *, synchronous: bool, **options: Any) -> None:
+        if primary._small_disk == "tablespace":
+            options = {"small_disk": "tablespace", "disk_mib": primary._disk_mib, **options}
         super().__init__(**{"binaries": primary._binaries, "address": primary.address, **options})
         self._primary = primary
         self._slot = slot
@@ -493,10 +502,16 @@ class Standby(PostgresServer):
         embedded._give(self.data, self._account)
         backup = [str(self._binaries / "pg_basebackup"), "-D", str(self.data), "-d", self._primary.dsn]
         backup += ["--wal-method=stream", "--checkpoint=fast", "--no-sync", "--write-recovery-conf"]
+        if self._small_disk == "tablespace":
+            backup += [f"--tablespace-mapping={self._primary._tablespace}={self._tablespace}"]
+            self._make_room()
         embedded._run([*backup, "--create-slot", "--slot", self._slot], self._account)
 
     def _open_to_all(self) -> None:
         """Its pg_hba.conf is the primary's."""
+
+    def _make_tablespace(self) -> None:
+        """It has come with the copy."""
 
     def _make_synchronous(self) -> None:
         with self._primary.connect() as connection:

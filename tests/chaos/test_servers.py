@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from tests.chaos.servers import PostgresServer, SteppedClock
 from tests.process.pool import eventually
@@ -160,6 +161,18 @@ def test_a_full_tablespace_is_an_error_that_passes() -> None:
             connection.execute(fill)
         assert count_of(dsn) == 2000
         assert server.is_running
+
+
+def test_a_standby_has_a_small_tablespace_of_its_own() -> None:
+    with PostgresServer(small_disk="tablespace", disk_mib=64) as primary:
+        dsn = primary.make_database()
+        with primary.add_standby() as standby:
+            with psycopg.connect(dsn, autocommit=True) as connection:
+                connection.execute("create table filled as select md5(i::text) from generate_series(1, 2000) as i")
+            standby.wait_caught_up(primary)
+            standby.fill_disk()
+            standby.free_disk()
+            assert count_of(make_conninfo(dsn, port=standby.port)) == 2000
 
 
 def test_a_full_log_ends_the_server_until_there_is_room() -> None:
