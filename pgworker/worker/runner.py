@@ -113,7 +113,8 @@ class Runner:
     @property
     def trial_left(self) -> float:
         """Seconds during which nothing is started, unless the job that is on trial ends before."""
-        return 0.0 if self._on_trial is None else max(0.0, (self._on_trial.trial_until_ns - time.monotonic_ns()) / 1e9)
+        suspect = self._on_trial  # once: its thread ends the trial with the job
+        return 0.0 if suspect is None else max(0.0, (suspect.trial_until_ns - time.monotonic_ns()) / 1e9)
 
     def end_trial(self) -> None:
         """Start what waits behind a trial whose time is over."""
@@ -207,7 +208,7 @@ class Runner:
             if self._loop is not None and self._is_async(claimed) is not is_async:
                 self._tell_next()
                 return None
-            if self.trial_left:
+            if self._on_trial is not None and self.trial_left:
                 self._wake(False)
                 return None
             self.todo.popleft()
