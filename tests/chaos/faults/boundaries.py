@@ -32,6 +32,7 @@ def fail_at_a_boundary(world: World, dice: random.Random) -> None:
         if action == "stop":
             with suppress(ProcessLookupError):
                 os.kill(int(hit["pid"]), signal.SIGCONT)
+            kept.pool.send(signal.SIGCONT)  # who entered a host for it has stopped itself with it
 
 
 FAULTS = (Fault(2, "boundary", fail_at_a_boundary, frozenset({FAILPOINTS}), touches="pools"),)

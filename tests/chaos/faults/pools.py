@@ -67,6 +67,7 @@ def stop_master_or_monitor(world: World, dice: random.Random) -> None:
     time.sleep(dice.uniform(0.5, 4))
     for pid in stopped:
         _send(pid, signal.SIGCONT)
+    pool.send(signal.SIGCONT)  # who entered a host for it has stopped itself with it
 
 
 def signal_pool(world: World, dice: random.Random) -> None:
