@@ -113,13 +113,16 @@ class Runner:
     @property
     def trial_left(self) -> float:
         """Seconds during which nothing is started, unless the job that is on trial ends before."""
-        return 0.0 if self._on_trial is None else max(0.0, (self._on_trial.trial_until_ns - time.monotonic_ns()) / 1e9)
+        on_trial = self._on_trial  # looked at once: it may end this moment
+        return 0.0 if on_trial is None else max(0.0, (on_trial.trial_until_ns - time.monotonic_ns()) / 1e9)
 
     def end_trial(self) -> None:
         """Start what waits behind a trial whose time is over."""
         if self._on_trial is None or self.trial_left:
             return
         with self._lock:
+            if self.trial_left:  # the next one's, which began meanwhile
+                return
             self._on_trial = None
             self._arrived.notify_all()
         if self._loop is not None:
