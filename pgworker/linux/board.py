@@ -345,9 +345,9 @@ class Row:
     # -- cancel requests: written by master and monitor, read by the handler's context
 
     def ask_cancel(self, run: Run, reason: CancelReason) -> None:
-        """Ask this run to stop. The first reason stays."""
-        if self.cancel_reason(run.slot, run.sequence) is CancelReason.NONE:
-            at = self._slots_at + run.slot * _SLOT_WORDS
+        """Ask this run to stop, if it still runs: the words are the next one's else. The first reason stays."""
+        at = self._slots_at + run.slot * _SLOT_WORDS
+        if self._words[at] == run.sequence and self.cancel_reason(run.slot, run.sequence) is CancelReason.NONE:
             self._words[at + _CANCEL_REASON] = reason.value
             self._words[at + _CANCEL_SEQUENCE] = run.sequence
 

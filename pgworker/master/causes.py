@@ -30,7 +30,7 @@ def explain_exit(
     if exit_.signal is not None and killed_for is not CancelReason.NONE:
         return f"{who} was killed with its job: {_WHY[killed_for]}", killed_for.outcome
     if exit_.signal == signal.SIGKILL and given_up:
-        return f"{who} was killed: {given_up}", Outcome.CRASHED
+        return f"{who} was killed: {given_up}", Outcome.LOST  # of a job that it began that moment nobody died
     if out_of_memory:
         return f"{who} was killed by the kernel: out of memory", Outcome.CRASHED
     if exit_.signal == signal.SIGKILL:

@@ -307,7 +307,7 @@ class Clerk:
         else:
             self._starved_at = 0.0
             return
-        self._runner.take_back()
+        self._queue.keep_only_started(self._runner.take_back())  # back they go, if what runs closes its files in time
         if self._runner.is_idle or time.monotonic() - self._starved_at > STARVED:
             try:
                 log.error(

@@ -30,6 +30,7 @@ from pgworker.linux import process
 from pgworker.linux.board import Row
 from pgworker.linux.memory import private_bytes
 from pgworker.model.names import host_name
+from pgworker.model.progress import Said
 from pgworker.model.state import CancelReason, WorkerState
 from pgworker.observe.logs import fields, logger
 from pgworker.worker.execution import Sayings
@@ -57,6 +58,8 @@ class Keeper:
         self._connection: PatientConnection[Any] | None = None
         self._patience = Patience(LEASE_TTL, longest=LEASE_TTL / 3)
         self._claimed: ClaimedJob | None = None
+        self._unstored: Said | None = None
+        """What the job said and an outage has kept from being stored."""
         self._next_beat = 0.0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._work, name="lease keeper", daemon=True)
@@ -76,10 +79,15 @@ class Keeper:
         self._next_beat = 0.0
 
     def let_go(self) -> None:
-        """Renew nothing any more: the lease is about to end."""
+        """Renew nothing any more: the lease is about to end. What the job said and is not stored yet goes with it."""
         self._over.set()
         if self._thread.is_alive():
             self._thread.join(_BEAT)
+        claimed, unstored = self._claimed, self._unstored
+        if claimed is not None and unstored is not None:  # stored with the end of the job
+            newer = claimed.lease.said.get(claimed.position)
+            claimed.lease.said[claimed.position] = unstored if newer is None else newer.after(unstored)
+            self._unstored = None
 
     def end(self, how: str) -> None:
         """Say how we ended, if we have begun. What we still hold others may reclaim two beats later."""
@@ -145,16 +153,18 @@ class Keeper:
             )
 
     def _save_progress(self, connection: Connection[Any], claimed: ClaimedJob) -> None:
-        said = self._sayings.pop((claimed.lease.lease_id, claimed.position), None)
-        if said is None:
+        if (taken := self._sayings.pop((claimed.lease.lease_id, claimed.position), None)) is not None:
+            self._unstored = taken[1].after(self._unstored)
+        if self._unstored is None:
             return
         try:
-            save_progress(connection, claimed.lease.lease_id, {claimed.position: said[1]})
+            save_progress(connection, claimed.lease.lease_id, {claimed.position: self._unstored})
             claimed.lease.outspoken[claimed.position] = claimed.row.job_id  # so that it goes with the end of the job
         except (psycopg.DataError, psycopg.IntegrityError):
             log.exception(
                 "the server would not store progress", extra=fields("progress_not_stored", **claimed.log_fields())
             )
+        self._unstored = None
 
     def _process(self) -> WorkerProcess:
         now_ns, claimed, run = time.monotonic_ns(), self._claimed, self._row.run(0)

@@ -121,6 +121,8 @@ class Runner:
         if self._on_trial is None or self.trial_left:
             return
         with self._lock:
+            if self.trial_left:  # the next one's, which began meanwhile
+                return
             self._on_trial = None
             self._arrived.notify_all()
         if self._loop is not None:

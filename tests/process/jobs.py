@@ -362,6 +362,25 @@ def leak(ctx: Context, directory: str, name: str) -> None:
     wait_for_gate(directory, name)
 
 
+@app.task(backoff=_SOON)
+def leak_until(ctx: Context, directory: str, name: str) -> None:
+    """Take all file descriptors that there are, until the gate opens."""
+    note(ctx, directory, "start", name)
+    taken = []
+    with suppress(OSError):
+        while True:
+            taken.append(os.open(os.devnull, os.O_RDONLY))
+    wait_for_gate(directory, name)
+    for descriptor in taken:
+        os.close(descriptor)
+
+
+@app.task(backoff=_SOON)
+def rest(seconds: float) -> None:
+    """Take a moment, and open nothing."""
+    time.sleep(seconds)
+
+
 _hoarded: list[bytes] = []
 
 

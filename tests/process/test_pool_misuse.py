@@ -107,6 +107,25 @@ def test_a_worker_whose_handler_has_left_no_file_descriptor_is_replaced_once_it_
     pool.wait_for_log("no file descriptor is left")
 
 
+def test_what_waited_in_a_worker_without_a_file_descriptor_is_run_when_there_are_some_again(
+    scene: Scene, start_pool: StartPool
+) -> None:
+    pool = start_pool(workers=1, slots=2)
+    (starved,) = pool.workers
+    scene.warm_up()
+    leaks = jobs.leak_until.job(str(scene.directory), "leak")
+    all_of_them = scene.enqueue_together(leaks, *(jobs.rest.job(0.1) for _ in range(50)))
+    eventually(lambda: has_no_descriptor(starved), "a worker that can open nothing")
+    cut = "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'pgworker worker 0'"
+    assert scene.scalar(cut)
+    pool.wait_for_log("Too many open files")
+    scene.open_gate("leak")
+    scene.wait_for_status("succeeded", *all_of_them)
+    assert pool.workers == [starved]
+    assert {outcome for job in all_of_them for _, outcome, _ in scene.outcomes(job)} == {"succeeded"}
+    eventually(lambda: scene.scalar("select count(*) from pgworker.job_leases") == 0, "no lease that is kept for ever")
+
+
 def has_no_descriptor(pid: int) -> bool:
     limit, _ = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     return len(list(Path(f"/proc/{pid}/fd").iterdir())) >= limit

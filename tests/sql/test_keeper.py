@@ -8,11 +8,14 @@ from typing import Any
 from uuid import uuid4
 
 import psycopg
+import pytest
 
 from pgworker import App
 from pgworker.app.queue import PostgresQueue
 from pgworker.lifecycle.claim import Lanes
-from pgworker.linux.board import Board
+from pgworker.linux.board import Board, Row
+from pgworker.model.progress import say
+from pgworker.worker.execution import Sayings
 from pgworker.worker.keeper import Keeper
 from tests.process.pool import eventually
 from tests.sql.actors import ask, enqueue
@@ -29,11 +32,7 @@ def test_a_lock_on_the_heartbeats_does_not_keep_a_lease_from_being_renewed(
 ) -> None:
     connection, other = connect(), connect()
     enqueue(connection)
-    lanes = Lanes.of(["default"])
-    board = Board(1, len(lanes))
-    [row] = board.rows
-    row.reset(uuid4(), time.monotonic_ns())
-    queue = PostgresQueue(lambda: connection, row=row, floors=board.floors, lanes=lanes, tasks=app.tasks, lease_ttl=60)
+    queue, row = queue_of_one(connection)
     keeper = Keeper(dsn, row, {})
     keeper.begin()
     [claimed] = queue.claim(1)
@@ -44,3 +43,40 @@ def test_a_lock_on_the_heartbeats_does_not_keep_a_lease_from_being_renewed(
         keeper.keep(claimed)
         eventually(lambda: ask(connection, expires) > before, "the lease is renewed")
     keeper.end("it has ended")
+
+
+@pytest.mark.parametrize("has_ended", [False, True])
+def test_a_checkpoint_that_an_outage_has_kept_from_being_stored_is_stored_after_it_or_with_the_end(
+    has_ended: bool, dsn: str, connect: Callable[[], psycopg.Connection[Any]]
+) -> None:
+    connection, other = connect(), connect()
+    enqueue(connection)
+    queue, row = queue_of_one(connection)
+    sayings: Sayings = {}
+    keeper = Keeper(dsn, row, sayings)
+    keeper.begin()
+    [claimed] = queue.claim(1)
+    sayings[claimed.lease.lease_id, claimed.position] = claimed, say(claimed.row.job_id, 0.5, "", {"at": 7})
+    cut = """select pg_terminate_backend(pid) from pg_stat_activity
+             where application_name = 'pgworker jobs run keeper' and wait_event_type = 'Lock'"""
+    with other.transaction():
+        other.execute("lock table pgworker.job_progress in access exclusive mode")
+        keeper.keep(claimed)
+        eventually(lambda: ask(connection, cut), "it waits to store the checkpoint, and loses its connection")
+        eventually(lambda: not ask(connection, cut), "it has heard of that")
+        if has_ended:
+            keeper.let_go()
+    if has_ended:
+        queue.fail(claimed, ValueError("of the handler"))
+        queue.claim(0)
+    eventually(lambda: ask(connection, "select checkpoint from pgworker.job_progress") == [{"at": 7}], "it is stored")
+    keeper.end("it has ended")
+
+
+def queue_of_one(connection: psycopg.Connection[Any]) -> tuple[PostgresQueue, Row]:
+    lanes = Lanes.of(["default"])
+    board = Board(1, len(lanes))
+    [row] = board.rows
+    row.reset(uuid4(), time.monotonic_ns())
+    queue = PostgresQueue(lambda: connection, row=row, floors=board.floors, lanes=lanes, tasks=app.tasks, lease_ttl=60)
+    return queue, row

@@ -68,6 +68,9 @@ def test_a_cancel_request_reaches_the_run_it_names_and_no_other_and_its_first_re
     assert row.cancel_reason(0, second.sequence) is CancelReason.NONE
     row.ask_cancel(first, CancelReason.SHUTDOWN)  # late: it was meant for the run before
     assert row.cancel_reason(0, second.sequence) is CancelReason.NONE
+    row.ask_cancel(second, CancelReason.DEADLINE)
+    row.ask_cancel(first, CancelReason.CANCELLED)
+    assert row.cancel_reason(0, second.sequence) is CancelReason.DEADLINE
 
 
 def test_a_lease_is_shown_renewed_lost_and_hidden() -> None:

@@ -119,6 +119,13 @@ def test_a_job_on_trial_is_charged_for_the_end_of_its_worker_and_its_neighbours_
     assert judge_slots(3, runs, {}, Outcome.CRASHED, stack, 10) == outcomes
 
 
+def test_a_job_that_a_worker_begins_the_moment_it_is_killed_for_holding_nothing_is_not_charged() -> None:
+    exit_ = Exit(7, None, signal.SIGKILL, False)
+    how, verdict = explain_exit(exit_, 2, CancelReason.NONE, out_of_memory=False, given_up="it was not ready")
+    assert how == "worker 2 (pid 7) was killed: it was not ready"
+    assert judge_slots(1, [run_in(0, 0xABC)], {}, verdict, "", 10) == ["lost"]
+
+
 @pytest.mark.parametrize(
     ("exit_", "killed_for", "oom", "words", "outcome"),
     [

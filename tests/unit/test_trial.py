@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime, timezone
 from threading import Event, Thread
 from types import SimpleNamespace
+from typing import Any
 from uuid import uuid4
 
 from pgworker import App
@@ -16,7 +17,7 @@ from pgworker.lifecycle.claim import ClaimedRow
 from pgworker.linux.board import Board, Row
 from pgworker.model.graces import Graces
 from pgworker.model.trial import trial
-from pgworker.worker.execution import SlotTransactions
+from pgworker.worker.execution import Slot, SlotTransactions
 from pgworker.worker.runner import Runner
 from pgworker.worker.transaction import JobTransactions
 from pgworker.worker.transaction_async import AsyncJobTransactions
@@ -56,13 +57,55 @@ def test_what_waits_behind_a_trial_starts_when_its_time_is_over_though_the_suspe
         eventually(lambda: len(runner.finished) == 3, "the end of all")
 
 
+class Fleeting(Runner):
+    """Whoever is on trial in it ends right after somebody has looked."""
+
+    _found: Slot | None = None
+
+    @property
+    def _on_trial(self) -> Slot | None:
+        found, self._found = self._found, None
+        return found
+
+    @_on_trial.setter
+    def _on_trial(self, slot: Slot | None) -> None:
+        self._found = slot
+
+
+class Contended:
+    """A lock that another thread had a moment before: it has done `meanwhile`."""
+
+    def __init__(self, lock: AbstractContextManager[bool], meanwhile: Callable[[], None]) -> None:
+        self._lock = lock
+        self._meanwhile = meanwhile
+
+    def __enter__(self) -> None:
+        self._lock.__enter__()
+        self._meanwhile()
+
+    def __exit__(self, *error: Any) -> None:
+        self._lock.__exit__(*error)
+
+
+def test_a_trial_that_ends_while_the_clerk_looks_is_no_bug_of_the_clerk() -> None:
+    runner = Fleeting(App(), Board(1, lanes=1, slots=2).rows[0], Graces(1.0, 1.0, 60.0), unused(2), SimpleNamespace())
+    runner._put_on_trial(runner._slots[0], suspicions=20)
+    assert runner.trial_left > 0.0
+    assert runner.trial_left == 0.0
+
+
+def test_the_end_of_a_trial_is_not_that_of_the_next_one() -> None:
+    runner = Runner(App(), Board(1, lanes=1, slots=2).rows[0], Graces(1.0, 1.0, 60.0), unused(2), SimpleNamespace())
+    first, second = runner._slots
+    runner._on_trial = first  # its time is over
+    runner._lock = Contended(runner._lock, lambda: runner._put_on_trial(second, suspicions=20))  # type: ignore[assignment]
+    runner.end_trial()
+    assert runner.trial_left > 0.0
+
+
 @contextmanager
 def running(app: App, row: Row) -> Iterator[Runner]:
-    transactions = [
-        SlotTransactions(JobTransactions(NOWHERE, "test"), AsyncJobTransactions(NOWHERE, "test"))
-        for _ in range(row.slots)
-    ]
-    runner = Runner(app, row, Graces(1.0, 1.0, 60.0), transactions, SimpleNamespace())
+    runner = Runner(app, row, Graces(1.0, 1.0, 60.0), unused(row.slots), SimpleNamespace())
     thread = Thread(target=runner.run_jobs, args=[lambda _starves: None])
     thread.start()
     try:
@@ -70,6 +113,12 @@ def running(app: App, row: Row) -> Iterator[Runner]:
     finally:
         runner.stop()
         thread.join()
+
+
+def unused(slots: int) -> list[SlotTransactions]:
+    return [
+        SlotTransactions(JobTransactions(NOWHERE, "test"), AsyncJobTransactions(NOWHERE, "test")) for _ in range(slots)
+    ]
 
 
 def claimed(row: Row, task: str, *, suspicions: int, names: tuple[str, ...]) -> list[ClaimedJob]:
