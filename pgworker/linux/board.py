@@ -411,8 +411,11 @@ class Row:
             self._words[self._lease_at(entry.index) + _LEASE_LOST] = 1
 
     def lose(self, index: int) -> None:
-        """Said by the worker itself, which has found its lease gone."""
+        """Said by the worker itself, which has found its lease gone: what else runs of it is to stop."""
         self._words[self._lease_at(index) + _LEASE_LOST] = 1
+        for run in self.runs():
+            if run.lease == index:
+                self.ask_cancel(run, CancelReason.LEASE_LOST)
 
     def is_lost(self, index: int) -> bool:
         return self._words[self._lease_at(index) + _LEASE_LOST] == 1

@@ -140,7 +140,6 @@ class Keeper:
             return
         if renewal is None:
             self._row.lose(claimed.lease.entry)
-            self._row.ask_cancel(run, CancelReason.LEASE_LOST)
             log.error(
                 "the lease is lost, and with it the job: others have it by now, and nothing here is recorded",
                 extra=fields("lease_lost", **claimed.log_fields()),

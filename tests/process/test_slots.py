@@ -322,6 +322,16 @@ def test_a_thread_that_is_deaf_is_killed_and_its_neighbours_run_again_uncharged(
     assert ran(scene, *neighbours) == [[(1, "lost", 0), (2, "succeeded", 0)]] * 2
 
 
+def test_a_worker_that_finds_its_lease_gone_stops_what_else_runs_of_it(scene: Scene, start_pool: StartPool) -> None:
+    start_pool(workers=1, slots=2, lease_ttl=600)
+    directory = str(scene.directory)
+    scene.enqueue_together(jobs.cooperate.job(directory, "beside"), jobs.hold.job(directory, "first"))
+    wait_for_starts(scene, "beside", "first")
+    scene.connection.execute("delete from pgworker.job_leases")  # as another pool does that takes it
+    scene.open_gate("first")
+    scene.wait_for("stop", "beside")
+
+
 def test_a_job_that_kills_its_worker_right_behind_one_that_was_cancelled_is_not_taken_for_it(
     scene: Scene, start_pool: StartPool
 ) -> None:
