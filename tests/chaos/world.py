@@ -91,6 +91,7 @@ class KeptPool:
         """Drain it; its exit code. AssertionError if it takes longer."""
         self._is_ending.set()
         self._thread.join()
+        self.pool.send(signal.SIGCONT)  # who entered a host for it may have stopped itself when it was stopped
         self.send(signal.SIGTERM)
         try:
             return self.pool.wait(within)
