@@ -273,6 +273,7 @@ def world(plan: Plan, directory: Path, binaries: Path | None = None) -> Iterator
     with ExitStack() as stack:
         server = PostgresServer(small_disk=small, with_clock="clock" in plan.features, binaries=binaries)
         stack.enter_context(server)
+        stack.callback(_keep_logs, server, directory)
         proxy = stack.enter_context(Proxy(server.address, server.port))
         made = World(plan, server, proxy, directory, stack)
         _set_up(made)
@@ -290,6 +291,11 @@ def world(plan: Plan, directory: Path, binaries: Path | None = None) -> Iterator
             kept.keep()
         made.log.begin()
         yield made
+
+
+def _keep_logs(server: PostgresServer, directory: Path) -> None:
+    """Of the first primary, with the evidence."""
+    (directory / "postgres.log").write_text(server.log)
 
 
 def _pool(made: World, number: int) -> KeptPool:
