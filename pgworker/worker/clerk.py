@@ -179,8 +179,9 @@ class Clerk:
             self._prefetch.observe(jobs, seconds)
         if failed:
             self._row.runs_failed += failed
-        for said in self._runner.take_said():  # after what has ended: whatever those jobs said is there by now
-            self._queue.progress(*said)
+        if self._runner.said:  # looked at after what has ended: whatever those jobs said is there by now
+            for said in self._runner.take_said():
+                self._queue.progress(*said)
 
     def _trip(self, wanted: int) -> None:
         """Settle what has ended and claim what is wanted."""
