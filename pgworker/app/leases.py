@@ -71,6 +71,11 @@ class HeldLease:
         """The job in this position says how far it is."""
         self.said[position] = said.after(self.said.get(position))
 
+    def said_before(self, position: int, said: Said) -> None:
+        """The same, of what it has said before whatever is here, and which is not stored."""
+        later = self.said.get(position)
+        self.said[position] = said if later is None else later.after(said)
+
     def news(self) -> News | None:
         """All that there is to tell; None: nothing. Until `mark_settled` it will be told again."""
         said = self._said_and_worth_storing() if self.said else self.said

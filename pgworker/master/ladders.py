@@ -64,10 +64,9 @@ class Ladders:
         killed_for = self.killed.pop(pid, CancelReason.NONE)
         if not by_signal:
             return Charge(killed_for, {})
-        sequences = {run.slot: run.sequence for run in runs}
         culprits = {}
         for slot, ladder in ladders.items():
-            still_runs = sequences.get(slot) == ladder.run.sequence
+            still_runs = _still_runs(ladder, runs)
             if ladder.forced_ns or (ladder.dumped_ns and still_runs):  # a forced dump may kill by SIGSEGV
                 culprits[slot] = ladder.reason.outcome if still_runs else Outcome.LOST
                 killed_for = ladder.reason
@@ -75,9 +74,8 @@ class Ladders:
 
     def _forget_those_that_stopped(self, child: WorkerChild, runs: Sequence[Run]) -> None:
         """They stopped in time; a worker that has had SIGTERM drains."""
-        sequences = {run.slot: run.sequence for run in runs}
         own = [(key, ladder) for key, ladder in self._ladders.items() if key[0] == child.pid]
-        stopped = [key for key, ladder in own if sequences.get(key[1]) != ladder.run.sequence and not ladder.killed_ns]
+        stopped = [key for key, ladder in own if not ladder.killed_ns and not _still_runs(ladder, runs)]
         for key in stopped:
             del self._ladders[key]
         if stopped and len(stopped) == len(own):
@@ -91,3 +89,8 @@ class Ladders:
                 return None
             child.row.ask_cancel(run, reason)
         return Ladder(run, reason, now_ns)
+
+
+def _still_runs(ladder: Ladder, runs: Sequence[Run]) -> bool:
+    """Whether the run that a ladder is for is among these: its slot may have the next one by now."""
+    return any((run.slot, run.sequence) == (ladder.run.slot, ladder.run.sequence) for run in runs)

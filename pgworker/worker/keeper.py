@@ -83,10 +83,8 @@ class Keeper:
         self._over.set()
         if self._thread.is_alive():
             self._thread.join(_BEAT)
-        claimed, unstored = self._claimed, self._unstored
-        if claimed is not None and unstored is not None:  # stored with the end of the job
-            newer = claimed.lease.said.get(claimed.position)
-            claimed.lease.said[claimed.position] = unstored if newer is None else newer.after(unstored)
+        if self._claimed is not None and self._unstored is not None:
+            self._claimed.lease.said_before(self._claimed.position, self._unstored)
             self._unstored = None
 
     def end(self, how: str) -> None:

@@ -225,9 +225,8 @@ def load(connection: Connection[Any], directory: Path) -> None:
     _copy(connection, "planned (key)", (line[1:] for line in words if line[0] == PLAN))
     _copy(connection, "acked (key, job_id)", (line[1:] for line in words if line[0] == ACKED))
     _copy(connection, "enqueued (job_id)", (line[2:] for line in words if line[0] == ACKED))
-    _copy(connection, "rolled_back (job_id)", (line[1:] for line in words if line[0] == ROLLED_BACK))
-    _copy(connection, "asked (job_id)", (line[1:] for line in words if line[0] == ASKED))
-    _copy(connection, "cancelled (job_id)", (line[1:] for line in words if line[0] == CANCELLED))
+    for said, table in ((ROLLED_BACK, "rolled_back"), (ASKED, "asked"), (CANCELLED, "cancelled")):
+        _copy(connection, f"{table} (job_id)", (line[1:] for line in words if line[0] == said))
     for ledger in worker_ledgers(directory):
         lines = list(read(ledger))
         started = ([*line[1:6], ledger.stem] for line in lines if line[0] == STARTED)

@@ -87,11 +87,19 @@ class KeptPool:
             if number == signal.SIGKILL or caught >> (number - 1) & 1:
                 os.kill(master, number)
 
+    def let_go_on(self, *pids: int) -> None:
+        """Continue processes of it that were stopped, and who entered a host for it: `nsenter` stops itself with what
+        it has started there, also when it hears of that only after it has been continued."""
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        self.pool.send(signal.SIGCONT)
+
     def end(self, within: float) -> int:
         """Drain it; its exit code. AssertionError if it takes longer."""
         self._is_ending.set()
         self._thread.join()
-        self.pool.send(signal.SIGCONT)  # who entered a host for it may have stopped itself when it was stopped
+        self.let_go_on()
         self.send(signal.SIGTERM)
         try:
             return self.pool.wait(within)

@@ -326,10 +326,8 @@ def fork(ctx: Context, directory: str, name: str, child: str, parent: str) -> No
 def end_once_dumped(ctx: Context, directory: str, name: str) -> None:
     """Run until the master has asked for the stacks of this process: the first step to kill it."""
     note(ctx, directory, "start", name)
-    [stacks] = [
-        entry for entry in Path("/proc/self/fd").iterdir() if entry.exists() and "stacks" in str(entry.readlink())
-    ]
-    while not stacks.stat().st_size:
+    stacks = find_stacks()
+    while not os.fstat(stacks).st_size:
         time.sleep(_LOOK)
 
 
@@ -339,11 +337,16 @@ def die_behind_a_mess(ctx: Context, directory: str, name: str) -> None:
     note(ctx, directory, "start", name)
     if ctx.job.execution > 1:
         return
+    os.write(find_stacks(), b"\xff" * 40_000)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def find_stacks() -> int:
+    """The descriptor of this worker's file for stacks."""
     for entry in Path("/proc/self/fd").iterdir():
         with suppress(FileNotFoundError):  # the descriptor that lists the directory
             if "pgworker-stacks" in str(entry.readlink()):
-                os.write(int(entry.name), b"\xff" * 40_000)
-                os.kill(os.getpid(), signal.SIGKILL)
+                return int(entry.name)
     raise AssertionError("this worker has no file for stacks")
 
 

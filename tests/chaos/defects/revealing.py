@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from pgworker.errors import JobNotFound
 from pgworker.lifecycle.cancel import cancel_job
-from tests.chaos.evidence import ASKED, PRODUCER, Ledger
+from tests.chaos.evidence import ASKED, PRODUCER, append
 from tests.chaos.faults.fault import Fault
 from tests.chaos.world import World
 
@@ -36,13 +36,11 @@ def cancel_and_kill(world: World, _dice: random.Random) -> None:
     pids = [pid for kept in world.pools for pid in kept.pool.workers]
     _await_work(world)
     _send(pids, signal.SIGSTOP)
-    ledger = Ledger(world.directory / PRODUCER)
     with world.connect() as looker, world.connect("chaos_operator") as operator:
         for (job_id,) in looker.execute(_HELD, [pids]).fetchall():
-            ledger.note(ASKED, job_id)
+            append(world.directory / PRODUCER, ASKED, job_id)
             with suppress(JobNotFound):
                 cancel_job(operator, job_id)
-    ledger.close()
     _send(pids, signal.SIGKILL)
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
-from contextlib import suppress
 
 from tests.chaos.boundaries import POINTS
 from tests.chaos.failpoints import fired
@@ -30,9 +27,7 @@ def fail_at_a_boundary(world: World, dice: random.Random) -> None:
     for hit in fired(directory)[before:]:
         world.log.tell("failpoint fired", point=hit["point"], pid=hit["pid"])
         if action == "stop":
-            with suppress(ProcessLookupError):
-                os.kill(int(hit["pid"]), signal.SIGCONT)
-            kept.pool.send(signal.SIGCONT)  # who entered a host for it has stopped itself with it
+            kept.let_go_on(int(hit["pid"]))
 
 
 FAULTS = (Fault(2, "boundary", fail_at_a_boundary, frozenset({FAILPOINTS}), touches="pools"),)

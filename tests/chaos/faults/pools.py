@@ -59,15 +59,13 @@ def stop_worker(world: World, dice: random.Random) -> None:
 
 
 def stop_master_or_monitor(world: World, dice: random.Random) -> None:
-    pool = world.pick_pool(dice).pool
+    kept = world.pick_pool(dice)
     title = dice.choice(["pgworker: master", "pgworker: monitor"])
-    stopped = [pid for pid, found in pool.processes().items() if found.startswith(title)]
+    stopped = [pid for pid, found in kept.pool.processes().items() if found.startswith(title)]
     for pid in stopped:
         _send(pid, signal.SIGSTOP)
     time.sleep(dice.uniform(0.5, 4))
-    for pid in stopped:
-        _send(pid, signal.SIGCONT)
-    pool.send(signal.SIGCONT)  # who entered a host for it has stopped itself with it
+    kept.let_go_on(*stopped)
 
 
 def signal_pool(world: World, dice: random.Random) -> None:
