@@ -9,7 +9,7 @@ from uuid import UUID
 from pgworker.lifecycle.claim import ClaimedRow, Lanes, floor_of
 from pgworker.lifecycle.reclaim import Reclaimed
 from pgworker.lifecycle.release import Returned
-from pgworker.linux.board import Floors
+from pgworker.linux.floors import Floors
 
 
 class LaneFloors:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from uuid import UUID
 
+from pgworker.linux.floors import LANE_WORDS, Floors
 from pgworker.model.recycle import RecycleReason
 from pgworker.model.state import CancelReason
 
@@ -27,10 +28,6 @@ _HALF = (1 << 64) - 1
 # words of the pool
 _MONITOR_BEAT_NS, _SWEEP_DUE_NS, _FULL_SWEEP_DUE_NS, _CONNECTED, _OUTAGE_LINE_DUE_NS, _PAUSED, _WANTED = range(7)
 _POOL_WORDS = 7
-
-# words of a lane
-_FLOOR_US, _FLOOR_ID = range(2)
-_LANE_WORDS = 2
 
 # words of a worker's row, in front of those of its slots and leases
 _ID_HIGH, _ID_LOW, _PID, _FORKED_NS, _READY, _IDLE, _DRAIN, _TASKS_HASH, _RECYCLE, _FAILED = range(10)
@@ -89,7 +86,7 @@ class Board:
 
     def __init__(self, workers: int, lanes: int, slots: int = 1) -> None:
         row_words = _ROW_WORDS + slots * _SLOT_WORDS + (slots + _LEASES_AHEAD) * _LEASE_WORDS
-        first_row = _POOL_WORDS + lanes * _LANE_WORDS
+        first_row = _POOL_WORDS + lanes * LANE_WORDS
         self._words = memoryview(mmap.mmap(-1, 8 * (first_row + workers * row_words))).cast("Q")
         self.floors = Floors(self._words, _POOL_WORDS, lanes)
         self.rows = tuple(Row(self._words, first_row + index * row_words, index, slots) for index in range(workers))
@@ -156,40 +153,6 @@ class Board:
 
     def put_off_full_sweep(self, due_ns: int) -> None:
         self._words[_FULL_SWEEP_DUE_NS] = due_ns
-
-
-class Floors:
-    """Where claims start, per lane: `run_at` in microseconds of the epoch, and the time half of a job id."""
-
-    def __init__(self, words: memoryview, first: int, lanes: int) -> None:
-        self._words = words
-        self._first = first
-        self._lanes = lanes
-
-    def read(self) -> tuple[list[int], list[int]]:
-        """All floors: their times, their ids."""
-        end = self._first + self._lanes * _LANE_WORDS
-        words = self._words[self._first : end].tolist()
-        return words[_FLOOR_US::_LANE_WORDS], words[_FLOOR_ID::_LANE_WORDS]
-
-    def advance(self, lane: int, seen: tuple[int, int], claimed: tuple[int, int]) -> None:
-        """Raise a floor to the last job claimed, unless somebody has lowered it since it was `seen`."""
-        at = self._first + lane * _LANE_WORDS
-        now = (self._words[at], self._words[at + 1])
-        if seen <= now < claimed:
-            self._words[at], self._words[at + 1] = claimed
-
-    def lower(self, lane: int, found: tuple[int, int]) -> None:
-        """Let claims find a job that is there again: bring the floor down to it, should it be above.
-
-        If it is not, it goes down by the least step: whoever has read it and claims at this moment, without seeing the
-        job yet, would raise it over the job else.
-        """
-        at = self._first + lane * _LANE_WORDS
-        floor = self._words[at], self._words[at + 1]
-        if found >= floor:
-            found = (floor[0], floor[1] - 1) if floor[1] else (max(floor[0], 1) - 1, 0)
-        self._words[at], self._words[at + 1] = found
 
 
 class Row:
