@@ -122,16 +122,25 @@ class KeptPool:
                 code = self.pool.process.wait(0.1)
             except subprocess.TimeoutExpired:
                 continue
-            self.exits.append(code)
+            if self._got_there():
+                self.exits.append(code)
             self._log.tell("pool ended", pool=self.plan.name, code=code)
             while not self._is_ending.wait(0.2) and self._host is not None and not self._host.is_up:
                 pass
             if not self._is_ending.is_set():
                 self.pool = self._start()
 
+    def _got_there(self) -> bool:
+        """Whether its host still had power when it was started: else `nsenter` has ended, and nothing of pgworker."""
+        return not self._log_file.read_bytes().startswith(b"nsenter: ")
+
+    @property
+    def _log_file(self) -> Path:
+        return self._directory / f"{self.plan.name}-{self._starts:03}.log"
+
     def _start(self) -> Pool:
         self._starts += 1
-        log_file = self._directory / f"{self.plan.name}-{self._starts:03}.log"
+        log_file = self._log_file
         settings = json.dumps({"metrics_listen": None, "pooler": self._has_pooler, **self.plan.settings})
         prefix = self._host.prefix if self._host is not None else ()
         with log_file.open("wb") as out:
