@@ -2,7 +2,8 @@
 
 No worker is replaced (no limit on jobs, age or memory), so that a leak can't hide. The private memory (USS) of each
 process is looked at all the while, and a line laid through it by least squares, the first third left out: its slope has
-to be 0 within its 99 % confidence interval, or below `NOISE`. Days expire and are dropped, and partitions are made.
+to be 0 within its 99 % confidence interval, or below `NOISE`. Days expire and are dropped, partitions are made, and
+dead letters discarded: one that nobody discards keeps its checkpoint.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import psutil
 import psycopg
 from psycopg import Connection
 
+from pgworker.lifecycle.dead_letters import discard_dead_letters
 from pgworker.lifecycle.partitions import make_partitions
 from pgworker.lifecycle.prune import PruneAction, prune
 from tests.chaos.trials.apps.mixed import app
@@ -80,6 +82,7 @@ def run(bench: Bench) -> Sequence[Figure]:
                     _look(looks)
                     connections.append(scalar(owner, _CONNECTIONS))
                     sizes = max(sizes, scalar(owner, _SIZE))
+                    discard_dead_letters(owner, [row[0] for row in owner.execute(_DEAD_LETTERS).fetchall()])
                     if not dropped or len(connections) % (_SAMPLES // 4) == 1:  # a lock may be in the way of the first
                         dropped += _expire(owner, _FIRST_DAY - dropped)
             wait_until_quiet(owner)
@@ -104,6 +107,7 @@ _CONNECTIONS = """
     select count(*) from pg_stat_activity where application_name like 'pgworker%%' and datname = current_database()
 """
 _SIZE = "select " + " + ".join(f"pg_total_relation_size('pgworker.{table}')" for table in _TABLES)
+_DEAD_LETTERS = "select job_id from pgworker.dead_letter_jobs"
 _UNEXPECTED = """
     select error->>'message' from pgworker.job_executions
     where outcome = 'failed' and error->>'type' <> 'ConnectionError' limit 5
