@@ -67,6 +67,10 @@ _starter = ThreadPoolExecutor(1, "servers")
 _names = count(1)
 
 
+_BROKEN_HEAP = ("\nmalloc(): ", "\ncorrupted ", "\nfree(): ", "\ndouble free ", "\nmalloc_consolidate(): ")
+"""How the C library begins its last words."""
+
+
 class SteppedClock:
     """The clock of some processes, by libfaketime: set right, then stepped while they run.
 
@@ -283,6 +287,12 @@ class PostgresServer:
         """Set the clock of all its processes forward, or back; needs `with_clock`."""
         assert self.clock is not None, "this server has the machine's clock"
         self.clock.step(seconds)
+
+    @property
+    def is_aborted_by_clock(self) -> bool:
+        """Whether libfaketime has ended processes of it: it opens a file whenever somebody asks for the time, and so do
+        PostgreSQL's signal handlers, which breaks a heap that is just being changed. A kernel's clock does not."""
+        return self.clock is not None and any(words in self.log for words in _BROKEN_HEAP)
 
     # -- standbys
 
