@@ -175,11 +175,12 @@ def _come_to_rest(made: World, trouble: Trouble, tell: Tell) -> None:
     tell(f"{made.log.now:6.1f} s  nothing is broken any more; waiting for rest")
     began = since = time.monotonic()
     left = done = 0
+    logged = len(made.server.log)
     while time.monotonic() - since < made.plan.patience and time.monotonic() - began < 10 * made.plan.patience:
         try:
             left, now_done = made.waiting_jobs() + made.leases(), made.executions()
         except psycopg.OperationalError as error:
-            if not made.server.is_aborted_by_clock:
+            if not made.server.is_aborted_by_clock(logged):
                 trouble.add("the server lives on when nobody breaks it", error)
             time.sleep(1)
             continue
