@@ -330,6 +330,7 @@ def test_in_a_storm_of_everything_that_can_go_wrong_no_invariant_breaks(dsn: str
     observer = connect()
     observer.execute(WITNESSES.encode())
     storm = Storm(dsn)
+    settle_too_late(observer, storm)
     actors = [kind(storm, number) for kind, many in CAST for number in range(many)]
     for actor in actors:
         actor.thread.start()
@@ -347,6 +348,18 @@ def test_in_a_storm_of_everything_that_can_go_wrong_no_invariant_breaks(dsn: str
     assert storm.ledger.refused, SEED
     happened = dict(ask(observer, "select outcome::text, count(*) from pgworker.job_executions group by outcome"))
     assert happened.keys() >= {"succeeded", "failed", "crashed", "lost", "cancelled", "snoozed"}, (SEED, happened)
+
+
+def settle_too_late(observer: Connection[Any], storm: Storm) -> None:
+    """Once at least: the dice of a storm may let it come about, or not."""
+    storm.ledger.enqueued.extend((job,) for job in enqueue(observer))
+    worker = Worker(observer)
+    held = worker.claim(1)
+    worker.die()
+    Monitor(observer).reclaim_all()
+    late = held.settlement()
+    assert not worker.settle(late)
+    storm.ledger.refused.extend((run.job_id, run.execution, held.lease_id) for run in late.executions)
 
 
 LEFT = "select (select count(*) from pgworker.job_queue), (select count(*) from pgworker.job_leases)"
