@@ -132,15 +132,11 @@ class KeptPool:
 
     def _got_there(self) -> bool:
         """Whether its host still had power when it was started: else `nsenter` has ended, and nothing of pgworker."""
-        return not self._log_file.read_bytes().startswith(b"nsenter: ")
-
-    @property
-    def _log_file(self) -> Path:
-        return self._directory / f"{self.plan.name}-{self._starts:03}.log"
+        return not self.pool.log().startswith("nsenter: ")
 
     def _start(self) -> Pool:
         self._starts += 1
-        log_file = self._log_file
+        log_file = self._directory / f"{self.plan.name}-{self._starts:03}.log"
         settings = json.dumps({"metrics_listen": None, "pooler": self._has_pooler, **self.plan.settings})
         prefix = self._host.prefix if self._host is not None else ()
         with log_file.open("wb") as out:

@@ -28,11 +28,13 @@ from tests.chaos.trials.figures import none_of
 from tests.chaos.trials.ground import PATIENCE, database, logins, running_pool, scalar, wait_until_quiet
 from tests.chaos.trials.trial import Bench, Figure, Trial
 from tests.process.pool import Pool, eventually
+from tests.sql.actors import ask
 from tests.sql.invariants import STORED, WITNESSED, WITNESSES, offences
 from tests.sql.tenants import ORGS, Tenants, protect_notes
 
 QUEUES = ["urgent", "paused", "default"]
-_BURIED = "select job_id from pgworker.dead_letter_jobs"
+BURIED = "select job_id from pgworker.dead_letter_jobs"
+"""Each that is a dead letter now."""
 
 
 @dataclass(slots=True)
@@ -129,8 +131,7 @@ def _return_dead_letters(ledger: Ledger, owner: Connection[Any]) -> None:
     doomed = {job for job, (_, failures) in ledger.jobs.items() if failures >= MAX_ATTEMPTS} - set(ledger.cancelled)
 
     def requeue() -> bool:
-        dead = [row[0] for row in owner.execute(_BURIED)]
-        ledger.requeued.update(requeue_dead_letters(owner, dead))
+        ledger.requeued.update(requeue_dead_letters(owner, ask(owner, BURIED)))
         return doomed <= ledger.requeued
 
     eventually(requeue, "all that are to die have died, and were returned", PATIENCE)

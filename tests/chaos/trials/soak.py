@@ -26,9 +26,9 @@ from pgworker.lifecycle.prune import PruneAction, prune
 from tests.chaos.trials.apps.mixed import app
 from tests.chaos.trials.figures import invariants, none_of, timed, told
 from tests.chaos.trials.ground import PATIENCE, meanwhile, pause, running_pool, scalar, wait_until_quiet
-from tests.chaos.trials.paths import QUEUES, request, stage
+from tests.chaos.trials.paths import BURIED, QUEUES, request, stage
 from tests.chaos.trials.trial import Bench, Figure, Trial
-from tests.sql.actors import Worker
+from tests.sql.actors import Worker, ask
 from tests.sql.history import DAY, age, enqueue_ago
 
 NOISE = 2.0
@@ -82,7 +82,7 @@ def run(bench: Bench) -> Sequence[Figure]:
                     _look(looks)
                     connections.append(scalar(owner, _CONNECTIONS))
                     sizes = max(sizes, scalar(owner, _SIZE))
-                    discard_dead_letters(owner, [row[0] for row in owner.execute(_DEAD_LETTERS).fetchall()])
+                    discard_dead_letters(owner, ask(owner, BURIED))
                     if not dropped or len(connections) % (_SAMPLES // 4) == 1:  # a lock may be in the way of the first
                         dropped += _expire(owner, _FIRST_DAY - dropped)
             wait_until_quiet(owner)
@@ -107,7 +107,6 @@ _CONNECTIONS = """
     select count(*) from pg_stat_activity where application_name like 'pgworker%%' and datname = current_database()
 """
 _SIZE = "select " + " + ".join(f"pg_total_relation_size('pgworker.{table}')" for table in _TABLES)
-_DEAD_LETTERS = "select job_id from pgworker.dead_letter_jobs"
 _UNEXPECTED = """
     select error->>'message' from pgworker.job_executions
     where outcome = 'failed' and error->>'type' <> 'ConnectionError' limit 5
