@@ -33,7 +33,7 @@ from tests.sql.history import DAY, age, enqueue_ago
 
 NOISE = 2.0
 """MiB an hour: below that nobody tells a leak from an allocator that breathes."""
-_LONG = 1800  # seconds from which on slopes are judged: in the first minutes all processes grow
+_LONG = 600  # seconds from which on slopes are judged
 _BACKLOG = 1000
 _SAMPLES = 200
 _SHORTEST = 0.1  # seconds between two looks at all processes
