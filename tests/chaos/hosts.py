@@ -129,7 +129,8 @@ class Network:
         number = next(_networks)
         self.bridge = f"pgw{os.getpid()}-{number}"
         # Of 10.0.0.0/8, and other than those of the processes that test beside us.
-        self._prefix = f"10.{100 + os.getpid() // 250 % 100}.{os.getpid() % 250 + number % 5}"
+        place = (5 * os.getpid() + number % 5) % 25_000
+        self._prefix = f"10.{100 + place // 250}.{place % 250}"
         self.address = f"{self._prefix}.1"
 
     def __enter__(self) -> Network:
