@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+
 from pgworker.app.app import App
+from pgworker.app.context import Context
+from pgworker.model.job import JobRequest
+
+_LONG = 1800.0  # seconds
 
 app = App()
 
@@ -10,3 +20,39 @@ app = App()
 @app.task(name="noop")
 def noop(user_id: int, email: str, template: str, note: str) -> None:
     """Nothing: what is measured is everything around it."""
+
+
+@app.task(name="sleep")
+def sleep(seconds: float) -> None:
+    """Hold a thread for so long."""
+    time.sleep(seconds)
+
+
+@app.task(name="sleep_async")
+async def sleep_async(seconds: float) -> None:
+    """Hold nothing but a slot for so long."""
+    await asyncio.sleep(seconds)
+
+
+@app.task(name="stamp")
+def stamp(sent_ns: int) -> int:
+    """Nanoseconds since then, by the monotonic clock, which all processes of a host share."""
+    return time.monotonic_ns() - sent_ns
+
+
+@app.task(name="rerun")
+def rerun(ctx: Context, path: str, kills: bool) -> int:
+    """The first time kill the own worker, or wait for somebody to do it; the second time, how many nanoseconds ago that
+    was, which is in the file."""
+    file = Path(path)
+    if ctx.job.execution == 1:
+        if kills:
+            file.write_text(str(time.monotonic_ns()))
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(_LONG)
+    return time.monotonic_ns() - int(file.read_text())
+
+
+def typical(number: int) -> JobRequest:
+    """A job of about 100 bytes that does nothing."""
+    return noop.job(user_id=number, email="someone@example.com", template="welcome", note="x" * 40)

@@ -1,0 +1,185 @@
+"""How many jobs a second come in by each door, beside the bare statements that none can beat."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+from uuid import UUID, uuid4
+
+from psycopg import Connection
+from psycopg.types.json import Jsonb
+
+from pgworker.bench.ground import QUEUE, Ground
+from pgworker.bench.jobs import app, noop, typical
+from pgworker.bench.meter import Cost, count_transactions, per_job, read_meter, server_seconds, wal_bytes
+from pgworker.bench.producers import Once, count_in_parallel
+from pgworker.db.connect import connect_async
+
+BARE_COPY = "bare COPY into both tables"
+BARE_INSERT = "bare one-row INSERT"
+
+_PAYLOAD: dict[str, Any] = {"user_id": 1, "email": "someone@example.com", "template": "welcome", "note": "x" * 40}
+_BARE_TABLE = "create table bench_rows (like pgworker.jobs including defaults including constraints including indexes)"
+_INSERT_ONE = """
+    insert into bench_rows (id, created_at, run_at, timeout_ms, priority, max_attempts, queue, task, payload)
+    values (pgworker.uuid7(clock_timestamp()), now(), now(), 1800000, 5, 25, %s, %s, %s)
+"""
+_COPY_JOBS = """
+    copy pgworker.jobs (id, created_at, run_at, timeout_ms, priority, max_attempts, queue, task, payload)
+    from stdin (format binary)
+"""
+_COPY_QUEUE = """
+    copy pgworker.job_queue (job_id, run_at, execution, priority, failures, queue, task) from stdin (format binary)
+"""
+_SETTLE = 1.0  # seconds for a pool to fall asleep
+_CALL_FUNCTION = "select pgworker.enqueue(%s, %s, queue => %s)"
+
+
+@dataclass(frozen=True, slots=True)
+class Enqueued:
+    """One door. `of_bare`: its rate by that of the bare statement with as many connections."""
+
+    door: str
+    connections: int
+    jobs: int
+    seconds: float
+    jobs_per_second: float
+    of_bare: float | None
+    cost: Cost
+
+
+def enqueue_in_bulk(ground: Ground, jobs: int) -> list[Enqueued]:
+    """All of them in one transaction."""
+    ids, requests = [_new_id() for _ in range(jobs)], [typical(number) for number in range(jobs)]
+    bare = _measure(ground, BARE_COPY, 1, None, lambda: _timed(lambda: _copy(ground.connection, ids)))
+    ours = _measure(
+        ground, "enqueue_many", 1, bare, lambda: _timed(lambda: len(app.enqueue_many(requests, ground.connection)))
+    )
+    return [bare, ours]
+
+
+def enqueue_one_by_one(ground: Ground, connections: int, seconds: float) -> list[Enqueued]:
+    """Each in a transaction of its own, from so many processes, or coroutines, at a time."""
+    ground.connection.execute(_BARE_TABLE)
+    bare = _one_by_one(ground, BARE_INSERT, connections, seconds, None, _insert_one)
+    cases = [bare]
+    for door, once in (("SQL function", _call_function), ("enqueue", _enqueue_one)):
+        cases.append(_one_by_one(ground, door, connections, seconds, bare, once))
+    cases.append(
+        _measure(
+            ground,
+            "enqueue_async",
+            connections,
+            bare,
+            lambda: (asyncio.run(_count_async(ground.dsn, connections, seconds)), seconds),
+        )
+    )
+    ground.connection.execute("drop table bench_rows")
+    return cases
+
+
+def enqueue_beside_a_pool(ground: Ground, connections: int, seconds: float) -> list[Enqueued]:
+    """As `enqueue`, with a pool of one worker that runs the jobs: one that polls, then one that is told of them."""
+    cases: list[Enqueued] = []
+    for door, flags in (("enqueue, pool polls", ("--pooler",)), ("enqueue, pool listens", ())):
+        with ground.pools(1, 1, *flags):
+            time.sleep(_SETTLE)
+            cases.append(_one_by_one(ground, door, connections, seconds, cases[0] if cases else None, _enqueue_one))
+            ground.wait("select not exists (select from pgworker.job_queue)", doing="draining")
+    return cases
+
+
+def _one_by_one(
+    ground: Ground, door: str, connections: int, seconds: float, bare: Enqueued | None, once: Once
+) -> Enqueued:
+    return _measure(
+        ground, door, connections, bare, lambda: (count_in_parallel(ground.dsn, connections, seconds, once), seconds)
+    )
+
+
+def _measure(
+    ground: Ground, door: str, connections: int, bare: Enqueued | None, work: Callable[[], tuple[int, float]]
+) -> Enqueued:
+    """`work` returns how many came in, in how many seconds."""
+    ground.say(f"{door}, {connections} connections")
+    before, transactions = read_meter(ground), count_transactions(ground)
+    jobs, seconds = work()
+    after = read_meter(ground)
+    rate = jobs / seconds
+    return Enqueued(
+        door,
+        connections,
+        jobs,
+        seconds,
+        rate,
+        None if bare is None else rate / bare.jobs_per_second,
+        Cost(
+            wal_bytes(ground, before) / jobs,
+            (count_transactions(ground) - transactions) / jobs,
+            None,
+            per_job(server_seconds(before, after), jobs),
+        ),
+    )
+
+
+def _timed(work: Callable[[], int]) -> tuple[int, float]:
+    began = time.perf_counter()
+    done = work()
+    return done, time.perf_counter() - began
+
+
+# -- one transaction each
+
+
+def _insert_one(connection: Connection[Any]) -> None:
+    connection.execute(_INSERT_ONE, [QUEUE, noop.name, Jsonb(_PAYLOAD)])
+
+
+def _call_function(connection: Connection[Any]) -> None:
+    connection.execute(_CALL_FUNCTION, [noop.name, Jsonb(_PAYLOAD), QUEUE])
+
+
+def _enqueue_one(connection: Connection[Any]) -> None:
+    noop.using(connection).enqueue(**_PAYLOAD)
+
+
+async def _count_async(dsn: str, connections: int, seconds: float) -> int:
+    """How many all coroutines together have enqueued, in one thread."""
+
+    async def produce() -> int:
+        async with await connect_async(dsn, application_name="pgworker bench producer") as connection:
+            task, done, ends = noop.using(connection), 0, time.monotonic() + seconds
+            while time.monotonic() < ends:
+                await task.enqueue_async(**_PAYLOAD)
+                done += 1
+            return done
+
+    return sum(await asyncio.gather(*(produce() for _ in range(connections))))
+
+
+# -- bare statements
+
+
+def _copy(connection: Connection[Any], ids: Sequence[UUID]) -> int:
+    """What an owner of the tables could do, and an enqueuer may not."""
+    now, payload = datetime.now(timezone.utc), Jsonb(_PAYLOAD)
+    with connection.transaction(), connection.cursor() as cursor:
+        with cursor.copy(_COPY_JOBS) as rows:
+            rows.set_types(["uuid", "timestamptz", "timestamptz", "int8", "int2", "int2", "text", "text", "jsonb"])
+            for job_id in ids:
+                rows.write_row((job_id, now, now, 1_800_000, 5, 25, QUEUE, noop.name, payload))
+        with cursor.copy(_COPY_QUEUE) as rows:
+            rows.set_types(["uuid", "timestamptz", "int4", "int2", "int2", "text", "text"])
+            for job_id in ids:
+                rows.write_row((job_id, now, 1, 5, 0, QUEUE, noop.name))
+    return len(ids)
+
+
+def _new_id() -> UUID:
+    """UUID version 7 of this moment: https://www.rfc-editor.org/rfc/rfc9562#section-5.7"""
+    random = uuid4().int & ((1 << 80) - 1)
+    return UUID(int=(time.time_ns() // 1_000_000) << 80 | (random & ~(0xF << 76)) | 0x7 << 76)

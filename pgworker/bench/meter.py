@@ -1,0 +1,84 @@
+"""What a stretch of work has cost the server and the pool."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import psutil
+
+from pgworker.bench.ground import Ground, Pool
+from pgworker.config.settings import is_loopback
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """CPU in seconds; `server_cpu` None: the server is not on this host, or not to be seen."""
+
+    wal: str
+    pool_cpu: float
+    server_cpu: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Per job. What is unknown is None."""
+
+    wal_bytes_per_job: float
+    transactions_per_job: float
+    pool_cpu_us_per_job: float | None
+    server_cpu_us_per_job: float | None
+
+
+def read_meter(ground: Ground, pools: Sequence[Pool] = ()) -> Reading:
+    """As of now."""
+    wal = ground.value("select pg_current_wal_lsn()::text")
+    return Reading(wal, _cpu(pid for pool in pools for pid in pool.pids()), _server_cpu(ground))
+
+
+def count_transactions(ground: Ground) -> int:
+    """Committed in this database. A session tells of its last ones when it ends."""
+    return int(ground.value("select xact_commit from pg_stat_database where datname = current_database()"))
+
+
+def wal_bytes(ground: Ground, since: Reading) -> float:
+    """Written by the server since then."""
+    return float(ground.value("select pg_wal_lsn_diff(pg_current_wal_lsn(), %s)", since.wal))
+
+
+def per_job(seconds: float | None, jobs: int) -> float | None:
+    """Microseconds."""
+    return None if seconds is None else seconds * 1e6 / jobs
+
+
+def server_seconds(before: Reading, after: Reading) -> float | None:
+    """CPU of the server between two readings."""
+    if before.server_cpu is None or after.server_cpu is None:
+        return None
+    return after.server_cpu - before.server_cpu
+
+
+def _server_cpu(ground: Ground) -> float | None:
+    """That of the postmaster and all its children, those that have ended too."""
+    host = ground.connection.info.host
+    if host and not host.startswith("/") and not is_loopback(host):
+        return None
+    try:
+        backend = psutil.Process(ground.value("select pg_backend_pid()"))
+        postmaster = backend.parent()
+        if postmaster is None or "postgres" not in backend.name():  # a pid of another container's
+            return None
+        return _cpu([postmaster.pid, *(child.pid for child in postmaster.children())])
+    except psutil.Error:
+        return None
+
+
+def _cpu(pids: Iterable[int]) -> float:
+    """Of processes and of those of their children that have ended."""
+    total = 0.0
+    for pid in pids:
+        with suppress(psutil.Error):
+            times = psutil.Process(pid).cpu_times()
+            total += times.user + times.system + times.children_user + times.children_system
+    return total

@@ -1,0 +1,42 @@
+"""Many durations in a few numbers."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_EDGES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 20.0, 50.0, 100.0, 500.0)
+"""Milliseconds: the bounds of a histogram."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quantiles:
+    """In milliseconds; `count` of them were measured."""
+
+    count: int
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    p999_ms: float
+    max_ms: float
+
+    @classmethod
+    def of(cls, durations: Sequence[float]) -> Quantiles:
+        """`durations` in milliseconds, at least one."""
+        ordered = sorted(durations)
+        return cls(len(ordered), *(quantile(ordered, share) for share in (0.5, 0.95, 0.99, 0.999, 1.0)))
+
+
+def quantile(ordered: Sequence[float], share: float) -> float:
+    """The least that `share` of them don't exceed (nearest rank): it has been measured, not interpolated."""
+    place = max(0, -int(-share * len(ordered) // 1) - 1)
+    return ordered[min(place, len(ordered) - 1)]
+
+
+def histogram(durations: Sequence[float]) -> list[tuple[float | None, int]]:
+    """How many (of milliseconds) are above the bound before and not above this one; None: above all."""
+    counts = [0] * (len(_EDGES) + 1)
+    for duration in durations:
+        counts[bisect_right(_EDGES, duration)] += 1
+    return list(zip((*_EDGES, None), counts, strict=True))

@@ -1,0 +1,71 @@
+"""How long a job that was killed with its worker, or its host, waits until it runs again."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+from pgworker.bench.ground import Ground
+from pgworker.bench.jobs import rerun
+from pgworker.bench.quantiles import Quantiles
+
+_DEFAULT_TTL = 60.0  # seconds
+_APART = 0.2  # seconds between two kills
+_HAS_SUCCEEDED = """
+    select exists (select from pgworker.job_executions where job_id = %s and outcome = 'succeeded')
+"""
+_RERUN = "select result::text::bigint from pgworker.job_executions where job_id = %s and outcome = 'succeeded'"
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """`rerun`: from the kill to the first line of the handler's next run."""
+
+    killed: str
+    workers: int
+    lease_ttl_seconds: float
+    rerun: Quantiles
+
+
+def kill_workers(ground: Ground, kills: int, workers: int) -> Recovery:
+    """Each job kills its own worker, in the midst of its handler, once."""
+    reruns = []
+    with _directory() as directory, ground.pools(1, workers):
+        for number in range(1, kills + 1):
+            job = rerun.using(ground.connection).enqueue(path=str(directory / str(number)), kills=True)
+            reruns.append(_wait(ground, job.id, f"worker {number} of {kills} has been killed"))
+            time.sleep(_APART)
+    return Recovery("worker", workers, _DEFAULT_TTL, Quantiles.of(reruns))
+
+
+def kill_hosts(ground: Ground, kills: int, lease_ttl: float) -> Recovery:
+    """All processes of a pool die at one moment, and another pool takes over what they held."""
+    reruns, flags = [], ("--lease-ttl", f"{lease_ttl:g}")
+    for number in range(1, kills + 1):
+        with _directory() as directory, ground.pools(1, 1, *flags) as [doomed]:
+            file = directory / str(number)
+            job = rerun.using(ground.connection).enqueue(path=str(file), kills=False)
+            ground.wait("select exists (select from pgworker.job_leases)", doing=f"pool {number} of {kills} begins")
+            with ground.pools(1, 1, *flags):
+                time.sleep(1.5 * lease_ttl)  # who has just come takes no leases of strangers
+                file.write_text(str(time.monotonic_ns()))
+                doomed.kill()
+                reruns.append(_wait(ground, job.id, f"pool {number} of {kills} has been killed"))
+    return Recovery("host", 1, lease_ttl, Quantiles.of(reruns))
+
+
+def _wait(ground: Ground, job_id: UUID, doing: str) -> float:
+    """Until it has succeeded: milliseconds from the kill to its next start, which is its result."""
+    ground.wait(_HAS_SUCCEEDED, job_id, doing=doing)
+    return int(ground.value(_RERUN, job_id)) / 1e6
+
+
+@contextmanager
+def _directory() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="pgworker-bench-") as name:
+        yield Path(name)

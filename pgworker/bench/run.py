@@ -1,0 +1,64 @@
+"""A measurement from begin to end: as often as asked for, each time in a new database, and the median of each case."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
+from typing import Any
+
+from pgworker.bench.ground import Conditions, Ground, Say, open_ground
+
+Measure = Callable[[Ground], Sequence[Any]]
+"""Returns its cases: dataclasses, always the same ones in the same order."""
+
+Key = Callable[[Any], float]
+"""What cases of several runs are ordered by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """`cases`: each one's figures by name, nested ones by a longer name."""
+
+    bench: str
+    conditions: Conditions
+    cases: list[dict[str, Any]]
+
+    def as_json(self) -> dict[str, Any]:
+        """One flat object where there is one case."""
+        head = {"bench": self.bench, **_flat(self.conditions)}
+        return head | (self.cases[0] if len(self.cases) == 1 else {"cases": self.cases})
+
+
+def run(server: str, bench: str, measure: Measure, say: Say, *, runs: int = 1, key: Key | None = None) -> Report:
+    """Of several runs each case is the one in the middle by `key`, whose value in all of them is its `runs`."""
+    every = []
+    for number in range(runs):
+        counted = f"run {number + 1} of {runs}: " if runs > 1 else ""
+        with open_ground(server, partial(_say, say, counted)) as ground:
+            conditions = ground.conditions()
+            every.append(measure(ground))
+    return Report(bench, conditions, [_median(repeated, key) for repeated in zip(*every, strict=True)])
+
+
+def _say(say: Say, counted: str, told: str) -> None:
+    say(counted + told if told else "")
+
+
+def _median(repeated: Sequence[Any], key: Key | None) -> dict[str, Any]:
+    if len(repeated) == 1 or key is None:
+        return _flat(repeated[0])
+    ordered = sorted(repeated, key=key)
+    return _flat(ordered[len(ordered) // 2]) | {"runs": [key(case) for case in repeated]}
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """The fields of a dataclass, and those of dataclasses in it: of `cost` by their own names."""
+    found: dict[str, Any] = {}
+    for field in fields(value):
+        inner = getattr(value, field.name)
+        if is_dataclass(inner):
+            found |= _flat(inner, "" if field.name == "cost" else f"{prefix}{field.name}_")
+        else:
+            found[prefix + field.name] = inner
+    return found
