@@ -168,11 +168,17 @@ class Pool:
 
 
 @contextmanager
-def open_ground(server: str, say: Say) -> Iterator[Ground]:
-    """A new database on the server of this DSN, dropped at the end. Raises what `scratch_database` does."""
+def own_database(server: str) -> Iterator[str]:
+    """A new, migrated database on the server of this DSN, dropped at the end; its DSN. Errors as `scratch_database`."""
     with scratch_database(server, "template0") as dsn:
         migrate(dsn)
-        with connect(dsn, application_name="pgworker bench") as connection:
-            with suppress(psycopg.errors.InsufficientPrivilege):  # a checkpoint would come when it likes
-                connection.execute("checkpoint")
-            yield Ground(dsn, connection, say)
+        yield dsn
+
+
+@contextmanager
+def open_ground(server: str, say: Say) -> Iterator[Ground]:
+    """A database of its own, with nothing left to be written of what was before."""
+    with own_database(server) as dsn, connect(dsn, application_name="pgworker bench") as connection:
+        with suppress(psycopg.errors.InsufficientPrivilege):  # then it comes when it likes
+            connection.execute("checkpoint")
+        yield Ground(dsn, connection, say)

@@ -19,7 +19,7 @@ import psycopg
 from psycopg import Connection
 from psycopg.conninfo import make_conninfo
 
-from pgworker.bench.drain import own_database
+from pgworker.bench.ground import own_database
 from pgworker.db.roles import make_roles
 from pgworker.model.job import JobRequest
 from tests.chaos.trials.apps.jobs import app

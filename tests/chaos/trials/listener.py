@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 from psycopg import Connection
 
-from pgworker.bench.drain import own_database
+from pgworker.bench.ground import own_database
 from pgworker.db.listen import Listener
 from tests.chaos.proxy import Proxy
 from tests.chaos.servers import PostgresServer, binaries_of

@@ -1,0 +1,152 @@
+"""`pgworker bench` as people run it, with sizes that say nothing of speed."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.acceptance.test_cli import ROOT, command, environment, is_refused, objects, output, refusal, run
+from tests.process.pool import eventually
+from tests.sql.actors import ask, enqueue
+
+Connect = Callable[[], psycopg.Connection[Any]]
+
+AT_WORK = "select true from pg_stat_activity where application_name = 'pgworker worker 0'"
+CONDITIONS = {"pgworker_version", "python_version", "server_version", "fsync", "synchronous_commit", "host_cpus"}
+COSTS = {"wal_bytes_per_job", "transactions_per_job", "pool_cpu_us_per_job", "server_cpu_us_per_job"}
+
+
+def measured(dsn: str, *words: str) -> dict[str, Any]:
+    """What `pgworker bench words... --json` printed: one object."""
+    [told] = objects(output(run("bench", *words, "--json", dsn=dsn)))
+    assert told.keys() > CONDITIONS | {"bench"}
+    return told
+
+
+def test_drain_says_what_it_did_and_what_that_cost(dsn: str) -> None:
+    told = measured(dsn, "drain", "--jobs", "300", "-w", "1", "--slots", "2")
+    assert (told["jobs"], told["workers"], told["slots"], told["pools"]) == (300, 1, 2, 1)
+    assert told["jobs_per_second"] == pytest.approx(300 / told["seconds"])
+    assert told.keys() >= COSTS
+    assert told["wal_bytes_per_job"] > 0
+    assert told["server_cpu_us_per_job"] is not None
+
+
+def test_the_median_of_several_runs_is_printed_beside_them_all(dsn: str) -> None:
+    told = measured(dsn, "drain", "--jobs", "50", "-w", "1", "--runs", "3")
+    assert told["jobs_per_second"] == sorted(told["runs"])[1]
+    assert len(told["runs"]) == 3
+
+
+def test_scale_has_a_case_for_each_number_of_workers_and_one_of_pools(dsn: str) -> None:
+    told = measured(dsn, "scale", "--jobs", "50", "-w", "2", "--pools", "2")
+    assert [(case["pools"], case["workers"]) for case in told["cases"]] == [(1, 1), (1, 2), (2, 1)]
+
+
+def test_mixed_runs_each_kind_of_handler_with_all_slots(dsn: str) -> None:
+    told = measured(dsn, "mixed", "--jobs", "100", "-w", "1", "--in-flight", "20")
+    assert [(case["handlers"], case["drained_slots"]) for case in told["cases"]] == [("threads", 20), ("async", 20)]
+
+
+def test_latency_counts_every_job_once(dsn: str) -> None:
+    told = measured(dsn, "latency", "--rate", "50", "--seconds", "1")
+    assert told["start_count"] == told["commit_count"] == 50
+    assert sum(jobs for _, jobs in told["histogram_ms"]) == 50
+    assert 0 < told["start_p50_ms"] <= told["start_p99_ms"] <= told["start_max_ms"]
+
+
+def test_enqueue_measures_every_door_beside_the_bare_statement(dsn: str) -> None:
+    cases = measured(dsn, "enqueue", "--jobs", "100", "--seconds", "0.2", "-c", "2")["cases"]
+    doors = [(case["door"], case["connections"]) for case in cases]
+    assert doors[:2] == [("bare COPY into both tables", 1), ("enqueue_many", 1)]
+    single = ["bare one-row INSERT", "SQL function", "enqueue", "enqueue_async"]
+    assert doors[2:10] == [(door, connections) for connections in (1, 2) for door in single]
+    assert doors[10:] == [("enqueue, pool polls", 2), ("enqueue, pool listens", 2)]
+    assert all(case["jobs"] > 0 for case in cases)
+    assert [case["of_bare"] is None for case in cases[:6]] == [True, False, True, False, False, False]
+
+
+def test_backlog_measures_the_empty_system_first(dsn: str) -> None:
+    words = ("--waiting", "0,300", "--scheduled", "200", "--finished", "100", "--claims", "5", "--batch", "10")
+    cases = measured(dsn, "backlog", *words)["cases"]
+    stored = [(case["waiting"], case["scheduled"], case["finished"]) for case in cases]
+    assert stored == [(0, 0, 0), (0, 200, 100), (300, 200, 100)]
+    assert [case["claim_count"] for case in cases] == [5, 5, 5]
+
+
+def test_xmin_offers_the_same_load_in_each_phase(dsn: str) -> None:
+    cases = measured(dsn, "xmin", "--minutes", "0.05", "--rate", "200", "--readers", "1")["cases"]
+    assert [case["phase"] for case in cases] == ["before", "pinned, first half", "pinned, second half"]
+    assert all(case["settled_per_second"] > 0 and case["claim_count"] for case in cases)
+
+
+def test_recover_kills_workers_and_whole_hosts(dsn: str) -> None:
+    cases = measured(dsn, "recover", "--kills", "2", "--hosts", "1", "--lease-ttl", "1")["cases"]
+    assert [(case["killed"], case["rerun_count"]) for case in cases] == [("worker", 2), ("host", 1)]
+
+
+@pytest.mark.parametrize(
+    ("words", "first"),
+    [
+        (("drain", "--jobs", "20", "-w", "1"), "jobs"),
+        (("scale", "--jobs", "20", "-w", "1", "--pools", "1"), "pools"),
+        (("latency", "--seconds", "0.2"), "rate"),
+    ],
+)
+def test_people_get_the_conditions_and_a_table(dsn: str, words: tuple[str, ...], first: str) -> None:
+    lines = output(run("bench", *words, dsn=dsn)).splitlines()
+    assert re.fullmatch(r"pgworker \S+, Python \S+, \d+ CPUs here", lines[0])
+    assert re.match(r"PostgreSQL \S+: fsync o\w+, synchronous_commit \w+, ", lines[1])
+    assert lines[3].startswith(first)
+
+
+def test_other_jobs_of_the_server_are_left_alone_and_nothing_stays(dsn: str, connect: Connect) -> None:
+    db = connect()
+    [job] = enqueue(db, 1)
+    before = databases(db)
+    measured(dsn, "drain", "--jobs", "20", "-w", "1")
+    assert databases(db) == before
+    assert ask(db, "select job_id from pgworker.job_queue") == [job]
+
+
+def test_ctrl_c_ends_the_pool_and_drops_the_database(dsn: str, connect: Connect) -> None:
+    db = connect()
+    before = databases(db)
+    process = subprocess.Popen(
+        command("bench", "recover", "--kills", "1000"),
+        cwd=ROOT,
+        env=environment(PGWORKER_DSN=dsn),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    eventually(lambda: len(databases(db)) > len(before), "a database of its own")
+    eventually(lambda: bool(ask(db, AT_WORK)), "a pool at work")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    eventually(lambda: databases(db) == before, "the end of its database")
+
+
+def test_it_brings_a_server_of_its_own(tmp_path: os.PathLike[str]) -> None:
+    [told] = objects(output(run("bench", "drain", "--embedded", "--jobs", "20", "-w", "1", "--json")))
+    assert told["jobs"] == 20
+
+
+def test_what_cannot_be_measured_is_refused(dsn: str) -> None:
+    is_refused("can't be divided among 3 workers", 78, "bench", "mixed", "-w", "3", "--in-flight", "4", dsn=dsn)
+    is_refused("not both", 64, "bench", "drain", "--embedded", "--dsn", dsn)
+    is_refused("is not a list of whole numbers", 64, "bench", "backlog", "--waiting", "0,many", dsn=dsn)
+    assert "no database is named" in refusal(run("bench", "drain"), 78)
+
+
+def databases(db: psycopg.Connection[Any]) -> set[str]:
+    """Those that the bench may have made: other tests have some, too."""
+    return set(ask(db, "select datname from pg_database where datname ~ '^pgworker_scratch_'"))
