@@ -221,14 +221,15 @@ def _run(
 ) -> None:
     from pgworker.bench.run import run
 
-    with _server(dsn, embedded) as server:
-        report = run(server, name, measure, _say, runs=runs, key=key)
-    _say("")
+    with open_server(dsn, embedded) as server:
+        report = run(server, name, measure, say, runs=runs, key=key)
+    say("")
     print_report(report, as_json, shows)
 
 
 @contextmanager
-def _server(dsn: str | None, embedded: bool) -> Iterator[str]:
+def open_server(dsn: str | None, embedded: bool) -> Iterator[str]:
+    """The DSN of the server to measure on: the one that is named, or a private one."""
     if not embedded:
         yield require_dsn(dsn)
         return
@@ -241,7 +242,7 @@ def _server(dsn: str | None, embedded: bool) -> Iterator[str]:
         yield server.dsn
 
 
-def _say(told: str) -> None:
+def say(told: str) -> None:
     """In place of what was said before, at a terminal."""
     if sys.stderr.isatty():
         sys.stderr.write(f"\r\x1b[K{told}")
