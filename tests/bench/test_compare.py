@@ -46,7 +46,6 @@ def enqueue(dsn, payloads):
 
 def work(dsn, ready):
     with psycopg.connect(dsn, autocommit=True) as connection:
-        ready()
         {work}
         time.sleep(60)
 
@@ -56,12 +55,12 @@ if __name__ == "__main__":
 """
 MOVES = "connection.execute('with one as (delete from todo returning id) insert into done select id from one')"
 LOSES = "connection.execute('delete from todo')"
-DIES = "os._exit(3)"
 
 
 def compare(*words: str, dsn: str | None = None) -> Finished:
     command = [sys.executable, "-m", "tests.bench.compare", *words, *(("--dsn", dsn) if dsn else ())]
-    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=100)
+    variables = environment(PGAPPNAME="ours")
+    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=100)
 
 
 def program(directory: Path, text: str) -> str:
@@ -163,7 +162,7 @@ def test_a_peer_that_comes_to_no_figure_is_reported(dsn: str, tmp_path: Path, sa
 
 
 def test_the_scripts_of_peers_measure_until_their_tables_say_that_all_is_done(blank_dsn: str, tmp_path: Path) -> None:
-    finished = tiny(tmp_path, MOVES, blank_dsn)
+    finished = tiny(tmp_path, f"ready()\n        {MOVES}", blank_dsn)
     assert finished.returncode == 0, finished.stderr
     told = json.loads(finished.stdout)
     assert (told["peer"], told["version"], told["settings"]) == ("psycopg", psycopg.__version__, "tiny")
@@ -173,7 +172,11 @@ def test_the_scripts_of_peers_measure_until_their_tables_say_that_all_is_done(bl
 
 @pytest.mark.parametrize(
     ("work", "said"),
-    [(LOSES, "20 jobs were enqueued and 0 have succeeded"), (DIES, "a worker process has ended, see above")],
+    [
+        (f"ready()\n        {LOSES}", "20 jobs were enqueued and 0 have succeeded"),
+        ("ready()\n        os._exit(3)", "a worker process has ended, see above"),
+        ("raise RuntimeError", "a worker process did not start, see above"),
+    ],
 )
 def test_a_peer_that_loses_jobs_or_workers_has_no_figure(blank_dsn: str, tmp_path: Path, work: str, said: str) -> None:
     finished = tiny(tmp_path, work, blank_dsn)

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
+from threading import BrokenBarrierError
 from typing import Any
 
 import psycopg
@@ -82,6 +83,8 @@ def _drain(peer: Peer, dsn: str, jobs: int, workers: int, connection: psycopg.Co
             if any(process.exitcode is not None for process in processes):
                 sys.exit("a worker process has ended, see above")
             time.sleep(max(_LOOK, _SHARE * (time.perf_counter() - looked)))
+    except BrokenBarrierError:
+        sys.exit("a worker process did not start, see above")
     finally:
         for process in processes:
             process.kill()

@@ -54,9 +54,9 @@ async function enqueue(pgPool, jobs) {
 
 async function drain(pool, workers) {
   const children = Array.from({ length: workers }, () => fork(fileURLToPath(import.meta.url), ["work"]));
+  for (const child of children) child.on("exit", () => fail("a worker process has ended, see above"));
   try {
     await Promise.all(children.map((child) => once(child, "message")));
-    for (const child of children) child.on("exit", () => fail("a worker process has ended, see above"));
     const began = performance.now();
     for (const child of children) child.send("go");
     for (;;) {
