@@ -15,6 +15,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
+from pgworker.db.scratch import name_of
 from tests.acceptance.test_cli import ROOT, Finished, environment
 from tests.bench.bare_loop import BATCH, run_bare_loop
 from tests.bench.outside import as_uri
@@ -23,10 +24,11 @@ PEERS = ROOT / "tests/bench/peers"
 
 SPEAKS = """
 import json, os, psycopg, sys
-jobs, workers = map(int, sys.argv[2:])
-psycopg.connect(os.environ["BENCH_DSN"]).execute("create schema bare")
-names = sorted(name for name in os.environ if name.startswith(("PG", "OBAN")))
-told = {"peer": "procrastinate", "version": "9", "jobs": jobs, "workers": workers, "settings": sys.argv[1] + str(names)}
+script, jobs, workers = sys.argv[1], *map(int, sys.argv[2:])
+[seen] = psycopg.connect(os.environ["BENCH_DSN"]).execute(
+    "select current_database(), (select count(*)::integer from pg_class where oid >= 16384)").fetchall()
+settings = json.dumps([script, sorted(name for name in os.environ if name.startswith("PG")), *seen])
+told = {"peer": "procrastinate", "version": "9", "jobs": jobs, "workers": workers, "settings": settings}
 print(json.dumps(told | {"enqueue_seconds": 2.0, "seconds": 4.0}))
 """
 
@@ -123,7 +125,10 @@ def test_a_peer_has_an_empty_database_and_nothing_of_this_environment(dsn: str, 
         50,
         25,
     )
-    assert case["settings"] == f"{PEERS / 'use_procrastinate.py'}[]"
+    script, ours, database, tables = json.loads(case["settings"])
+    assert script == str(PEERS / "use_procrastinate.py")
+    assert (ours, tables) == ([], 0)
+    assert database != name_of(dsn)
 
 
 @pytest.mark.parametrize(
