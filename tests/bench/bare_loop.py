@@ -28,7 +28,6 @@ _PATIENCE = 60.0  # seconds for all processes to be connected
 _NAME = "pgworker bare loop"
 _PAYLOAD = {"user_id": 12345, "email": "someone@example.com", "template": "welcome", "note": "x" * 40}
 _LOWEST = (datetime(2000, 1, 1, tzinfo=timezone.utc), UUID(int=0))
-
 _TABLES = Path(__file__).with_suffix(".sql").read_bytes()
 _COPY_JOBS = "copy bare.jobs (id, queue, task, payload) from stdin (format binary)"
 _COPY_QUEUE = "copy bare.job_queue (job_id, queue, run_at, task) from stdin (format binary)"
