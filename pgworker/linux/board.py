@@ -27,7 +27,8 @@ _HALF = (1 << 64) - 1
 
 # words of the pool
 _MONITOR_BEAT_NS, _SWEEP_DUE_NS, _FULL_SWEEP_DUE_NS, _CONNECTED, _OUTAGE_LINE_DUE_NS, _PAUSED, _WANTED = range(7)
-_POOL_WORDS = 7
+_RUSH_UNTIL_NS = 7
+_POOL_WORDS = 8
 
 # words of a worker's row, in front of those of its slots and leases
 _ID_HIGH, _ID_LOW, _PID, _FORKED_NS, _READY, _IDLE, _DRAIN, _TASKS_HASH, _RECYCLE, _FAILED = range(10)
@@ -126,6 +127,15 @@ class Board:
     @workers_wanted.setter
     def workers_wanted(self, workers: int) -> None:
         self._words[_WANTED] = workers
+
+    @property
+    def rush_until_ns(self) -> int:
+        """Until then enqueuers tell nobody of their jobs, which come too often for that: idle workers look for them."""
+        return self._words[_RUSH_UNTIL_NS]
+
+    @rush_until_ns.setter
+    def rush_until_ns(self, until_ns: int) -> None:
+        self._words[_RUSH_UNTIL_NS] = until_ns
 
     def take_outage_line(self, now_ns: int) -> bool:
         """Whether the caller is to log that the database is away: one line a second for the whole pool."""

@@ -33,6 +33,9 @@ from pgworker.worker.recycle import Recycling
 from pgworker.worker.runner import FinishedJob, Runner
 from pgworker.worker.sweep import Sweeper
 
+RUSH_LOOK = 0.005
+"""Seconds between two looks for jobs of all workers of a pool while enqueuers tell nobody of them."""
+
 SETTLE_INTERVAL = 0.005
 """Seconds that finished jobs wait for company before they are settled, unless a claim goes the same way."""
 
@@ -193,14 +196,20 @@ class Clerk:
         if wanted:
             has_room = self._runner.free > len(self._runner.todo) + len(jobs)
             is_dry = len(jobs) < wanted and (was_told or not has_room)
-            pause = self._settings.poll_interval * random.uniform(0.9, 1.1)
-            self._dry_until = self._settled_at + pause if is_dry else 0.0
+            self._dry_until = self._settled_at + self._until_next_look if is_dry else 0.0
             self._row.is_idle = has_room
         if jobs:
             if log.isEnabledFor(logging.DEBUG):
                 _tell_claims(jobs)
             self._put_ns = time.monotonic_ns()
             self._runner.put(jobs)
+
+    @property
+    def _until_next_look(self) -> float:
+        """Seconds, after nothing was found; somebody tells us of new jobs before that, but for a rush of them."""
+        is_rush = time.monotonic_ns() < self._board.rush_until_ns
+        pause = RUSH_LOOK * self._board.workers_wanted if is_rush else self._settings.poll_interval
+        return pause * random.uniform(0.9, 1.1)
 
     def _is_settle_due(self) -> bool:
         return time.monotonic() - self._settled_at >= SETTLE_INTERVAL or self._runner.is_idle

@@ -27,8 +27,8 @@ with part as materialized (
     from lease, unnest(
         lease.job_ids[%(first)s::integer:%(last)s::integer], lease.executions[%(first)s::integer:%(last)s::integer],
         lease.failures[%(first)s::integer:%(last)s::integer], %(started_us)s::bigint[], %(finished_us)s::bigint[],
-        %(outcomes)s::text[], %(charges)s::smallint[], %(nexts)s::smallint[], %(delays_ms)s::bigint[],
-        %(errors)s::text[], %(results)s::text[])
+        %(outcomes)b::text[], %(charges)s::smallint[], %(nexts)s::smallint[], %(delays_ms)s::bigint[],
+        %(errors)b::text[], %(results)b::text[])
         with ordinality as run(job_id, execution, failures, started_us, finished_us, outcome, charge, next, delay_ms,
                                error, result, place)
     where run.job_id is not null and run.started_us is not null
