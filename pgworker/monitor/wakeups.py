@@ -24,7 +24,7 @@ _STAY_ALERT = 2.0  # seconds that enqueuers go on notifying after the last worke
 _MANY = 20  # notifications within `_SPELL` that make a rush
 _SPELL = 0.1  # seconds
 _RUSH = 1.0  # seconds that it is taken to last; then it shows again whether it does
-_OVERLAP_NS = 500_000_000  # workers look by themselves for so much longer: until the lock is held again
+_OVERLAP = 0.5  # seconds that workers look by themselves for longer: until the lock is held again
 _RETRY = 1.0  # seconds between two tries to listen
 _DOUBT = 10.0  # seconds after which a connection that has said nothing is asked whether it lives
 
@@ -57,7 +57,7 @@ class Wakeups:
         self._throttle = Throttle(interval=60.0)
         self._next_try = 0.0
         self._alert_until = 0.0
-        self._spell_since = 0.0
+        self._spell_since = self._calm_at = 0.0
         self._told = 0
         self._next = 0
         self.listener: Listener | None = None
@@ -79,7 +79,7 @@ class Wakeups:
                 self.wake_all()  # what was enqueued while nobody listened
             if self.listener is not None:
                 self._see_rush(self.listener, now)
-                if now * 1e9 >= self._board.rush_until_ns - _OVERLAP_NS:
+                if now >= self._calm_at:
                     self._say_who_sleeps(self.listener, now)
                 if now - self._heard_at > _DOUBT:
                     self.listener.ask_whether_it_lives()
@@ -144,7 +144,8 @@ class Wakeups:
     def _see_rush(self, listener: Listener, now: float) -> None:
         """Workers go on looking by themselves until the lock is held again."""
         if self._told >= _MANY:
-            self._board.rush_until_ns = int((now + _RUSH) * 1e9) + _OVERLAP_NS
+            self._calm_at = now + _RUSH
+            self._board.rush_until_ns = int((self._calm_at + _OVERLAP) * 1e9)
             self._alert_until = 0.0
             self._unsay(listener)
         if self._told >= _MANY or now - self._spell_since >= _SPELL:

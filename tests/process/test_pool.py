@@ -23,6 +23,7 @@ from psycopg.types.json import Jsonb
 
 from pgworker.app.task import Enqueuer, Task
 from pgworker.db import embedded
+from pgworker.db.listen import SLEEP_LOCK_CLASS
 from pgworker.db.migrate import migrate
 from pgworker.lifecycle.cancel import cancel_job
 from pgworker.model.job import JobRequest
@@ -705,10 +706,33 @@ def test_what_a_handler_writes_in_its_transaction_is_there_exactly_if_that_commi
 
 def test_an_idle_pool_runs_a_job_enqueued_in_sql_without_polling(scene: Scene, start_pool: StartPool) -> None:
     start_pool(workers=2, poll_interval=30)
+    for name in ("first", "second"):
+        eventually(lambda: enqueuers_tell(scene), "an idle pool")
+        enqueue_in_sql(scene, name)
+        scene.wait_for("start", name, within=5)
+
+
+def test_in_a_rush_of_notifications_enqueuers_need_not_tell_and_workers_look_by_themselves(
+    scene: Scene, start_pool: StartPool
+) -> None:
+    start_pool(workers=1, poll_interval=600)
+    eventually(lambda: enqueuers_tell(scene), "an idle pool")
+    scene.scalar("select count(pg_notify('pgworker', 'default=' || jobs)) from generate_series(1, 100) as jobs")
+    eventually(lambda: not enqueuers_tell(scene), "an end of notifications")
+    enqueue_in_sql(scene, "untold")
+    scene.wait_for("start", "untold")
+    eventually(lambda: enqueuers_tell(scene), "an idle pool again")
+    enqueue_in_sql(scene, "told")
+    scene.wait_for("start", "told")
+
+
+def enqueuers_tell(scene: Scene) -> bool:
+    """Whether a pool shows that somebody sleeps."""
     sleeps = "select count(*) > 0 from pg_locks where locktype = 'advisory' and classid = %s and database = %s::oid"
     database = scene.scalar("select oid from pg_database where datname = current_database()")
-    for name in ("first", "second"):
-        eventually(lambda: scene.scalar(sleeps, 0x70677771, database), "an idle pool")
-        payload = Jsonb({"directory": str(scene.directory), "name": name})
-        scene.scalar("select pgworker.enqueue('tests.process.jobs.quick', %s)", payload)
-        scene.wait_for("start", name, within=5)
+    return bool(scene.scalar(sleeps, SLEEP_LOCK_CLASS, database))
+
+
+def enqueue_in_sql(scene: Scene, name: str) -> None:
+    payload = Jsonb({"directory": str(scene.directory), "name": name})
+    scene.scalar("select pgworker.enqueue('tests.process.jobs.quick', %s)", payload)
