@@ -15,8 +15,7 @@ PgworkerError
 ├── InvalidResult             waited for: the job succeeded, but its result is not of the type that its task promises
 ├── WaitTimeout               waited for: the time is up; the job goes on
 ├── AppClosed                 waited for, until somebody closed the App; the job goes on
-├── LeaseLost                 this execution no longer owns its job; its result is not recorded
-└── BenchFailed               a measurement that came to no figure
+└── LeaseLost                 this execution no longer owns its job; its result is not recorded
 
 JobControl                    not errors: what a handler raises to say how its job goes on
 ├── Retry                     run it again, after the time named here
@@ -30,7 +29,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-EXIT_FAILED = 1
 EXIT_USAGE = 64
 EXIT_UNAVAILABLE = 69
 EXIT_BUG = 70
@@ -145,12 +143,6 @@ class AppClosed(PgworkerError):
 
 class LeaseLost(PgworkerError):
     """The lease of this execution is gone: somebody reclaimed it, so nothing of it may be recorded."""
-
-
-class BenchFailed(PgworkerError):
-    """A measurement came to no end, or found jobs missing: it has no figures."""
-
-    exit_code = EXIT_FAILED
 
 
 class JobControl(Exception):

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pgworker.bench.claimant import Claimant
+from pgworker.bench.failure import BenchFailed
 from pgworker.bench.ground import QUEUE, Ground
 from pgworker.bench.jobs import app, noop, typical
 from pgworker.bench.quantiles import Quantiles
-from pgworker.errors import BenchFailed
 
 _SLICE = 100_000
 """Rows in one statement, so that Ctrl-C is soon obeyed."""

@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pgworker.bench.failure import BenchFailed
 from pgworker.bench.ground import QUEUE, Ground
 from pgworker.bench.jobs import app, typical
 from pgworker.bench.meter import Cost, count_transactions, per_job, read_meter, server_seconds, wal_bytes
 from pgworker.control.queues import pause_queues, resume_queues
-from pgworker.errors import BenchFailed
 from pgworker.model.job import JobRequest
 
 _BATCH = 1000

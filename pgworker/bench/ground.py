@@ -20,10 +20,10 @@ import psutil
 import psycopg
 from psycopg import Connection
 
+from pgworker.bench.failure import BenchFailed
 from pgworker.db.connect import connect
 from pgworker.db.migrate import migrate
 from pgworker.db.scratch import scratch_database
-from pgworker.errors import BenchFailed
 from pgworker.linux.cpus import count_cpus
 
 APP = "pgworker.bench.jobs:app"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from pgworker.bench.failure import BenchFailed
 from pgworker.bench.ground import Ground
 from pgworker.bench.jobs import stamp
 from pgworker.bench.quantiles import Quantiles, histogram
-from pgworker.errors import BenchFailed
 
 _WARM_UP = 20
 """Jobs that come first and don't count: plans are made, modules imported."""

@@ -9,8 +9,8 @@ from typing import Any
 
 from psycopg import Connection
 
+from pgworker.bench.failure import BenchFailed
 from pgworker.db.connect import connect
-from pgworker.errors import BenchFailed
 
 _PATIENCE = 60.0  # seconds for all to be connected
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -26,7 +26,7 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         """One flat object where there is one case."""
-        head = {"bench": self.bench, **_flat(self.conditions)}
+        head = {"bench": self.bench, **asdict(self.conditions)}
         return head | (self.cases[0] if len(self.cases) == 1 else {"cases": self.cases})
 
 
@@ -47,18 +47,17 @@ def _say(say: Say, counted: str, told: str) -> None:
 
 def _median(repeated: Sequence[Any], key: Key | None) -> dict[str, Any]:
     if len(repeated) == 1 or key is None:
-        return _flat(repeated[0])
+        return _flat(asdict(repeated[0]))
     ordered = sorted(repeated, key=key)
-    return _flat(ordered[len(ordered) // 2]) | {"runs": [key(case) for case in repeated]}
+    return _flat(asdict(ordered[len(ordered) // 2])) | {"runs": [key(case) for case in repeated]}
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """The fields of a dataclass, and those of dataclasses in it: of `cost` by their own names."""
+def _flat(told: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Figures in figures by a longer name, those of `cost` by their own."""
     found: dict[str, Any] = {}
-    for field in fields(value):
-        inner = getattr(value, field.name)
-        if is_dataclass(inner):
-            found |= _flat(inner, "" if field.name == "cost" else f"{prefix}{field.name}_")
+    for name, value in told.items():
+        if isinstance(value, dict):
+            found |= _flat(value, "" if name == "cost" else f"{prefix}{name}_")
         else:
-            found[prefix + field.name] = inner
+            found[prefix + name] = value
     return found

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from psycopg import IsolationLevel
 
 from pgworker.bench.claimant import Claimant
+from pgworker.bench.failure import BenchFailed
 from pgworker.bench.ground import Ground
 from pgworker.bench.jobs import app, typical
 from pgworker.bench.quantiles import Quantiles
 from pgworker.db.connect import connect
-from pgworker.errors import BenchFailed
 
 _MOST = 500  # jobs in one claim
 _TICK = 0.05  # seconds between two enqueues

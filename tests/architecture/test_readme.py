@@ -78,6 +78,7 @@ LOOK_AT_ONE, DECIDE, (RUN_ONE,) = commands("Why isn't my job running?")
 (LIMITED,) = commands("Isolation and limits")
 (POOLED,) = commands("Between pgworker and PostgreSQL")
 (PRUNE,) = commands("Retention")
+(MEASURE,) = commands("Measure it")
 (HANDLES,) = blocks("Handles and results", "python")
 (QUEUE,) = blocks("The queue itself", "python")
 SQLALCHEMY, DJANGO = blocks("SQLAlchemy and Django", "python")
@@ -87,7 +88,7 @@ TRIED = (
     *(MAKE_ROLES, COUNT_ORDERS, LOGINS, ORDERS, IN_AN_ORG),
     *(*TASKS, REFUND, WITH_SLOTS, *QUEUES, *CANCEL, FROM_PYTHON),
     *(*LOOK_AT_ONE, *DECIDE, RUN_ONE, SETTINGS, SHOW_SETTINGS, RELOADING, COMPLETION, *SEE, LOGGED, FOLLOW),
-    *(*LIMITED, *POOLED, *PRUNE, HANDLES, QUEUE, SQLALCHEMY, DJANGO, CONFTEST, TESTS),
+    *(*LIMITED, *POOLED, *PRUNE, *MEASURE, HANDLES, QUEUE, SQLALCHEMY, DJANGO, CONFTEST, TESTS),
 )
 
 
@@ -550,6 +551,12 @@ def test_what_would_be_dropped_is_shown_and_then_dropped(shell: Shell, dsn: str)
         assert [line.split()[-1] for line in shell.run(older).splitlines()[1:]] == ["dropped"] * 2
         assert len(partitions(connection)) == len(there) - 1, "two days less, and what is kept of them"
         assert statuses(connection, waits) == ["pending"]
+
+
+def test_a_drain_and_a_latency_are_measured(shell: Shell, dsn: str) -> None:
+    shell.run(f"export PGWORKER_DSN={shlex.quote(dsn)}")
+    for line, figure in zip(MEASURE, ("jobs per second", "start p99 ms"), strict=True):
+        assert figure in shell.run(line)
 
 
 def test_ci_runs_the_two_commands_at_the_top_word_for_word() -> None:

@@ -19,8 +19,8 @@ import msgspec
 from psycopg import Connection
 from psycopg.types.json import Jsonb, set_json_loads
 
+from pgworker.bench.failure import BenchFailed
 from pgworker.db.connect import connect
-from pgworker.errors import BenchFailed
 
 BATCH = 500
 

@@ -16,7 +16,7 @@ import click
 import msgspec
 from psycopg.conninfo import conninfo_to_dict
 
-from pgworker.errors import BenchFailed
+from pgworker.bench.failure import BenchFailed
 
 IN_PYTHON = {
     "procrastinate": "use_procrastinate.py",
