@@ -101,9 +101,9 @@ class Wakeups:
             if payload.startswith("!cancel "):
                 with contextlib.suppress(ValueError):
                     cancelled.append(UUID(payload.removeprefix("!cancel ")))
-            else:
+            elif jobs := sum(int(jobs) for queue, jobs in _enqueued(payload) if queue in self._queues):
                 self._told += 1
-                self.wake(sum(int(jobs) for queue, jobs in _enqueued(payload) if queue in self._queues))
+                self.wake(jobs)
         return cancelled
 
     def wake(self, workers: int) -> None:
@@ -148,6 +148,7 @@ class Wakeups:
             self._board.rush_until_ns = int((self._calm_at + _OVERLAP) * 1e9)
             self._alert_until = 0.0
             self._unsay(listener)
+            self.wake(len(self._board.rows))  # who fell asleep a moment ago has not heard of it
         if self._told >= _MANY or now - self._spell_since >= _SPELL:
             self._told, self._spell_since = 0, now
 

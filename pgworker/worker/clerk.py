@@ -208,7 +208,7 @@ class Clerk:
     def _until_next_look(self) -> float:
         """Seconds, after nothing was found; somebody tells us of new jobs before that, but for a rush of them."""
         is_rush = time.monotonic_ns() < self._board.rush_until_ns
-        pause = RUSH_LOOK * self._board.workers_wanted if is_rush else self._settings.poll_interval
+        pause = RUSH_LOOK * max(1, self._board.workers_wanted) if is_rush else self._settings.poll_interval
         return pause * random.uniform(0.9, 1.1)
 
     def _is_settle_due(self) -> bool:
