@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from psycopg.types.json import Jsonb
+
 from pgworker.bench.claimant import Claimant
 from pgworker.bench.failure import BenchFailed
 from pgworker.bench.ground import QUEUE, Ground
-from pgworker.bench.jobs import app, noop, typical
+from pgworker.bench.jobs import PAYLOAD, app, noop, typical
 from pgworker.bench.quantiles import Quantiles
 
 _SLICE = 100_000
@@ -16,8 +18,6 @@ _SLICE = 100_000
 
 _DAYS = 7
 _WARM_UP = 20
-
-_PAYLOAD = '{"user_id": 1, "email": "someone@example.com", "template": "welcome", "note": "' + "x" * 40 + '"}'
 
 _MAKE_DAY = "select pgworker.create_partition((now() at time zone 'UTC')::date - %s::integer)"
 
@@ -101,7 +101,7 @@ def _measure(ground: Ground, beside: Backlog, claims: int, batch: int) -> Claims
 
 def _fill(ground: Ground, beside: Backlog) -> None:
     """Store so many rows of each kind, and have the server's statistics know of them."""
-    common = {"queue": QUEUE, "task": noop.name, "payload": _PAYLOAD}
+    common = {"queue": QUEUE, "task": noop.name, "payload": Jsonb(PAYLOAD)}
     for rows in _slices(ground, "waiting", beside.waiting):
         ground.connection.execute(_FILL_WAITING, common | {"rows": rows, "later": 0.0, "priority": 5})
     for rows in _slices(ground, "scheduled", beside.scheduled):

@@ -10,12 +10,12 @@ from psycopg import Connection
 from pgworker.app.queue import PostgresQueue
 from pgworker.bench.ground import QUEUE
 from pgworker.bench.jobs import app
+from pgworker.config.settings import PoolSettings
 from pgworker.db.connect import Row, connect
 from pgworker.lifecycle.claim import Lanes
 from pgworker.linux.board import Board
 from pgworker.worker.sweep import Sweeper
 
-_LEASE_TTL = 60.0
 _PREPARE = 1  # as a worker's connection does
 
 
@@ -31,7 +31,12 @@ class Claimant:
         [row] = board.rows
         row.reset(uuid4(), time.monotonic_ns())
         self._queue = PostgresQueue(
-            lambda: self._connection, row=row, floors=board.floors, lanes=lanes, tasks=app.tasks, lease_ttl=_LEASE_TTL
+            lambda: self._connection,
+            row=row,
+            floors=board.floors,
+            lanes=lanes,
+            tasks=app.tasks,
+            lease_ttl=PoolSettings(workers=1).lease_ttl,
         )
         self._sweeper = Sweeper(board, list(app.tasks), lanes)
 

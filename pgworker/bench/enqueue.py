@@ -13,8 +13,9 @@ from uuid import UUID, uuid4
 from psycopg import Connection
 from psycopg.types.json import Jsonb
 
+from pgworker.bench.drain import IS_EMPTY
 from pgworker.bench.ground import QUEUE, Ground
-from pgworker.bench.jobs import app, noop, typical
+from pgworker.bench.jobs import PAYLOAD, app, noop, typical
 from pgworker.bench.meter import Cost, count_transactions, per_job, read_meter, server_seconds, wal_bytes
 from pgworker.bench.producers import Once, count_in_parallel
 from pgworker.db.connect import connect_async
@@ -22,7 +23,6 @@ from pgworker.db.connect import connect_async
 BARE_COPY = "bare COPY into both tables"
 BARE_INSERT = "bare one-row INSERT"
 
-_PAYLOAD: dict[str, Any] = {"user_id": 1, "email": "someone@example.com", "template": "welcome", "note": "x" * 40}
 _BARE_TABLE = "create table bench_rows (like pgworker.jobs including defaults including constraints including indexes)"
 _INSERT_ONE = """
     insert into bench_rows (id, created_at, run_at, timeout_ms, priority, max_attempts, queue, task, payload)
@@ -41,14 +41,14 @@ _CALL_FUNCTION = "select pgworker.enqueue(%s, %s, queue => %s)"
 
 @dataclass(frozen=True, slots=True)
 class Enqueued:
-    """One door. `of_bare`: its rate by that of the bare statement with as many connections."""
+    """One door. `of_first`: its rate by that of the first case of its group, which has None."""
 
     door: str
     connections: int
     jobs: int
     seconds: float
     jobs_per_second: float
-    of_bare: float | None
+    of_first: float | None
     cost: Cost
 
 
@@ -89,20 +89,20 @@ def enqueue_beside_a_pool(ground: Ground, connections: int, seconds: float) -> l
         with ground.pools(1, 1, *flags):
             time.sleep(_SETTLE)
             cases.append(_one_by_one(ground, door, connections, seconds, cases[0] if cases else None, _enqueue_one))
-            ground.wait("select not exists (select from pgworker.job_queue)", doing="draining")
+            ground.wait(IS_EMPTY, doing="draining")
     return cases
 
 
 def _one_by_one(
-    ground: Ground, door: str, connections: int, seconds: float, bare: Enqueued | None, once: Once
+    ground: Ground, door: str, connections: int, seconds: float, first: Enqueued | None, once: Once
 ) -> Enqueued:
     return _measure(
-        ground, door, connections, bare, lambda: (count_in_parallel(ground.dsn, connections, seconds, once), seconds)
+        ground, door, connections, first, lambda: (count_in_parallel(ground.dsn, connections, seconds, once), seconds)
     )
 
 
 def _measure(
-    ground: Ground, door: str, connections: int, bare: Enqueued | None, work: Callable[[], tuple[int, float]]
+    ground: Ground, door: str, connections: int, first: Enqueued | None, work: Callable[[], tuple[int, float]]
 ) -> Enqueued:
     """`work` returns how many came in, in how many seconds."""
     ground.say(f"{door}, {connections} connections")
@@ -116,7 +116,7 @@ def _measure(
         jobs,
         seconds,
         rate,
-        None if bare is None else rate / bare.jobs_per_second,
+        None if first is None else rate / first.jobs_per_second,
         Cost(
             wal_bytes(ground, before) / jobs,
             (count_transactions(ground) - transactions) / jobs,
@@ -136,15 +136,15 @@ def _timed(work: Callable[[], int]) -> tuple[int, float]:
 
 
 def _insert_one(connection: Connection[Any]) -> None:
-    connection.execute(_INSERT_ONE, [QUEUE, noop.name, Jsonb(_PAYLOAD)])
+    connection.execute(_INSERT_ONE, [QUEUE, noop.name, Jsonb(PAYLOAD)])
 
 
 def _call_function(connection: Connection[Any]) -> None:
-    connection.execute(_CALL_FUNCTION, [noop.name, Jsonb(_PAYLOAD), QUEUE])
+    connection.execute(_CALL_FUNCTION, [noop.name, Jsonb(PAYLOAD), QUEUE])
 
 
 def _enqueue_one(connection: Connection[Any]) -> None:
-    noop.using(connection).enqueue(**_PAYLOAD)
+    noop.using(connection).enqueue(**PAYLOAD)
 
 
 async def _count_async(dsn: str, connections: int, seconds: float) -> int:
@@ -154,7 +154,7 @@ async def _count_async(dsn: str, connections: int, seconds: float) -> int:
         async with await connect_async(dsn, application_name="pgworker bench producer") as connection:
             task, done, ends = noop.using(connection), 0, time.monotonic() + seconds
             while time.monotonic() < ends:
-                await task.enqueue_async(**_PAYLOAD)
+                await task.enqueue_async(**PAYLOAD)
                 done += 1
             return done
 
@@ -166,7 +166,7 @@ async def _count_async(dsn: str, connections: int, seconds: float) -> int:
 
 def _copy(connection: Connection[Any], ids: Sequence[UUID]) -> int:
     """What an owner of the tables could do, and an enqueuer may not."""
-    now, payload = datetime.now(timezone.utc), Jsonb(_PAYLOAD)
+    now, payload = datetime.now(timezone.utc), Jsonb(PAYLOAD)
     with connection.transaction(), connection.cursor() as cursor:
         with cursor.copy(_COPY_JOBS) as rows:
             rows.set_types(["uuid", "timestamptz", "timestamptz", "int8", "int2", "int2", "text", "text", "jsonb"])

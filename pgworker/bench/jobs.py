@@ -7,12 +7,16 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 from pgworker.app.app import App
 from pgworker.app.context import Context
 from pgworker.model.job import JobRequest
 
 _LONG = 1800.0  # seconds
+
+PAYLOAD: dict[str, Any] = {"user_id": 1, "email": "someone@example.com", "template": "welcome", "note": "x" * 40}
+"""The arguments of a typical job."""
 
 app = App()
 
@@ -35,9 +39,9 @@ async def sleep_async(seconds: float) -> None:
 
 
 @app.task(name="stamp")
-def stamp(sent_ns: int) -> int:
+def stamp(due_ns: int) -> int:
     """Nanoseconds since then, by the monotonic clock, which all processes of a host share."""
-    return time.monotonic_ns() - sent_ns
+    return time.monotonic_ns() - due_ns
 
 
 @app.task(name="rerun")
@@ -55,4 +59,4 @@ def rerun(ctx: Context, path: str, kills: bool) -> int:
 
 def typical(number: int) -> JobRequest:
     """A job of about 100 bytes that does nothing."""
-    return noop.job(user_id=number, email="someone@example.com", template="welcome", note="x" * 40)
+    return noop.job(**PAYLOAD | {"user_id": number})

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import psutil
 
-from pgworker.bench.ground import Ground, Pool
+from pgworker.bench.ground import Ground
+from pgworker.bench.pool import Pool
 from pgworker.config.settings import is_loopback
 
 

@@ -9,6 +9,8 @@ from pgworker.bench.ground import Ground
 from pgworker.bench.jobs import sleep, sleep_async
 from pgworker.errors import ConfigurationError
 
+KINDS = {"threads": sleep, "async": sleep_async}
+
 
 @dataclass(frozen=True, slots=True)
 class Mixed:
@@ -24,14 +26,10 @@ class Mixed:
         return self.drained.jobs_per_second
 
 
-def measure_mixed(ground: Ground, jobs: int, workers: int, in_flight: int, seconds: float) -> list[Mixed]:
-    """Each kind by itself. ConfigurationError: the jobs in flight don't divide by the workers."""
+def measure_mixed(ground: Ground, kind: str, jobs: int, workers: int, in_flight: int, seconds: float) -> list[Mixed]:
+    """One of `KINDS`. ConfigurationError: the jobs in flight don't divide by the workers."""
     slots, rest = divmod(in_flight, workers)
     if rest or not slots:
         raise ConfigurationError(f"{in_flight} jobs in flight can't be divided among {workers} workers")
-    threads = Load(jobs, workers, slots, job=lambda _number: sleep.job(seconds=seconds))
-    on_loop = Load(jobs, workers, slots, job=lambda _number: sleep_async.job(seconds=seconds))
-    return [
-        Mixed(kind, seconds, in_flight, drain(ground, load))
-        for kind, load in (("threads", threads), ("async", on_loop))
-    ]
+    load = Load(jobs, workers, slots, job=lambda _number: KINDS[kind].job(seconds=seconds))
+    return [Mixed(kind, seconds, in_flight, drain(ground, load))]

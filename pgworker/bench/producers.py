@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 from multiprocessing import get_context
@@ -27,6 +28,7 @@ def count_in_parallel(dsn: str, processes: int, seconds: float, once: Once) -> i
     barrier, counts = forking.Barrier(processes), forking.SimpleQueue()
 
     def produce() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who started us
         try:
             with connect(dsn, application_name="pgworker bench producer") as connection:
                 once(connection)
@@ -37,10 +39,15 @@ def count_in_parallel(dsn: str, processes: int, seconds: float, once: Once) -> i
             raise
 
     children = [forking.Process(target=produce, daemon=True) for _ in range(processes)]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join()
+    try:
+        for child in children:
+            child.start()
+        for child in children:
+            child.join()
+    finally:
+        for child in children:
+            if child.pid is not None:
+                child.kill()
     if any(child.exitcode for child in children):
         raise BenchFailed("a producer has failed, see above")
     return sum(counts.get() for _ in children)

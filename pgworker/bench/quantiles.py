@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,5 +38,5 @@ def histogram(durations: Sequence[float]) -> list[tuple[float | None, int]]:
     """How many (of milliseconds) are above the bound before and not above this one; None: above all."""
     counts = [0] * (len(_EDGES) + 1)
     for duration in durations:
-        counts[bisect_right(_EDGES, duration)] += 1
+        counts[bisect_left(_EDGES, duration)] += 1
     return list(zip((*_EDGES, None), counts, strict=True))

@@ -13,8 +13,8 @@ from uuid import UUID
 from pgworker.bench.ground import Ground
 from pgworker.bench.jobs import rerun
 from pgworker.bench.quantiles import Quantiles
+from pgworker.config.settings import PoolSettings
 
-_DEFAULT_TTL = 60.0  # seconds
 _APART = 0.2  # seconds between two kills
 _HAS_SUCCEEDED = """
     select exists (select from pgworker.job_executions where job_id = %s and outcome = 'succeeded')
@@ -40,7 +40,7 @@ def kill_workers(ground: Ground, kills: int, workers: int) -> Recovery:
             job = rerun.using(ground.connection).enqueue(path=str(directory / str(number)), kills=True)
             reruns.append(_wait(ground, job.id, f"worker {number} of {kills} has been killed"))
             time.sleep(_APART)
-    return Recovery("worker", workers, _DEFAULT_TTL, Quantiles.of(reruns))
+    return Recovery("worker", workers, PoolSettings(workers=workers).lease_ttl, Quantiles.of(reruns))
 
 
 def kill_hosts(ground: Ground, kills: int, lease_ttl: float) -> Recovery:

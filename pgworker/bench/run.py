@@ -30,14 +30,23 @@ class Report:
         return head | (self.cases[0] if len(self.cases) == 1 else {"cases": self.cases})
 
 
-def run(server: str, bench: str, measure: Measure, say: Say, *, runs: int = 1, key: Key | None = None) -> Report:
-    """Of several runs each case is the one in the middle by `key`, whose value in all of them is its `runs`."""
+def run(
+    server: str, bench: str, measures: Sequence[Measure], say: Say, *, runs: int = 1, key: Key | None = None
+) -> Report:
+    """The cases of each measure, which has a database of its own.
+
+    Of several runs each case is the one in the middle by `key`, whose value in all of them is its `runs`.
+    """
+    with open_ground(server, say) as ground:
+        conditions = ground.conditions()
     every = []
     for number in range(runs):
         counted = f"run {number + 1} of {runs}: " if runs > 1 else ""
-        with open_ground(server, partial(_say, say, counted)) as ground:
-            conditions = ground.conditions()
-            every.append(measure(ground))
+        cases: list[Any] = []
+        for measure in measures:
+            with open_ground(server, partial(_say, say, counted)) as ground:
+                cases += measure(ground)
+        every.append(cases)
     return Report(bench, conditions, [_median(repeated, key) for repeated in zip(*every, strict=True)])
 
 

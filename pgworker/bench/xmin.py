@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 
@@ -57,15 +58,19 @@ class _Load:
             due = int(elapsed * self._rate) - sent
             app.enqueue_many([typical(0)] * due, self._ground.connection)
             sent += due
-            jobs, took = self._claimant.claim(_MOST)
-            settled += jobs
-            if jobs:
-                durations.append(took)
+            jobs = _MOST
+            while jobs == _MOST and time.monotonic() - began < seconds:
+                jobs, took = self._claimant.claim(_MOST)
+                settled += jobs
+                if jobs:
+                    durations.append(took)
             self._ground.say(f"{phase}: {elapsed:.0f} of {seconds:.0f} s")
             time.sleep(max(0.0, _TICK - (time.monotonic() - began - elapsed)))
         if not durations:
             raise BenchFailed(f"no claim in {seconds:g} s; give it more time")
-        return Phase(phase, seconds, self._rate, settled / seconds, readers, self._dead_rows(), Quantiles.of(durations))
+        elapsed = time.monotonic() - began
+        dead_rows = self._dead_rows()
+        return Phase(phase, elapsed, self._rate, settled / elapsed, readers, dead_rows, Quantiles.of(durations))
 
     def _dead_rows(self) -> int:
         question = "select n_dead_tup from pg_stat_user_tables where relid = 'pgworker.job_queue'::regclass"
@@ -92,7 +97,7 @@ def measure_xmin(ground: Ground, rate: float, minutes: float, readers: int) -> l
 
 @contextmanager
 def _reader(dsn: str, number: int) -> Iterator[None]:
-    """Read everything in a thread, and rest nine times as long."""
+    """Read everything in a thread, and rest nine times as long. What goes wrong there is raised at the end."""
     is_over = threading.Event()
 
     def read() -> None:
@@ -103,10 +108,10 @@ def _reader(dsn: str, number: int) -> Iterator[None]:
                 connection.execute(_REPORT)
                 rest = _REST * (time.monotonic() - began)
 
-    thread = threading.Thread(target=read, name=f"report {number}")
-    thread.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-        thread.join()
+    with ThreadPoolExecutor(1) as threads:
+        reading = threads.submit(read)
+        try:
+            yield
+        finally:
+            is_over.set()
+        reading.result()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -14,6 +16,8 @@ from pgworker.cli.figures import print_report
 from pgworker.cli.options import dsn_option
 
 if TYPE_CHECKING:
+    from pgworker.bench.drain import Load
+    from pgworker.bench.ground import Ground
     from pgworker.bench.run import Key, Measure
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -64,7 +68,7 @@ def drain(jobs: int, workers: int, slots: int, pools: int, runs: int, **where: A
     from pgworker.bench.drain import drain as measure
 
     load = Load(jobs, workers, slots, pools)
-    _run("drain", lambda ground: [measure(ground, load)], runs=runs, key=_by_rate, **where)
+    _run("drain", [lambda ground: [measure(ground, load)]], runs=runs, key=_by_rate, **where)
 
 
 @bench.command(short_help="How drain grows with workers and pools.")
@@ -80,8 +84,12 @@ def scale(jobs: int, workers: int, pools: int, runs: int, **where: Any) -> None:
 
     counts = sorted({1, workers, *(1 << power for power in range(workers.bit_length()))})
     loads = [Load(jobs, count) for count in counts] + [Load(jobs, 1, pools=pools)]
+
+    def one(load: Load, ground: Ground) -> Sequence[object]:
+        return [measure(ground, load)]
+
     shows = ("pools", "workers", "jobs_per_second", *_COSTS)
-    _run("scale", lambda ground: [measure(ground, load) for load in loads], shows, runs=runs, key=_by_rate, **where)
+    _run("scale", [partial(one, load) for load in loads], shows, runs=runs, key=_by_rate, **where)
 
 
 @bench.command(short_help="Jobs of a millisecond, many at a time: threads and async.")
@@ -93,16 +101,13 @@ def scale(jobs: int, workers: int, pools: int, runs: int, **where: Any) -> None:
 @_where
 def mixed(jobs: int, workers: int, in_flight: int, milliseconds: float, runs: int, **where: Any) -> None:
     """Handlers that wait for something else, first in threads and then on event loops."""
-    from pgworker.bench.mixed import measure_mixed
+    from pgworker.bench.mixed import KINDS, measure_mixed
 
-    _run(
-        "mixed",
-        lambda ground: measure_mixed(ground, jobs, workers, in_flight, milliseconds / 1000),
-        ("handlers", "in_flight", "drained_jobs_per_second", *_COSTS),
-        runs=runs,
-        key=_by_rate,
-        **where,
-    )
+    def one(kind: str, ground: Ground) -> Sequence[object]:
+        return measure_mixed(ground, kind, jobs, workers, in_flight, milliseconds / 1000)
+
+    shows = ("handlers", "in_flight", "drained_jobs_per_second", *_COSTS)
+    _run("mixed", [partial(one, kind) for kind in KINDS], shows, runs=runs, key=_by_rate, **where)
 
 
 @bench.command(short_help="How many jobs a second come in, by each door.")
@@ -114,17 +119,14 @@ def mixed(jobs: int, workers: int, in_flight: int, milliseconds: float, runs: in
 def enqueue(jobs: int, seconds: float, connections: int, runs: int, **where: Any) -> None:
     """In bulk, one by one, and beside a pool that is told of each; bare COPY and INSERT are the measure of it."""
     from pgworker.bench.enqueue import enqueue_beside_a_pool, enqueue_in_bulk, enqueue_one_by_one
-    from pgworker.bench.ground import Ground
 
-    def measure(ground: Ground) -> Sequence[object]:
-        return [
-            *enqueue_in_bulk(ground, jobs),
-            *(case for count in sorted({1, connections}) for case in enqueue_one_by_one(ground, count, seconds)),
-            *enqueue_beside_a_pool(ground, connections, seconds),
-        ]
-
-    shows = ("door", "connections", "jobs_per_second", "of_bare", "wal_bytes_per_job", "server_cpu_us_per_job")
-    _run("enqueue", measure, shows, runs=runs, key=_by_rate, **where)
+    measures: list[Measure] = [
+        lambda ground: enqueue_in_bulk(ground, jobs),
+        *(partial(enqueue_one_by_one, connections=count, seconds=seconds) for count in sorted({1, connections})),
+        lambda ground: enqueue_beside_a_pool(ground, connections, seconds),
+    ]
+    shows = ("door", "connections", "jobs_per_second", "of_first", "wal_bytes_per_job", "server_cpu_us_per_job")
+    _run("enqueue", measures, shows, runs=runs, key=_by_rate, **where)
 
 
 @bench.command(short_help="From enqueue to the start of the handler.")
@@ -137,7 +139,7 @@ def latency(rate: float, seconds: float, workers: int, slots: int, **where: Any)
     """A steady load that leaves the pool idle: what a single job waits for, the commit of its enqueue included."""
     from pgworker.bench.latency import measure_latency
 
-    _run("latency", lambda ground: [measure_latency(ground, rate, seconds, workers, slots)], **where)
+    _run("latency", [lambda ground: [measure_latency(ground, rate, seconds, workers, slots)]], **where)
 
 
 @bench.command(short_help="How long a killed job waits until it runs again.")
@@ -150,15 +152,13 @@ def latency(rate: float, seconds: float, workers: int, slots: int, **where: Any)
 @_where
 def recover(kills: int, hosts: int, workers: int, lease_ttl: float, **where: Any) -> None:
     """Kill workers in the midst of a job, then whole pools at one moment, as if their host had lost power."""
-    from pgworker.bench.ground import Ground
     from pgworker.bench.recover import kill_hosts, kill_workers
 
-    def measure(ground: Ground) -> Sequence[object]:
-        cases = [kill_workers(ground, kills, workers)]
-        return [*cases, kill_hosts(ground, hosts, lease_ttl)] if hosts else cases
-
-    shows = ("killed", "lease_ttl_seconds", *(f"rerun_{name}" for name in _QUANTILES))
-    _run("recover", measure, shows, **where)
+    measures: list[Measure] = [lambda ground: [kill_workers(ground, kills, workers)]]
+    if hosts:
+        measures.append(lambda ground: [kill_hosts(ground, hosts, lease_ttl)])
+    shows = ("killed", "lease_ttl_seconds", "rerun_count", *(f"rerun_{name}" for name in _QUANTILES))
+    _run("recover", measures, shows, **where)
 
 
 @bench.command(short_help="Whether claims mind what else is stored.")
@@ -179,7 +179,7 @@ def backlog(waiting: str, scheduled: int, finished: int, claims: int, batch: int
 
     besides = [Backlog(), *(Backlog(count, scheduled, finished) for count in _numbers(waiting))]
     shows = ("waiting", "scheduled", "finished", *(f"claim_{name}" for name in _QUANTILES))
-    _run("backlog", lambda ground: measure_backlogs(ground, besides, claims, batch), shows, **where)
+    _run("backlog", [lambda ground: measure_backlogs(ground, besides, claims, batch)], shows, **where)
 
 
 @bench.command(short_help="Whether an old transaction slows the queue down.")
@@ -192,16 +192,14 @@ def xmin(minutes: float, rate: float, readers: int, **where: Any) -> None:
     from pgworker.bench.xmin import measure_xmin
 
     shows = ("phase", "settled_per_second", "dead_rows", *(f"claim_{name}" for name in _QUANTILES[:-1]))
-    _run("xmin", lambda ground: measure_xmin(ground, rate, minutes, readers), shows, **where)
+    _run("xmin", [lambda ground: measure_xmin(ground, rate, minutes, readers)], shows, **where)
 
 
 def _numbers(text: str) -> list[int]:
-    try:
-        return [int(one) for one in text.split(",")]
-    except ValueError:
-        raise click.BadParameter(
-            f"{text!r} is not a list of whole numbers such as 0,100000", param_hint="waiting"
-        ) from None
+    parts = text.split(",")
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise click.BadParameter(f"{text!r} is not a list of whole numbers such as 0,100000", param_hint="waiting")
+    return [int(part) for part in parts]
 
 
 def _by_rate(case: Any) -> float:
@@ -210,7 +208,7 @@ def _by_rate(case: Any) -> float:
 
 def _run(
     name: str,
-    measure: Measure,
+    measures: Sequence[Measure],
     shows: Sequence[str] = (),
     *,
     dsn: str | None,
@@ -221,8 +219,10 @@ def _run(
 ) -> None:
     from pgworker.bench.run import run
 
+    for number in (signal.SIGTERM, signal.SIGHUP):  # whatever ends it, pools and databases are to go with it
+        signal.signal(number, signal.default_int_handler)
     with open_server(dsn, embedded) as server:
-        report = run(server, name, measure, say, runs=runs, key=key)
+        report = run(server, name, measures, say, runs=runs, key=key)
     say("")
     print_report(report, as_json, shows)
 

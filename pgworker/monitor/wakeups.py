@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import time
 from collections.abc import Callable, Sequence
 from uuid import UUID
 
@@ -24,7 +25,7 @@ _STAY_ALERT = 2.0  # seconds that enqueuers go on notifying after the last worke
 _MANY = 20  # notifications within `_SPELL` that make a rush
 _SPELL = 0.1  # seconds
 _RUSH = 1.0  # seconds that it is taken to last; then it shows again whether it does
-_OVERLAP = 0.5  # seconds that workers look by themselves for longer: until the lock is held again
+_OVERLAP = 0.5  # seconds that workers go on looking by themselves after each tick of a rush
 _RETRY = 1.0  # seconds between two tries to listen
 _DOUBT = 10.0  # seconds after which a connection that has said nothing is asked whether it lives
 
@@ -58,6 +59,7 @@ class Wakeups:
         self._next_try = 0.0
         self._alert_until = 0.0
         self._spell_since = self._calm_at = 0.0
+        self._is_rush = False
         self._told = 0
         self._next = 0
         self.listener: Listener | None = None
@@ -78,7 +80,7 @@ class Wakeups:
                 self._heard_at = now
                 self.wake_all()  # what was enqueued while nobody listened
             if self.listener is not None:
-                self._see_rush(self.listener, now)
+                self._see_rush(self.listener)
                 if now >= self._calm_at:
                     self._say_who_sleeps(self.listener, now)
                 if now - self._heard_at > _DOUBT:
@@ -133,23 +135,27 @@ class Wakeups:
 
     def _say_who_sleeps(self, listener: Listener, now: float) -> None:
         if any(row.pid and row.is_idle for row in self._board.rows):
-            is_new = now >= self._alert_until
-            self._alert_until = now + _STAY_ALERT
             locked = [self._tell(listener.sleep_lock, queue) for queue in self._queues]
-            if is_new and all(locked):
+            if not all(locked):  # an enqueuer is just asking for one: again at the next tick
+                return
+            if now >= self._alert_until:
                 self.wake(len(self._board.rows))  # a job committed just before the lock notified nobody
+            self._alert_until, self._is_rush = now + _STAY_ALERT, False
         elif now >= self._alert_until:
             self._unsay(listener)
 
-    def _see_rush(self, listener: Listener, now: float) -> None:
-        """Workers go on looking by themselves until the lock is held again."""
-        if self._told >= _MANY:
-            self._calm_at = now + _RUSH
-            self._board.rush_until_ns = int((self._calm_at + _OVERLAP) * 1e9)
-            self._alert_until = 0.0
+    def _see_rush(self, listener: Listener) -> None:
+        """Workers look by themselves from its begin until the locks are held again, and a little longer each time."""
+        now = time.monotonic()
+        begins = self._told >= _MANY
+        if begins:
+            self._is_rush, self._calm_at, self._alert_until = True, now + _RUSH, 0.0
             self._unsay(listener)
+        if self._is_rush:
+            self._board.rush_until_ns = int((now + _OVERLAP) * 1e9)
+        if begins:
             self.wake(len(self._board.rows))  # who fell asleep a moment ago has not heard of it
-        if self._told >= _MANY or now - self._spell_since >= _SPELL:
+        if begins or now - self._spell_since >= _SPELL:
             self._told, self._spell_since = 0, now
 
     def _unsay(self, listener: Listener) -> None:
@@ -162,6 +168,7 @@ class Wakeups:
 
     def _lose(self, error: psycopg.Error | OSError | PgworkerError) -> None:
         self.close()
+        self._alert_until = 0.0  # the next session's locks are new
         if (more := self._throttle.admit("listen")) is not None:
             said = explain(error, self._dsn)
             log.warning(

@@ -34,7 +34,7 @@ from pgworker.worker.runner import FinishedJob, Runner
 from pgworker.worker.sweep import Sweeper
 
 RUSH_LOOK = 0.005
-"""Seconds between two looks for jobs of all workers of a pool while enqueuers tell nobody of them."""
+"""Seconds between two looks for jobs of all idle workers of a pool, on average, while enqueuers tell nobody of them."""
 
 SETTLE_INTERVAL = 0.005
 """Seconds that finished jobs wait for company before they are settled, unless a claim goes the same way."""
@@ -206,9 +206,11 @@ class Clerk:
 
     @property
     def _until_next_look(self) -> float:
-        """Seconds, after nothing was found; somebody tells us of new jobs before that, but for a rush of them."""
-        is_rush = time.monotonic_ns() < self._board.rush_until_ns
-        pause = RUSH_LOOK * max(1, self._board.workers_wanted) if is_rush else self._settings.poll_interval
+        """Seconds, after nothing was found; somebody tells us of new jobs before that, but for a rush of them. Then all
+        workers were woken at one moment, so each draws when it looks again."""
+        pause = self._settings.poll_interval
+        if time.monotonic_ns() < self._board.rush_until_ns:
+            return min(pause, RUSH_LOOK * max(1, self._board.workers_wanted) * random.uniform(0, 2))
         return pause * random.uniform(0.9, 1.1)
 
     def _is_settle_due(self) -> bool:

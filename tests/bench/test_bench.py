@@ -70,7 +70,7 @@ def test_enqueue_measures_every_door_beside_the_bare_statement(dsn: str) -> None
     assert doors[2:10] == [(door, connections) for connections in (1, 2) for door in single]
     assert doors[10:] == [("enqueue, pool polls", 2), ("enqueue, pool listens", 2)]
     assert all(case["jobs"] > 0 for case in cases)
-    assert [case["of_bare"] is None for case in cases[:6]] == [True, False, True, False, False, False]
+    assert [case["of_first"] is None for case in cases[:6]] == [True, False, True, False, False, False]
 
 
 def test_backlog_measures_the_empty_system_first(dsn: str) -> None:
@@ -116,7 +116,10 @@ def test_other_jobs_of_the_server_are_left_alone_and_nothing_stays(dsn: str, con
     assert ask(db, "select job_id from pgworker.job_queue") == [job]
 
 
-def test_ctrl_c_ends_the_pool_and_drops_the_database(dsn: str, connect: Connect) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_whatever_ends_it_the_pool_ends_too_and_the_database_is_dropped(
+    dsn: str, connect: Connect, number: signal.Signals
+) -> None:
     db = connect()
     before = databases(db)
     process = subprocess.Popen(
@@ -129,7 +132,7 @@ def test_ctrl_c_ends_the_pool_and_drops_the_database(dsn: str, connect: Connect)
     )
     eventually(lambda: len(databases(db)) > len(before), "a database of its own")
     eventually(lambda: bool(ask(db, AT_WORK)), "a pool at work")
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     process.communicate(timeout=60)
     assert process.returncode == 130
     eventually(lambda: databases(db) == before, "the end of its database")
@@ -143,7 +146,7 @@ def test_it_brings_a_server_of_its_own(tmp_path: os.PathLike[str]) -> None:
 def test_what_cannot_be_measured_is_refused(dsn: str) -> None:
     is_refused("can't be divided among 3 workers", 78, "bench", "mixed", "-w", "3", "--in-flight", "4", dsn=dsn)
     is_refused("not both", 64, "bench", "drain", "--embedded", "--dsn", dsn)
-    is_refused("is not a list of whole numbers", 64, "bench", "backlog", "--waiting", "0,many", dsn=dsn)
+    is_refused("is not a list of whole numbers", 64, "bench", "backlog", "--waiting", "0,-5", dsn=dsn)
     assert "no database is named" in refusal(run("bench", "drain"), 78)
 
 

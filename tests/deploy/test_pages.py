@@ -24,6 +24,9 @@ DEPLOY, LOGS, GRAFANA, TESTS = (
     ROOT / name for name in ("deploy/README.md", "deploy/logs.md", "grafana/README.md", "tests/README.md")
 )
 MACHINE = ".venv/bin/python -m tests.chaos"
+COMPARE = ".venv/bin/python -m tests.bench.compare"
+PEERS = (f"{COMPARE} --dsn", "python3.13 -m venv /opt/peers/", "/opt/peers/", "npm install --prefix /opt/peers/")
+"""What needs other job runners, which no test installs."""
 ALL = [DEPLOY, LOGS, GRAFANA, TESTS]
 IDS = [str(page.relative_to(ROOT)) for page in ALL]
 NEED_WHAT_NO_TEST_HAS = {
@@ -107,7 +110,7 @@ def test_what_the_page_of_the_tests_runs_selects_tests() -> None:
     """They are collected, not run: they are running."""
     setup, *others = commands(TESTS.read_text("utf-8"))
     assert setup in re.findall(r"^    (\S.*)$", test_readme.README, re.MULTILINE), "as the README says"
-    for selection in [one for one in others if not one.startswith(MACHINE)]:
+    for selection in [one for one in others if not one.startswith((MACHINE, COMPARE, *PEERS))]:
         command = selection.replace(".venv/bin/pytest", f"{sys.executable} -m pytest --collect-only")
         assert re.search(r"[1-9]\d* tests collected|[1-9]\d*/\d+ tests collected", run(command)), selection
 
@@ -118,6 +121,16 @@ def test_the_machine_takes_the_commands_of_the_page_of_the_tests() -> None:
         asks = "--plan" if command.startswith(f"{MACHINE} ") else "--list"
         asked = command if command.endswith("--list") else f"{command} {asks}"
         assert run(asked.replace(".venv/bin/python", sys.executable)).strip(), command
+
+
+def test_the_comparison_takes_the_command_of_the_page_of_the_tests(tmp_path: Path) -> None:
+    """With fewer jobs, and once."""
+    (command,) = [one for one in commands(TESTS.read_text("utf-8")) if one.startswith(f"{COMPARE} --embedded")]
+    for slow, quick in (("--jobs 50000", "--jobs 200"), ("--runs 5", "--runs 1"), ("compare.json", f"{tmp_path}/all")):
+        assert slow in command
+        command = command.replace(slow, quick)
+    assert "bare loop" in run(command.replace(".venv/bin/python", sys.executable))
+    assert (tmp_path / "all").stat().st_size
 
 
 @pytest.mark.parametrize("page", ALL, ids=IDS)
