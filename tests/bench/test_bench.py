@@ -19,6 +19,8 @@ from tests.sql.actors import ask, enqueue
 Connect = Callable[[], psycopg.Connection[Any]]
 
 AT_WORK = "select true from pg_stat_activity where application_name = 'pgworker worker 0'"
+PRODUCERS = "select count(*) from pg_stat_activity where application_name = 'pgworker bench producer'"
+STOP_A_PRODUCER = PRODUCERS.replace("count(*)", "pg_terminate_backend(pid)") + " limit 1"
 CONDITIONS = {"pgworker_version", "python_version", "server_version", "fsync", "synchronous_commit", "host_cpus"}
 COSTS = {"wal_bytes_per_job", "transactions_per_job", "pool_cpu_us_per_job", "server_cpu_us_per_job"}
 
@@ -136,6 +138,24 @@ def test_whatever_ends_it_the_pool_ends_too_and_the_database_is_dropped(
     process.communicate(timeout=60)
     assert process.returncode == 130
     eventually(lambda: databases(db) == before, "the end of its database")
+
+
+def test_a_producer_that_fails_ends_the_bench(dsn: str, connect: Connect) -> None:
+    db = connect()
+    process = subprocess.Popen(
+        command("bench", "enqueue", "--jobs", "10", "--seconds", "60", "-c", "2"),
+        cwd=ROOT,
+        env=environment(PGWORKER_DSN=dsn),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    eventually(lambda: bool(ask(db, STOP_A_PRODUCER)), "a producer to stop")
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    assert "terminating connection" in told
+    assert "a producer has failed, see above" in told
+    assert ask(db, PRODUCERS) == [0]
 
 
 def test_it_brings_a_server_of_its_own(tmp_path: os.PathLike[str]) -> None:

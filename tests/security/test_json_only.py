@@ -87,7 +87,10 @@ IMPORTERS = {
 }
 """Who imports by a name that is not written in an import statement."""
 
-STARTERS = {"pgworker/db/embedded.py": "postgres and initdb, by a list of words"}
+STARTERS = {
+    "pgworker/db/embedded.py": "postgres and initdb, by a list of words",
+    "pgworker/bench/pool.py": "pgworker start, likewise",
+}
 """Who starts programs."""
 
 
