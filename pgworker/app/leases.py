@@ -34,6 +34,7 @@ class HeldLease:
     going back (`is_going_back`) the lease must not end: it is all that the database knows of these jobs.
     `said`: what jobs said since of how far they are. `outspoken`: those, by position, of which something may be stored.
     `claimed_ns`: when its claim was sent, by the monotonic clock.
+    `is_told`: its news were sent, and no answer has come yet; what is sent from now on may repeat them.
     `is_doubtful`: the connection of its claim is gone, and the server of the next one may have been promoted without
     hearing of all that was recorded. Such a lease is not ended by its last settlement, but reclaimed.
     """
@@ -49,6 +50,7 @@ class HeldLease:
     is_going_back: bool = False
     is_ended: bool = False
     is_doubtful: bool = False
+    is_told: bool = False
     rows: Sequence[ClaimedRow] = ()
     """What was claimed, in each position, for log lines about what has ended."""
 
@@ -83,6 +85,7 @@ class HeldLease:
         settlement = self.settlement()
         if settlement is None and not said and not silenced:
             return None
+        self.is_told = True
         return News(self, said, settlement, silenced)
 
     def settlement(self) -> Settlement | None:
@@ -92,10 +95,12 @@ class HeldLease:
         if not positions:
             return Settlement(self.lease_id, 1, [], ends_lease=True) if ends else None
         first, last = min(positions), max(positions)
-        return Settlement(self.lease_id, first, [*map(self.ready.get, range(first, last + 1))], ends)
+        ended = [*map(self.ready.get, range(first, last + 1))]
+        return Settlement(self.lease_id, first, ended, ends, is_repeated=self.is_told)
 
     def mark_settled(self) -> None:
         """What `news` told is recorded."""
+        self.is_told = False
         self.is_ended = self._ends and not self.is_doubtful
         if self.said:
             self.said = {}

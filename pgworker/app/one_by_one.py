@@ -52,7 +52,7 @@ def _settle(connection: Connection[Any], news: News) -> list[Settlement]:
         return []
     for position, run in enumerate(settlement.ended, start=settlement.first):
         if run is not None:
-            single = Settlement(settlement.lease_id, position, [run], ends_lease=False)
+            single = Settlement(settlement.lease_id, position, [run], ends_lease=False, is_repeated=True)
             if not _is_settled_alone(connection, news.lease, single):
                 unsettled.append(single)
     if settlement.ends_lease:

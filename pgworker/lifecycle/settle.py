@@ -43,13 +43,14 @@ class Settlement:
     """Positions `first`.. of one lease that have ended, and whether the lease ends with them.
 
     None in `ended` leaves a position as it is: its job still runs, or its own transaction has recorded it. `ended` may
-    be empty when the lease ends.
+    be empty when the lease ends. `is_repeated`: an answer was lost, so some of it may be on record, and stays as it is.
     """
 
     lease_id: UUID
     first: int
     ended: Sequence[Ended | None]
     ends_lease: bool
+    is_repeated: bool = False
 
     @property
     def last(self) -> int:
@@ -132,6 +133,7 @@ def _parameters(settlement: Settlement, now_ns: int, commit_within_ms: int | Non
         "first": settlement.first,
         "last": settlement.last,
         "ends_lease": settlement.ends_lease,
+        "is_repeated": settlement.is_repeated,
         "commit_within_ms": commit_within_ms,
         "started_us": _array(None if run is None else (now_ns - run.started_ns) // 1000 for run in ended),
         "finished_us": _array(None if run is None else (now_ns - run.finished_ns) // 1000 for run in ended),

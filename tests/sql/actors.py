@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from threading import Thread
 from typing import Any, Generic, TypeVar
@@ -161,6 +161,11 @@ class Monitor:
             self.reclaim(lease, assumed_running=assumed_running) for lease in self.reclaimable(by_expiry=by_expiry)
         )
         return [lease for lease in taken if lease]
+
+
+def again(settlement: Settlement) -> Settlement:
+    """The same, sent by somebody who has no answer to it yet."""
+    return replace(settlement, is_repeated=True)
 
 
 def settle(cursor: Cursor[Any], settlement: Settlement) -> bool:

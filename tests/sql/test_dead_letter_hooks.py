@@ -21,7 +21,7 @@ from pgworker.lifecycle.dead_letters import DeadLetterHook, declare_hooks, reque
 from pgworker.lifecycle.release import release_jobs
 from pgworker.lifecycle.settle import Next
 from pgworker.model.state import Outcome
-from tests.sql.actors import Connect, Held, Monitor, Worker, ask, ended, enqueue, statuses
+from tests.sql.actors import Connect, Held, Monitor, Worker, again, ask, ended, enqueue, statuses
 from tests.sql.invariants import STORED
 
 HOOK = DeadLetterHook("t", "t:dead_letter", "late", 8, 3, 60.0)
@@ -107,7 +107,7 @@ def test_a_settle_that_is_sent_again_buries_once_and_calls_once(db: Connection[A
     enqueue(db, 2)
     held = worker.claim()
     settlement = held.settlement(1, 1, outcome=Outcome.FAILED, then=Next.BURY)
-    assert [worker.settle(settlement), worker.settle(settlement)] == [True, False]
+    assert [worker.settle(settlement), worker.settle(again(settlement))] == [True, False]
     assert len(hook_jobs(db)) == 1
 
 

@@ -22,7 +22,20 @@ from pgworker.lifecycle.claim import Lanes
 from pgworker.lifecycle.settle import Ended
 from pgworker.linux.board import Board
 from pgworker.model.job import JobRequest
-from tests.sql.actors import DEADLINE, Connect, Monitor, ask, ended, enqueue, leases, statuses, waiting
+from tests.sql.actors import (
+    DEADLINE,
+    Blocked,
+    Connect,
+    Held,
+    Monitor,
+    Worker,
+    ask,
+    ended,
+    enqueue,
+    leases,
+    statuses,
+    waiting,
+)
 from tests.sql.invariants import STORED, offences
 
 APP = App()
@@ -124,6 +137,26 @@ def test_jobs_of_one_lease_end_in_any_order_and_the_lease_with_the_last_of_them(
     assert [ended(db, job) for job in ids(claimed)] == [
         [(1, "failed", 1) if place == 1 else (1, "succeeded", 0)] for place in range(5)
     ]
+
+
+def test_what_a_connection_given_up_records_a_moment_later_is_on_record_and_the_rest_of_the_group_too(
+    owner: Owner, connect: Connect, db: Connection[Any]
+) -> None:
+    enqueue(db, 3)
+    claimed = owner.claim()
+    given_up = Worker(connect(), owner.row.worker_id)
+    held = Held(claimed[0].lease.lease_id, given_up.worker_id, [job.row for job in claimed])
+    for job in claimed[:2]:
+        owner.queue.succeed(job)
+    with given_up.connection.transaction():
+        assert given_up.settle(held.settlement(1, 1))
+        settling = Blocked(owner.connection(), owner.settle)
+    settling.answer()
+    owner.queue.succeed(claimed[2])
+    owner.settle()
+    assert [ended(db, job) for job in ids(claimed)] == [[(1, "succeeded", 0)]] * 3
+    assert leases(db) == {}
+    assert not owner.row.is_lost(claimed[0].lease.entry)
 
 
 def test_what_was_said_twice_of_a_job_ends_no_lease_that_has_others(owner: Owner, db: Connection[Any]) -> None:

@@ -27,6 +27,7 @@ from tests.sql.actors import (
     Held,
     Monitor,
     Worker,
+    again,
     ask,
     ended,
     enqueue,
@@ -275,7 +276,7 @@ def test_a_settle_sent_again_after_its_retry_runs_elsewhere_makes_no_second_copy
     reconnected = Worker(connect(), worker.worker_id)
     cursor = reconnected.connection.cursor()
     with reconnected.connection.pipeline():
-        settle_jobs(cursor, settlement, time.monotonic_ns())
+        settle_jobs(cursor, again(settlement), time.monotonic_ns())
         claimed = reconnected.claim()
         assert not is_settled(cursor, settlement)
     assert find_unsettled(cursor, settlement) == []
@@ -294,25 +295,37 @@ def test_the_end_of_a_lease_sent_again_is_no_lost_lease(connect: Connect, outcom
     settlement = held.settlement(outcome=outcome, then=Next.BURY if outcome.is_charged else Next.END)
     assert worker.settle(settlement)
     for _ in range(2):
-        assert not worker.settle(settlement)
+        assert not worker.settle(again(settlement))
         assert find_unsettled(worker.connection.cursor(), settlement) == []
     counts = "select (select count(*) from pgworker.job_executions), (select count(*) from pgworker.dead_letter_jobs)"
     assert ask(worker.connection, counts) == [(2, 2 if outcome.is_charged else 0)]
 
 
-def test_a_settle_sent_again_while_the_first_is_still_committing_waits_and_then_records_nothing(
+def test_a_settle_sent_again_while_the_first_is_still_committing_waits_and_fails_and_then_records_nothing(
     connect: Connect,
 ) -> None:
     [job, _] = enqueue(connect(), 2)
-    worker, again = Worker(connect()), Worker(connect())
+    worker, reconnected = Worker(connect()), Worker(connect())
     held = worker.claim()
     settlement = held.settlement(1, 1, outcome=Outcome.FAILED, then=Next.REQUEUE)
     with worker.connection.transaction():
         assert worker.settle(settlement)
-        second = Blocked(again.connection, lambda: again.settle(settlement))
-    assert not second.answer()
-    assert find_unsettled(again.connection.cursor(), settlement) == []
-    assert waiting(again.connection) == [(job, 2, 1)]
+        second = Blocked(reconnected.connection, lambda: reconnected.settle(again(settlement)))
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        second.answer()
+    assert not reconnected.settle(again(settlement))
+    assert find_unsettled(reconnected.connection.cursor(), settlement) == []
+    assert waiting(reconnected.connection) == [(job, 2, 1)]
+
+
+def test_a_settle_that_does_not_say_it_is_sent_again_writes_nothing_twice(connect: Connect) -> None:
+    enqueue(connect(), 2)
+    worker = Worker(connect())
+    settlement = worker.claim().settlement(1, 1, outcome=Outcome.FAILED, then=Next.REQUEUE)
+    assert worker.settle(settlement)
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        worker.settle(settlement)
+    assert len(waiting(worker.connection)) == 1
 
 
 # -- f: a dead worker's claim commits

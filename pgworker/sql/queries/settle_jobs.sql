@@ -3,7 +3,9 @@
 -- The fence: no lease, or positions that were released, and nothing is written; the caller compares the counts.
 -- A part is settled under KEY SHARE, which no renewal waits for; the end of a lease is DELETE ... RETURNING. Never both.
 -- next: 0 the job has ended, 1 it goes back to job_queue, 2 it becomes a dead letter. A cancelled job does neither.
--- A repeated settle finds its rows there already: it inserts none, so it requeues none.
+-- A settle that is_repeated finds its rows there already: it inserts none, so it requeues none. One that is not but was
+-- recorded all the same, a moment ago by a connection given up, violates a key. (ON CONFLICT DO NOTHING for all would
+-- look up the key twice, and write 48 bytes more of WAL for each row.)
 -- commit_within_ms: how long the transaction may stay open after this, as the lease is locked; null where COMMIT follows
 -- on the same trip. Set here, and not by a statement beside it in a pipeline: a Flush that the driver sends after that
 -- would stop the server's clock.
@@ -32,13 +34,14 @@ with part as materialized (
         with ordinality as run(job_id, execution, failures, started_us, finished_us, outcome, charge, next, delay_ms,
                                error, result, place)
     where run.job_id is not null and run.started_us is not null
+      and not (%(is_repeated)s::boolean and exists (
+          select from pgworker.job_executions e where e.job_id = run.job_id and e.execution = run.execution offset 0))
 ), recorded as (
     insert into pgworker.job_executions
         (job_id, lease_id, worker_id, started_at, finished_at, execution, outcome, position, failures, error, result)
     select job_id, %(lease_id)s::uuid, worker_id, started_at, finished_at, execution,
            outcome::pgworker.execution_outcome, position, failures, error::jsonb, result::jsonb
     from ended
-    on conflict (job_id, execution) do nothing
     returning job_id, execution, position, outcome
 ), onward as materialized (
     select ended.*, recorded.outcome as final, job.*
