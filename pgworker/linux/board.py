@@ -27,8 +27,8 @@ _HALF = (1 << 64) - 1
 
 # words of the pool
 _MONITOR_BEAT_NS, _SWEEP_DUE_NS, _FULL_SWEEP_DUE_NS, _CONNECTED, _OUTAGE_LINE_DUE_NS, _PAUSED, _WANTED = range(7)
-_RUSH_UNTIL_NS = 7
-_POOL_WORDS = 8
+_RUSH_UNTIL_NS, _LISTENS, _LOOK_DUE_NS, _MORE = 7, 8, 9, 10
+_POOL_WORDS = 11
 
 # words of a worker's row, in front of those of its slots and leases
 _ID_HIGH, _ID_LOW, _PID, _FORKED_NS, _READY, _IDLE, _DRAIN, _TASKS_HASH, _RECYCLE, _FAILED = range(10)
@@ -136,6 +136,34 @@ class Board:
     @rush_until_ns.setter
     def rush_until_ns(self, until_ns: int) -> None:
         self._words[_RUSH_UNTIL_NS] = until_ns
+
+    @property
+    def listens(self) -> bool:
+        """Whether the monitor hears of new jobs, and tells idle workers."""
+        return self._words[_LISTENS] == 1
+
+    @listens.setter
+    def listens(self, listens: bool) -> None:
+        self._words[_LISTENS] = int(listens)
+
+    def take_look(self, now_ns: int, interval_ns: int) -> bool:
+        """Whether the caller, who sleeps and was not told of anything, is to look for jobs that are due by now: one of
+        the pool does, every `interval_ns`. What `take_sweep` says of two at one instant holds here, too."""
+        if now_ns < self._words[_LOOK_DUE_NS]:
+            return False
+        self._words[_LOOK_DUE_NS] = now_ns + interval_ns
+        return True
+
+    def tell_of_more(self) -> None:
+        """Who has looked for all found something: the monitor is to wake the others."""
+        self._words[_MORE] = 1
+
+    def take_more(self) -> bool:
+        """Whether somebody has called `tell_of_more` since the last time."""
+        if not self._words[_MORE]:
+            return False
+        self._words[_MORE] = 0
+        return True
 
     def take_outage_line(self, now_ns: int) -> bool:
         """Whether the caller is to log that the database is away: one line a second for the whole pool."""

@@ -55,7 +55,8 @@ from pgworker.observe.events import receive
 from pgworker.observe.metrics import PoolMetrics, PoolState, WorkerGauge
 
 _TICK = 0.1  # seconds: how soon an idle worker, a cancel mark or a due renewal is noticed
-_URGENT = 0.5  # seconds between two looks for leases while somebody has just died
+_LOOK = 1.5  # seconds between two looks for leases at most: so much longer than its TTL may a lost host hold its jobs
+_URGENT = 0.5  # the same while somebody has just died
 _IN_DOUBT = 0.5  # seconds to the next beat while the other connection is lost
 _STUCK = 15.0  # seconds without a tick after which /healthz says so
 _PATIENCE = 20.0  # seconds for one answer at most: renewals wait behind it, and who is still for 30 s is replaced
@@ -111,6 +112,7 @@ class Monitor:
         self._beaten: set[tuple[UUID, int]] = set()
         self._unanswered: set[UUID] = set()
         self._last_look = 0.0
+        self._look_every = min(_LOOK, settings.heartbeat_interval)
         self._asked_at = 0.0
         self._steadiness = Steadiness(settings.heartbeat_interval, settings.lease_ttl)
         self._clock = DatabaseClock()
@@ -192,10 +194,10 @@ class Monitor:
                 self._renewals.renew_due(connection, time.monotonic_ns(), set(cancelled))
             self._record_deaths(connection)
             self._renew()
-            if now >= self._next_beat or self._beaten != {_shown(row) for row in self._living()}:
+            if now >= self._next_beat or self._beaten != self._shown_rows():
                 self._beat(connection)
             self._renew()
-            if now - self._last_look >= (_URGENT if self._reclaims.is_urgent else self._settings.heartbeat_interval):
+            if now - self._last_look >= (_URGENT if self._reclaims.is_urgent else self._look_every):
                 self._look_for_leases(connection)
             self._renew()
             draw_lines(
@@ -228,7 +230,7 @@ class Monitor:
     def _beat(self, connection: Connection[Any]) -> None:
         now_ns = time.monotonic_ns()
         living = self._living()
-        shown = {_shown(row) for row in living}
+        shown = self._shown_rows()
         workers = [
             WorkerProcess(
                 row.worker_id,
@@ -284,6 +286,9 @@ class Monitor:
                 more,
                 extra=logs.fields("line_slow"),
             )
+
+    def _shown_rows(self) -> set[tuple[UUID, int]]:
+        return {_shown(row) for row in self._board.rows if row.pid}
 
     def _living(self) -> list[Row]:
         return [row for row in self._board.rows if row.pid and process.state(row.pid) not in (None, "Z")]

@@ -88,6 +88,9 @@ class Wakeups:
                     self._heard_at = now
         except (psycopg.Error, OSError, PgworkerError) as error:
             self._lose(error)
+        self._board.listens = self.listener is not None
+        if self._board.take_more():
+            self.wake(len(self._board.rows))
 
     def read(self) -> list[UUID]:
         """Act on what was notified; returns the leases that a cancelled job is in."""

@@ -51,6 +51,8 @@ BESIDE_TRIAL = 0.05
 STARVED = 5.0
 """Seconds that a worker without a free file descriptor waits for its running jobs to end before it ends with them."""
 
+_SOONEST_LOOK = 0.9  # of --poll-interval
+
 log = logger("worker.clerk")
 
 
@@ -94,6 +96,7 @@ class Clerk:
         self._prefetch = Prefetch(settings.prefetch_seconds, settings.max_batch, settings.slots)
         self._starved_at = self._dry_until = self._settled_at = 0.0
         self._free_seen = self._put_ns = 0
+        self._looks_for_all = False
         self.failure: PgworkerError | None = None
         """Why the clerk gave up; None: it has not."""
 
@@ -199,6 +202,8 @@ class Clerk:
             self._dry_until = self._settled_at + self._until_next_look if is_dry else 0.0
             self._row.is_idle = has_room
         if jobs:
+            if self._looks_for_all:
+                self._board.tell_of_more()
             if log.isEnabledFor(logging.DEBUG):
                 _tell_claims(jobs)
             self._put_ns = time.monotonic_ns()
@@ -211,7 +216,7 @@ class Clerk:
         pause = self._settings.poll_interval
         if time.monotonic_ns() < self._board.rush_until_ns:
             return min(pause, RUSH_LOOK * max(1, self._board.workers_wanted) * random.uniform(0, 2))
-        return pause * random.uniform(0.9, 1.1)
+        return pause * random.uniform(_SOONEST_LOOK, 2 - _SOONEST_LOOK)
 
     def _is_settle_due(self) -> bool:
         return time.monotonic() - self._settled_at >= SETTLE_INTERVAL or self._runner.is_idle
@@ -229,7 +234,20 @@ class Clerk:
             self._row.is_idle = False
         if time.monotonic() < self._dry_until and (self._row.is_idle or not has_room):
             return 0  # while we are shown idle they tell us of new jobs
+        if self._is_others_turn():
+            self._dry_until = time.monotonic() + self._until_next_look
+            return 0
         return self._prefetch.wanted(waiting, self._free_seen, self._since_last_start)
+
+    def _is_others_turn(self) -> bool:
+        """Whether we sleep, were told of nothing, and somebody else of the pool looks at what is due by now."""
+        now_ns = time.monotonic_ns()
+        sleeps = self._row.is_idle and self._dry_until > 0.0 and self._board.listens
+        if not sleeps or now_ns < self._board.rush_until_ns:
+            self._looks_for_all = False
+            return False
+        self._looks_for_all = self._board.take_look(now_ns, int(self._settings.poll_interval * _SOONEST_LOOK * 1e9))
+        return not self._looks_for_all
 
     @property
     def _since_last_start(self) -> float:

@@ -15,7 +15,7 @@ from psycopg import Connection
 from pgworker.lifecycle.claim import Lanes, find_below_floor, find_dry_lanes
 from pgworker.linux.board import Board
 
-_INTERVAL_NS = 1_000_000_000
+_INTERVAL_NS = 800_000_000  # a little less than a second, between two looks of which it lies
 _REACH = 60.0  # seconds below the floor that the frequent look covers
 _FULL_COST_SHARE = 20  # the look from the very beginning may cost one part in so many
 _MARGIN = 5.0  # seconds that a floor stays behind the clock where it rises
@@ -33,13 +33,14 @@ class Sweeper:
         """Look, if it is our turn; True if a job was found behind a floor."""
         if not self._tasks or not self._board.take_sweep(time.monotonic_ns(), _INTERVAL_NS):
             return False
-        found = self._look_behind(connection, _REACH)
-        self._raise_floors(connection)
         before = time.monotonic_ns()
         if self._board.take_full_sweep(before, provisional_ns=60 * _INTERVAL_NS):
-            found = self._look_behind(connection, None) or found
+            found = self._look_behind(connection, None)
             now = time.monotonic_ns()
             self._board.put_off_full_sweep(now + max(_INTERVAL_NS, _FULL_COST_SHARE * (now - before)))
+        else:
+            found = self._look_behind(connection, _REACH)
+        self._raise_floors(connection)
         return found
 
     def _look_behind(self, connection: Connection[Any], reach: float | None) -> bool:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -724,6 +725,19 @@ def test_in_a_rush_of_notifications_enqueuers_need_not_tell_and_workers_look_by_
     eventually(lambda: enqueuers_tell(scene), "an idle pool again")
     enqueue_in_sql(scene, "told")
     scene.wait_for("start", "told")
+
+
+def test_jobs_that_come_due_at_one_moment_start_on_all_workers_though_one_looks_for_all(
+    scene: Scene, start_pool: StartPool
+) -> None:
+    start_pool(workers=4, poll_interval=1)
+    eventually(lambda: enqueuers_tell(scene), "an idle pool")
+    names = [f"job{number}" for number in range(4)]
+    later = jobs.hold.options(run_at=datetime.now(timezone.utc) + timedelta(seconds=2))
+    scene.enqueue_together(*(later.job(str(scene.directory), name) for name in names))
+    assert len({scene.wait_for("start", name).pid for name in names}) == 4
+    for name in names:
+        scene.open_gate(name)
 
 
 def enqueuers_tell(scene: Scene) -> bool:

@@ -176,10 +176,19 @@ def test_a_floor_rises_with_claims_unless_somebody_has_lowered_it_meanwhile() ->
     assert floors.read()[0][1] == 60
 
 
+def test_that_there_is_more_is_heard_once() -> None:
+    board = Board(1, 1)
+    assert not board.take_more()
+    board.tell_of_more()
+    board.tell_of_more()
+    assert [board.take_more(), board.take_more()] == [True, False]
+
+
 def test_one_worker_at_a_time_is_told_to_sweep_and_to_log() -> None:
     board = Board(1, 1)
     assert [board.take_sweep(now, 10) for now in (5, 6, 14, 15, 16)] == [True, False, False, True, False]
     assert [board.take_outage_line(now) for now in (1, 2, 1_000_000_001)] == [True, False, True]
+    assert [board.take_look(now, 10) for now in (5, 14, 15)] == [True, False, True]
     assert board.take_full_sweep(1, 100)
     board.put_off_full_sweep(50)
     assert [board.take_full_sweep(now, 100) for now in (49, 50)] == [False, True]
