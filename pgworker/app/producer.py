@@ -17,7 +17,7 @@ from pgworker.app.handle import JobHandle, Jobs
 from pgworker.app.targets import AsyncDriver, Driver, SyncDriver, Target, async_driver_of, check_target, driver_of
 from pgworker.db.connect import dsn_of, explain
 from pgworker.errors import InvalidJob, SchemaError
-from pgworker.lifecycle.enqueue import enqueue_jobs, enqueue_jobs_async
+from pgworker.lifecycle.enqueue import enqueue_groups, enqueue_groups_async, enqueue_jobs, enqueue_jobs_async
 from pgworker.model.job import JobRequest
 from pgworker.observe.logs import fields, logger
 
@@ -71,7 +71,7 @@ def enqueue_on(driver: SyncDriver, requests: Sequence[JobRequest]) -> list[UUID]
     """Store jobs in the transaction that `driver` is in, or all in one of their own; their ids, in order."""
     chunks = list(_chunks(requests))
     with _refusals(driver), _together(driver, chunks):
-        ids = [job_id for chunk in chunks for job_id in enqueue_jobs(driver, chunk)]
+        ids = enqueue_groups(driver, chunks) if len(chunks) > 1 else enqueue_jobs(driver, requests)
     _tell(requests, ids)
     return ids
 
@@ -80,7 +80,8 @@ async def _enqueue_async(driver: AsyncDriver, requests: Sequence[JobRequest]) ->
     chunks = list(_chunks(requests))
     with _refusals(driver):
         async with _together_async(driver, chunks):
-            ids = [job_id for chunk in chunks for job_id in await enqueue_jobs_async(driver, chunk)]
+            many = len(chunks) > 1
+            ids = await (enqueue_groups_async(driver, chunks) if many else enqueue_jobs_async(driver, requests))
     _tell(requests, ids)
     return ids
 

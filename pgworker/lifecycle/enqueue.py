@@ -7,43 +7,99 @@ from typing import Any
 from uuid import UUID
 
 from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor
+from psycopg.rows import tuple_row
 
 from pgworker.lifecycle.transaction import in_time
 from pgworker.model.job import JobRequest
 from pgworker.sql.load import query
 
+_IN_ONE_TRIP = 8
+"""Groups that are sent before their answers are read: one is made ready while the server stores the one before."""
 
-def enqueue_jobs(target: Connection[Any] | Cursor[Any], requests: Sequence[JobRequest]) -> list[UUID]:
+Group = Sequence[JobRequest]
+
+
+def enqueue_jobs(target: Connection[Any] | Cursor[Any], requests: Group) -> list[UUID]:
     """Store `requests` and return their ids in order. Commits only if `target` is in autocommit mode."""
     if not requests:
         return []
     connection = target if isinstance(target, Connection) else target.connection
-    with Cursor(connection, row_factory=_first) as cursor:  # whatever cursor class the user's connection makes
-        with in_time(connection):
-            cursor.execute(query("enqueue_jobs"), _columns(requests))
-        ids: list[UUID] = cursor.fetchall()[0]
-        return ids
+    with in_time(connection):
+        cursor = _send(connection, requests)
+    return _ids(cursor.fetchall())
 
 
-async def enqueue_jobs_async(
-    target: AsyncConnection[Any] | AsyncCursor[Any], requests: Sequence[JobRequest]
-) -> list[UUID]:
+def enqueue_groups(target: Connection[Any] | Cursor[Any], groups: Sequence[Group]) -> list[UUID]:
+    """As `enqueue_jobs`, a statement for each group: all or none only in a transaction."""
+    connection = target if isinstance(target, Connection) else target.connection
+    ids: list[UUID] = []
+    for first in range(0, len(groups), _IN_ONE_TRIP):
+        cursors = []
+        with connection.pipeline():
+            for group in groups[first : first + _IN_ONE_TRIP]:
+                with in_time(connection):
+                    cursors.append(_send(connection, group))
+        for cursor in cursors:
+            ids += _ids(cursor.fetchall())
+    return ids
+
+
+async def enqueue_jobs_async(target: AsyncConnection[Any] | AsyncCursor[Any], requests: Group) -> list[UUID]:
     """As `enqueue_jobs`, on an asynchronous connection."""
     if not requests:
         return []
     connection = target if isinstance(target, AsyncConnection) else target.connection
-    async with AsyncCursor(connection, row_factory=_first) as cursor:
-        await cursor.execute(query("enqueue_jobs"), _columns(requests))
-        ids: list[UUID] = (await cursor.fetchall())[0]
-        return ids
+    cursor = await _send_async(connection, requests)
+    return _ids(await cursor.fetchall())
 
 
-def _first(_cursor: Any) -> Any:
-    """The first column of each row, whatever row factory the user's connection has."""
-    return lambda values: values[0]
+async def enqueue_groups_async(target: AsyncConnection[Any] | AsyncCursor[Any], groups: Sequence[Group]) -> list[UUID]:
+    """As `enqueue_groups`, on an asynchronous connection."""
+    connection = target if isinstance(target, AsyncConnection) else target.connection
+    ids: list[UUID] = []
+    for first in range(0, len(groups), _IN_ONE_TRIP):
+        cursors = []
+        async with connection.pipeline():
+            for group in groups[first : first + _IN_ONE_TRIP]:
+                cursors.append(await _send_async(connection, group))  # noqa: PERF401  it awaits
+        for cursor in cursors:
+            ids += _ids(await cursor.fetchall())
+    return ids
 
 
-def _columns(requests: Sequence[JobRequest]) -> dict[str, list[Any]]:
+def _send(connection: Connection[Any], requests: Group) -> Cursor[Any]:
+    """With a cursor of our own class, whatever the user's connection makes, and its rows as they come."""
+    if len(requests) == 1:
+        return Cursor(connection, row_factory=tuple_row).execute(query("enqueue_job"), _values(requests[0]))
+    return Cursor(connection, row_factory=tuple_row).execute(query("enqueue_jobs"), _columns(requests))
+
+
+async def _send_async(connection: AsyncConnection[Any], requests: Group) -> AsyncCursor[Any]:
+    if len(requests) == 1:
+        return await AsyncCursor(connection, row_factory=tuple_row).execute(query("enqueue_job"), _values(requests[0]))
+    return await AsyncCursor(connection, row_factory=tuple_row).execute(query("enqueue_jobs"), _columns(requests))
+
+
+def _ids(rows: Sequence[tuple[list[UUID]]]) -> list[UUID]:
+    return rows[0][0]
+
+
+def _values(request: JobRequest) -> dict[str, Any]:
+    return {
+        "task": request.task,
+        "payload": request.payload,
+        "queue": request.queue,
+        "priority": request.priority,
+        "run_at": request.run_at,
+        "max_attempts": request.max_attempts,
+        "timeout_ms": _milliseconds(request.timeout),
+        "org_id": request.org_id,
+        "headers": request.headers,
+        "id": request.id,
+    }
+
+
+def _columns(requests: Group) -> dict[str, list[Any]]:
     return {
         "tasks": [request.task for request in requests],
         "payloads": [request.payload for request in requests],
@@ -51,8 +107,12 @@ def _columns(requests: Sequence[JobRequest]) -> dict[str, list[Any]]:
         "priorities": [request.priority for request in requests],
         "run_ats": [request.run_at for request in requests],
         "max_attempts": [request.max_attempts for request in requests],
-        "timeouts_ms": [None if request.timeout is None else round(request.timeout * 1000) for request in requests],
+        "timeouts_ms": [_milliseconds(request.timeout) for request in requests],
         "org_ids": [request.org_id for request in requests],
         "headers": [request.headers for request in requests],
         "ids": [request.id for request in requests],
     }
+
+
+def _milliseconds(timeout: float | None) -> int | None:
+    return None if timeout is None else round(timeout * 1000)
