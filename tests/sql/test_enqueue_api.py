@@ -29,6 +29,8 @@ from pgworker.db.migrate import migrate
 
 Connect = Callable[[], psycopg.Connection[Any]]
 
+MANY = 9500  # jobs of more statements than go in one trip
+
 
 @pytest.fixture
 def app(dsn: str) -> Iterator[App]:
@@ -143,12 +145,25 @@ def test_many_jobs_are_stored_in_order_a_thousand_per_statement_and_all_or_none(
     own: bool, app: App, task: Task[..., Any], connect: Connect
 ) -> None:
     connection = None if own else connect()
-    handles = app.enqueue_many((task.job(str(i)) for i in range(2500)), connection)
+    handles = app.enqueue_many((task.job(str(i)) for i in range(MANY)), connection)
     assert dict(stored(connect())) == {job.id: str(i) for i, job in enumerate(handles)}
     with pytest.raises(InvalidJob, match="PostgreSQL refused the job"):
-        app.enqueue_many([*(task.job("x") for _ in range(2500)), JobRequest("not a name", "{}")], connection)
-    assert len(stored(connect())) == 2500
+        app.enqueue_many([*(task.job("x") for _ in range(MANY)), JobRequest("not a name", "{}")], connection)
+    assert len(stored(connect())) == MANY
     assert app.enqueue_many([], connection) == []
+
+
+def test_many_jobs_on_an_async_connection_are_stored_in_order_and_his_to_commit(
+    app: App, task: Task[..., Any], dsn: str, connect: Connect
+) -> None:
+    async def enqueue() -> list[UUID]:
+        async with await psycopg.AsyncConnection.connect(dsn) as connection:
+            await app.enqueue_many_async((task.job(str(i)) for i in range(MANY)), connection)
+            await connection.rollback()
+            jobs = await app.enqueue_many_async((task.job(str(i)) for i in range(MANY)), connection)
+            return [job.id for job in jobs]
+
+    assert dict(stored(connect())) == {job_id: str(i) for i, job_id in enumerate(asyncio.run(enqueue()))}
 
 
 def test_many_jobs_in_the_callers_transaction_are_his_to_commit(
