@@ -206,3 +206,21 @@ def test_every_peer_is_told_of_in_the_help() -> None:
     told = " ".join(compare("--help").stdout.split())
     scripts = {path.stem.removeprefix("use_") for path in PEERS.iterdir() if path.suffix in (".py", ".mjs")}
     assert {name for name in scripts if name in told} == scripts - {"contract"}
+
+
+def test_the_plot_shows_each_with_its_rate(tmp_path: Path) -> None:
+    rates = {"bare loop": 50_000.4, "pgworker": 40_000.0, "a peer": 1234.0}
+    cases = [{"who": who, "version": "1.0", "jobs_per_second": rate} for who, rate in rates.items()]
+    (tmp_path / "compared.json").write_text(json.dumps({"cases": cases}))
+    subprocess.run(
+        [sys.executable, "-m", "tests.bench.plot", str(tmp_path / "compared.json"), str(tmp_path / "drain.svg")],
+        cwd=ROOT,
+        check=True,
+    )
+    picture = (tmp_path / "drain.svg").read_text()
+    places = [
+        picture.index(f"{who} 1.0: {rate}")
+        for who, rate in (("a peer", "1,234"), ("pgworker", "40,000"), ("bare loop", "50,000"))
+    ]
+    assert places == sorted(places)
+    assert "<script" not in picture

@@ -50,8 +50,8 @@ def test_while_a_reader_keeps_a_day_from_being_dropped_the_pool_works_and_says_s
         before = beat_at(scene)
         eventually(lambda: beat_at(scene) > before, "a beat")
         assert partitions(db) == there
-    kill(pool.monitor)  # the next one looks at once
-    pool.wait_for_log(f"dropped jobs_{day_of(db, 9):%Y%m%d}: 1 jobs")
+    kill(pool.monitor)  # the next one looks at once, and in a minute if a backend of the dead one is still in the way
+    pool.wait_for_log(f"dropped jobs_{day_of(db, 9):%Y%m%d}: 1 jobs", within=90)
 
 
 def test_jobs_in_the_default_partition_are_an_alarm_in_the_log_and_on_the_page(

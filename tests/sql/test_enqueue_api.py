@@ -163,7 +163,8 @@ def test_many_jobs_on_an_async_connection_are_stored_in_order_and_his_to_commit(
             jobs = await app.enqueue_many_async((task.job(str(i)) for i in range(MANY)), connection)
             return [job.id for job in jobs]
 
-    assert dict(stored(connect())) == {job_id: str(i) for i, job_id in enumerate(asyncio.run(enqueue()))}
+    ids = asyncio.run(enqueue())
+    assert dict(stored(connect())) == {job_id: str(i) for i, job_id in enumerate(ids)}
 
 
 def test_many_jobs_in_the_callers_transaction_are_his_to_commit(
