@@ -28,6 +28,19 @@ _PARENTS_OWN = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR2, si
 _THREAD_EXIT_GRACE = 0.5  # seconds: a thread that was joined is listed by the kernel for a moment longer
 
 
+generation = 0
+"""How many forks by os.fork lie between this process and the one that imported this module. Whoever compares it knows a
+child from its parent without os.getpid(): a system call, and 2 µs of the 12 that a job of nothing takes."""
+
+
+def _count_generation() -> None:
+    global generation
+    generation += 1
+
+
+os.register_at_fork(after_in_child=_count_generation)
+
+
 def fork_child(
     run: Callable[[], int],
     *,

@@ -20,6 +20,7 @@ from pgworker.app.app import App
 from pgworker.app.leases import ClaimedJob, HeldLease
 from pgworker.errors import EXIT_BUG
 from pgworker.lifecycle.settle import Ended
+from pgworker.linux import fork
 from pgworker.linux.board import Row
 from pgworker.model.graces import Graces
 from pgworker.model.lease import lease_margin
@@ -70,7 +71,7 @@ class Runner:
         self._on_trial: Slot | None = None
         self._stopping = False
         self._tells_starts = False
-        self._pid = 0
+        self._generation = fork.generation
         self._closed: HeldLease | None = None
         self._wake: Callable[[bool], None] = lambda _starves: None
         self._loop: EventLoop | None = None
@@ -144,7 +145,7 @@ class Runner:
     def run_jobs(self, wake: Callable[[bool], None]) -> None:
         """Run jobs until `stop`. `wake(starves)` is called after each; `starves`: a slot is free, and nothing to do."""
         self._wake = wake
-        self._pid = os.getpid()
+        self._generation = fork.generation
         if self._loop is not None:
             self._loop.start()
         if self._row.slots == 1 or all(task.is_async for task in self._tasks.values()):
@@ -316,5 +317,5 @@ class Runner:
 
     def _leave_if_forked(self, code: int) -> None:
         """A child that a handler has forked ends here: one step on, it would run this worker's jobs once more."""
-        if os.getpid() != self._pid:
+        if fork.generation != self._generation:
             os._exit(code)

@@ -59,6 +59,7 @@ VERBS: Mapping[str, str] = {
     "lock_lease": "cancel_many",
     "requeue_dead_letters": "requeue",
     "hasten_matching_jobs": "hasten",
+    "enqueue_job": "enqueue",
     "enqueue_jobs": "enqueue",
     "declare_dead_letter_hooks": "declare",
     "make_partition": "partition",

@@ -188,7 +188,7 @@ def test_a_connection_that_is_cut_is_lost_and_one_that_raises_at_first_is_not(
             [sys.executable, "-c", _ENQUEUES, dsn, str(is_in_a_pipeline)],
             cwd=ROOT,
             env=os.environ
-            | {failpoints.FAILPOINTS: f"enqueue_jobs.before={action}", failpoints.DIRECTORY: str(tmp_path / action)},
+            | {failpoints.FAILPOINTS: f"enqueue_job.before={action}", failpoints.DIRECTORY: str(tmp_path / action)},
             capture_output=True,
             text=True,
             check=False,
