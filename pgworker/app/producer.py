@@ -17,7 +17,7 @@ from pgworker.app.handle import JobHandle, Jobs
 from pgworker.app.targets import AsyncDriver, Driver, SyncDriver, Target, async_driver_of, check_target, driver_of
 from pgworker.db.connect import dsn_of, explain
 from pgworker.errors import InvalidJob, SchemaError
-from pgworker.lifecycle.enqueue import enqueue_groups, enqueue_groups_async, enqueue_jobs, enqueue_jobs_async
+from pgworker.lifecycle.enqueue import enqueue_groups, enqueue_groups_async
 from pgworker.model.job import JobRequest
 from pgworker.observe.logs import fields, logger
 
@@ -71,7 +71,7 @@ def enqueue_on(driver: SyncDriver, requests: Sequence[JobRequest]) -> list[UUID]
     """Store jobs in the transaction that `driver` is in, or all in one of their own; their ids, in order."""
     chunks = list(_chunks(requests))
     with _refusals(driver), _together(driver, chunks):
-        ids = enqueue_groups(driver, chunks) if len(chunks) > 1 else enqueue_jobs(driver, requests)
+        ids = enqueue_groups(driver, chunks)
     _tell(requests, ids)
     return ids
 
@@ -80,8 +80,7 @@ async def _enqueue_async(driver: AsyncDriver, requests: Sequence[JobRequest]) ->
     chunks = list(_chunks(requests))
     with _refusals(driver):
         async with _together_async(driver, chunks):
-            many = len(chunks) > 1
-            ids = await (enqueue_groups_async(driver, chunks) if many else enqueue_jobs_async(driver, requests))
+            ids = await enqueue_groups_async(driver, chunks)
     _tell(requests, ids)
     return ids
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pgworker.bench.failure import BenchFailed
 from pgworker.bench.ground import QUEUE, Ground
 from pgworker.bench.jobs import app, typical
-from pgworker.bench.meter import Cost, count_transactions, per_job, read_meter, server_seconds, wal_bytes
+from pgworker.bench.meter import Cost, cost, read_meter
 from pgworker.control.queues import pause_queues, resume_queues
 from pgworker.model.job import JobRequest
 
@@ -52,7 +52,7 @@ class Drained:
 def drain(ground: Ground, load: Load) -> Drained:
     """Enqueue while the queue is paused, resume it once all workers are up, and wait until nothing is left."""
     pause_queues(ground.connection, [QUEUE])
-    begun, transactions = read_meter(ground), count_transactions(ground)
+    begun = read_meter(ground)
     enqueue_seconds = enqueue_all(ground, load)
     with ground.pools(load.pools, load.workers, "--slots", str(load.slots), *load.flags) as pools:
         before = read_meter(ground, pools)
@@ -73,12 +73,7 @@ def drain(ground: Ground, load: Load) -> Drained:
         load.jobs / enqueue_seconds,
         seconds,
         load.jobs / seconds,
-        Cost(
-            wal_bytes(ground, begun) / load.jobs,
-            (count_transactions(ground) - transactions) / load.jobs,
-            per_job(after.pool_cpu - before.pool_cpu, load.jobs),
-            per_job(server_seconds(before, after), load.jobs),
-        ),
+        cost(ground, load.jobs, begun, before, after),
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from psycopg import Connection
 from psycopg.types.json import Jsonb
@@ -16,7 +16,7 @@ from psycopg.types.json import Jsonb
 from pgworker.bench.drain import IS_EMPTY
 from pgworker.bench.ground import QUEUE, Ground
 from pgworker.bench.jobs import PAYLOAD, app, noop, typical
-from pgworker.bench.meter import Cost, count_transactions, per_job, read_meter, server_seconds, wal_bytes
+from pgworker.bench.meter import Cost, cost, read_meter
 from pgworker.bench.producers import Once, count_in_parallel
 from pgworker.db.connect import connect_async
 
@@ -28,6 +28,7 @@ _INSERT_ONE = """
     insert into bench_rows (id, created_at, run_at, timeout_ms, priority, max_attempts, queue, task, payload)
     values (pgworker.uuid7(clock_timestamp()), now(), now(), 1800000, 5, 25, %s, %s, %s)
 """
+_NEW_IDS = "select array(select pgworker.uuid7(clock_timestamp()) from generate_series(1, %s))"
 _COPY_JOBS = """
     copy pgworker.jobs (id, created_at, run_at, timeout_ms, priority, max_attempts, queue, task, payload)
     from stdin (format binary)
@@ -54,7 +55,7 @@ class Enqueued:
 
 def enqueue_in_bulk(ground: Ground, jobs: int) -> list[Enqueued]:
     """All of them in one transaction."""
-    ids, requests = [_new_id() for _ in range(jobs)], [typical(number) for number in range(jobs)]
+    ids, requests = ground.value(_NEW_IDS, jobs), [typical(number) for number in range(jobs)]
     bare = _measure(ground, BARE_COPY, 1, None, lambda: _timed(lambda: _copy(ground.connection, ids)))
     ours = _measure(
         ground, "enqueue_many", 1, bare, lambda: _timed(lambda: len(app.enqueue_many(requests, ground.connection)))
@@ -106,7 +107,7 @@ def _measure(
 ) -> Enqueued:
     """`work` returns how many came in, in how many seconds."""
     ground.say(f"{door}, {connections} connections")
-    before, transactions = read_meter(ground), count_transactions(ground)
+    before = read_meter(ground)
     jobs, seconds = work()
     after = read_meter(ground)
     rate = jobs / seconds
@@ -117,12 +118,7 @@ def _measure(
         seconds,
         rate,
         None if first is None else rate / first.jobs_per_second,
-        Cost(
-            wal_bytes(ground, before) / jobs,
-            (count_transactions(ground) - transactions) / jobs,
-            None,
-            per_job(server_seconds(before, after), jobs),
-        ),
+        cost(ground, jobs, before, before, after),
     )
 
 
@@ -177,9 +173,3 @@ def _copy(connection: Connection[Any], ids: Sequence[UUID]) -> int:
             for job_id in ids:
                 rows.write_row((job_id, now, 1, 5, 0, QUEUE, noop.name))
     return len(ids)
-
-
-def _new_id() -> UUID:
-    """UUID version 7 of this moment: https://www.rfc-editor.org/rfc/rfc9562#section-5.7"""
-    random = uuid4().int & ((1 << 80) - 1)
-    return UUID(int=(time.time_ns() // 1_000_000) << 80 | (random & ~(0xF << 76)) | 0x7 << 76)

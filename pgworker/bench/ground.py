@@ -106,6 +106,11 @@ def own_database(server: str) -> Iterator[str]:
 def open_ground(server: str, say: Say) -> Iterator[Ground]:
     """A database of its own, with nothing left to be written of what was before."""
     with own_database(server) as dsn, connect(dsn, application_name="pgworker bench") as connection:
-        with suppress(psycopg.errors.InsufficientPrivilege):  # then it comes when it likes
-            connection.execute("checkpoint")
+        checkpoint(connection)
         yield Ground(dsn, connection, say)
+
+
+def checkpoint(connection: Connection[Any]) -> None:
+    """Have the server write down what was before, if the user may ask for it: else that comes when it likes."""
+    with suppress(psycopg.errors.InsufficientPrivilege):
+        connection.execute("checkpoint")

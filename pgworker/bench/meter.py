@@ -15,10 +15,11 @@ from pgworker.config.settings import is_loopback
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """CPU in seconds; `server_cpu` None: the server is not on this host, or not to be seen."""
+    """CPU in seconds; `pool_cpu` None: of no pool; `server_cpu` None: the server's is not to be seen from this host."""
 
     wal: str
-    pool_cpu: float
+    transactions: int
+    pool_cpu: float | None
     server_cpu: float | None
 
 
@@ -35,29 +36,28 @@ class Cost:
 def read_meter(ground: Ground, pools: Sequence[Pool] = ()) -> Reading:
     """As of now."""
     wal = ground.value("select pg_current_wal_lsn()::text")
-    return Reading(wal, _cpu(pid for pool in pools for pid in pool.pids()), _server_cpu(ground))
+    pool_cpu = _cpu(pid for pool in pools for pid in pool.pids()) if pools else None
+    return Reading(wal, _transactions(ground), pool_cpu, _server_cpu(ground))
 
 
-def count_transactions(ground: Ground) -> int:
+def cost(ground: Ground, jobs: int, begun: Reading, before: Reading, after: Reading) -> Cost:
+    """Of so many: WAL and transactions from `begun` until now, CPU from `before` to `after`."""
+    return Cost(
+        float(ground.value("select pg_wal_lsn_diff(pg_current_wal_lsn(), %s)", begun.wal)) / jobs,
+        (_transactions(ground) - begun.transactions) / jobs,
+        _per_job(before.pool_cpu, after.pool_cpu, jobs),
+        _per_job(before.server_cpu, after.server_cpu, jobs),
+    )
+
+
+def _per_job(before: float | None, after: float | None, jobs: int) -> float | None:
+    """Microseconds."""
+    return None if before is None or after is None else (after - before) * 1e6 / jobs
+
+
+def _transactions(ground: Ground) -> int:
     """Committed in this database. A session tells of its last ones when it ends."""
     return int(ground.value("select xact_commit from pg_stat_database where datname = current_database()"))
-
-
-def wal_bytes(ground: Ground, since: Reading) -> float:
-    """Written by the server since then."""
-    return float(ground.value("select pg_wal_lsn_diff(pg_current_wal_lsn(), %s)", since.wal))
-
-
-def per_job(seconds: float | None, jobs: int) -> float | None:
-    """Microseconds."""
-    return None if seconds is None else seconds * 1e6 / jobs
-
-
-def server_seconds(before: Reading, after: Reading) -> float | None:
-    """CPU of the server between two readings."""
-    if before.server_cpu is None or after.server_cpu is None:
-        return None
-    return after.server_cpu - before.server_cpu
 
 
 def _server_cpu(ground: Ground) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,13 +26,12 @@ class Quantiles:
     def of(cls, durations: Sequence[float]) -> Quantiles:
         """`durations` in milliseconds, at least one."""
         ordered = sorted(durations)
-        return cls(len(ordered), *(quantile(ordered, share) for share in (0.5, 0.95, 0.99, 0.999, 1.0)))
+        return cls(len(ordered), *(percentile(ordered, part) for part in (50, 95, 99, 99.9, 100)))
 
 
-def quantile(ordered: Sequence[float], share: float) -> float:
-    """The least that `share` of them don't exceed (nearest rank): it has been measured, not interpolated."""
-    place = max(0, -int(-share * len(ordered) // 1) - 1)
-    return ordered[min(place, len(ordered) - 1)]
+def percentile(values: Sequence[float], part: float) -> float:
+    """The least that `part` percent of them don't exceed (nearest rank): it has been measured, not interpolated."""
+    return sorted(values)[max(0, math.ceil(len(values) * part / 100) - 1)]
 
 
 def histogram(durations: Sequence[float]) -> list[tuple[float | None, int]]:

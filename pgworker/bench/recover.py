@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
@@ -15,6 +13,7 @@ from pgworker.bench.jobs import rerun
 from pgworker.bench.quantiles import Quantiles
 from pgworker.config.settings import PoolSettings
 
+_PREFIX = "pgworker-bench-"
 _APART = 0.2  # seconds between two kills
 _HAS_SUCCEEDED = """
     select exists (select from pgworker.job_executions where job_id = %s and outcome = 'succeeded')
@@ -35,9 +34,9 @@ class Recovery:
 def kill_workers(ground: Ground, kills: int, workers: int) -> Recovery:
     """Each job kills its own worker, in the midst of its handler, once."""
     reruns = []
-    with _directory() as directory, ground.pools(1, workers):
+    with tempfile.TemporaryDirectory(prefix=_PREFIX) as directory, ground.pools(1, workers):
         for number in range(1, kills + 1):
-            job = rerun.using(ground.connection).enqueue(path=str(directory / str(number)), kills=True)
+            job = rerun.using(ground.connection).enqueue(path=f"{directory}/{number}", kills=True)
             reruns.append(_wait(ground, job.id, f"worker {number} of {kills} has been killed"))
             time.sleep(_APART)
     return Recovery("worker", workers, PoolSettings(workers=workers).lease_ttl, Quantiles.of(reruns))
@@ -47,8 +46,8 @@ def kill_hosts(ground: Ground, kills: int, lease_ttl: float) -> Recovery:
     """All processes of a pool die at one moment, and another pool takes over what they held."""
     reruns, flags = [], ("--lease-ttl", f"{lease_ttl:g}")
     for number in range(1, kills + 1):
-        with _directory() as directory, ground.pools(1, 1, *flags) as [doomed]:
-            file = directory / str(number)
+        with tempfile.TemporaryDirectory(prefix=_PREFIX) as directory, ground.pools(1, 1, *flags) as [doomed]:
+            file = Path(directory, "killed")
             job = rerun.using(ground.connection).enqueue(path=str(file), kills=False)
             ground.wait("select exists (select from pgworker.job_leases)", doing=f"pool {number} of {kills} begins")
             with ground.pools(1, 1, *flags):
@@ -63,9 +62,3 @@ def _wait(ground: Ground, job_id: UUID, doing: str) -> float:
     """Until it has succeeded: milliseconds from the kill to its next start, which is its result."""
     ground.wait(_HAS_SUCCEEDED, job_id, doing=doing)
     return int(ground.value(_RERUN, job_id)) / 1e6
-
-
-@contextmanager
-def _directory() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="pgworker-bench-") as name:
-        yield Path(name)

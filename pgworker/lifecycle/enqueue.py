@@ -31,6 +31,8 @@ def enqueue_jobs(target: Connection[Any] | Cursor[Any], requests: Group) -> list
 
 def enqueue_groups(target: Connection[Any] | Cursor[Any], groups: Sequence[Group]) -> list[UUID]:
     """As `enqueue_jobs`, a statement for each group: all or none only in a transaction."""
+    if len(groups) == 1:
+        return enqueue_jobs(target, groups[0])
     connection = target if isinstance(target, Connection) else target.connection
     ids: list[UUID] = []
     for first in range(0, len(groups), _IN_ONE_TRIP):
@@ -55,6 +57,8 @@ async def enqueue_jobs_async(target: AsyncConnection[Any] | AsyncCursor[Any], re
 
 async def enqueue_groups_async(target: AsyncConnection[Any] | AsyncCursor[Any], groups: Sequence[Group]) -> list[UUID]:
     """As `enqueue_groups`, on an asynchronous connection."""
+    if len(groups) == 1:
+        return await enqueue_jobs_async(target, groups[0])
     connection = target if isinstance(target, AsyncConnection) else target.connection
     ids: list[UUID] = []
     for first in range(0, len(groups), _IN_ONE_TRIP):
@@ -69,15 +73,18 @@ async def enqueue_groups_async(target: AsyncConnection[Any] | AsyncCursor[Any], 
 
 def _send(connection: Connection[Any], requests: Group) -> Cursor[Any]:
     """With a cursor of our own class, whatever the user's connection makes, and its rows as they come."""
-    if len(requests) == 1:
-        return Cursor(connection, row_factory=tuple_row).execute(query("enqueue_job"), _values(requests[0]))
-    return Cursor(connection, row_factory=tuple_row).execute(query("enqueue_jobs"), _columns(requests))
+    return Cursor(connection, row_factory=tuple_row).execute(*_statement(requests))
 
 
 async def _send_async(connection: AsyncConnection[Any], requests: Group) -> AsyncCursor[Any]:
+    return await AsyncCursor(connection, row_factory=tuple_row).execute(*_statement(requests))
+
+
+def _statement(requests: Group) -> tuple[str, dict[str, Any]]:
+    """And its parameters."""
     if len(requests) == 1:
-        return await AsyncCursor(connection, row_factory=tuple_row).execute(query("enqueue_job"), _values(requests[0]))
-    return await AsyncCursor(connection, row_factory=tuple_row).execute(query("enqueue_jobs"), _columns(requests))
+        return query("enqueue_job"), _values(requests[0])
+    return query("enqueue_jobs"), _columns(requests)
 
 
 def _ids(rows: Sequence[tuple[list[UUID]]]) -> list[UUID]:

@@ -148,11 +148,8 @@ class Board:
 
     def take_look(self, now_ns: int, interval_ns: int) -> bool:
         """Whether the caller, who sleeps and was not told of anything, is to look for jobs that are due by now: one of
-        the pool does, every `interval_ns`. What `take_sweep` says of two at one instant holds here, too."""
-        if now_ns < self._words[_LOOK_DUE_NS]:
-            return False
-        self._words[_LOOK_DUE_NS] = now_ns + interval_ns
-        return True
+        the pool does, every `interval_ns`."""
+        return self._take_turn(_LOOK_DUE_NS, now_ns, interval_ns)
 
     def tell_of_more(self) -> None:
         """Who has looked for all found something: the monitor is to wake the others."""
@@ -167,30 +164,25 @@ class Board:
 
     def take_outage_line(self, now_ns: int) -> bool:
         """Whether the caller is to log that the database is away: one line a second for the whole pool."""
-        if now_ns < self._words[_OUTAGE_LINE_DUE_NS]:
-            return False
-        self._words[_OUTAGE_LINE_DUE_NS] = now_ns + 1_000_000_000
-        return True
+        return self._take_turn(_OUTAGE_LINE_DUE_NS, now_ns, 1_000_000_000)
 
     def take_sweep(self, now_ns: int, interval_ns: int) -> bool:
-        """Whether the caller is to look behind the floors now; the next one is due `interval_ns` later.
-
-        Two workers that ask at the same instant may both be told yes: a second look is harmless.
-        """
-        if now_ns < self._words[_SWEEP_DUE_NS]:
-            return False
-        self._words[_SWEEP_DUE_NS] = now_ns + interval_ns
-        return True
+        """Whether the caller is to look behind the floors now; the next one is due `interval_ns` later."""
+        return self._take_turn(_SWEEP_DUE_NS, now_ns, interval_ns)
 
     def take_full_sweep(self, now_ns: int, provisional_ns: int) -> bool:
         """As `take_sweep`, for the look from the very beginning; once its cost is known, `put_off_full_sweep`."""
-        if now_ns < self._words[_FULL_SWEEP_DUE_NS]:
-            return False
-        self._words[_FULL_SWEEP_DUE_NS] = now_ns + provisional_ns
-        return True
+        return self._take_turn(_FULL_SWEEP_DUE_NS, now_ns, provisional_ns)
 
     def put_off_full_sweep(self, due_ns: int) -> None:
         self._words[_FULL_SWEEP_DUE_NS] = due_ns
+
+    def _take_turn(self, word: int, now_ns: int, interval_ns: int) -> bool:
+        """Two that ask at the same instant may both be told yes: whatever has turns may be done twice."""
+        if now_ns < self._words[word]:
+            return False
+        self._words[word] = now_ns + interval_ns
+        return True
 
 
 class Row:

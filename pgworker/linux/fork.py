@@ -29,8 +29,8 @@ _THREAD_EXIT_GRACE = 0.5  # seconds: a thread that was joined is listed by the k
 
 
 generation = 0
-"""How many forks by os.fork lie between this process and the one that imported this module. Whoever compares it knows a
-child from its parent without os.getpid(): a system call, and 2 µs of the 12 that a job of nothing takes."""
+"""How many forks by os.fork lie between this process and the one that imported this module. By it a child is known from
+its parent without os.getpid(), a system call: drain of no-op jobs was 5 % slower with one for each."""
 
 
 def _count_generation() -> None:
@@ -39,6 +39,13 @@ def _count_generation() -> None:
 
 
 os.register_at_fork(after_in_child=_count_generation)
+
+
+def leave_if_forked(since: int, code: int = EXIT_BUG) -> None:
+    """End a child that a handler has forked since `generation` was this, before it does what is its parent's to do:
+    with the connection that both have, or with jobs that would run once more."""
+    if generation != since:
+        os._exit(code)
 
 
 def fork_child(

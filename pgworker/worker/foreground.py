@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import bdb
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -12,11 +11,12 @@ from types import SimpleNamespace
 from pgworker.app.app import App
 from pgworker.app.queue import PostgresQueue
 from pgworker.lifecycle.settle import Ended
+from pgworker.linux import fork
 from pgworker.linux.board import Row
 from pgworker.model.state import Outcome
 from pgworker.worker.execution import Execution, Sayings, Slot, SlotTransactions
 from pgworker.worker.loop import end_left_behind
-from pgworker.worker.transaction import JobTransactions, leave_if_forked
+from pgworker.worker.transaction import JobTransactions
 from pgworker.worker.transaction_async import AsyncJobTransactions
 
 _HEARD_WITHIN = 0.25
@@ -35,7 +35,7 @@ class Foreground:
         name = f"{application_name} transaction"
         self._transactions = SlotTransactions(JobTransactions(app.dsn, name), AsyncJobTransactions(app.dsn, name))
         self._loop = asyncio.new_event_loop()
-        self._pid = os.getpid()
+        self._generation = fork.generation
 
     def slot(self, row: Row) -> Slot:
         """What executions shown in this row of a board are made with."""
@@ -91,13 +91,13 @@ class Foreground:
                 raise
             return execution.failed(error, self.tasks), error
         except BaseException:
-            leave_if_forked(self._pid)
+            fork.leave_if_forked(self._generation)
             self._loop.run_until_complete(end_left_behind())  # the handler itself, if its loop was interrupted
             raise
         else:
             return execution.succeeded(returned), None
         finally:
-            leave_if_forked(self._pid)
+            fork.leave_if_forked(self._generation)
             execution.end()
             self._transactions.sync.reset()
             self._loop.run_until_complete(self._transactions.on_loop.reset())

@@ -8,7 +8,6 @@ those that run has a thread. Async handlers share one event loop, in a thread of
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections import deque
@@ -18,7 +17,6 @@ from typing import NamedTuple
 
 from pgworker.app.app import App
 from pgworker.app.leases import ClaimedJob, HeldLease
-from pgworker.errors import EXIT_BUG
 from pgworker.lifecycle.settle import Ended
 from pgworker.linux import fork
 from pgworker.linux.board import Row
@@ -271,10 +269,10 @@ class Runner:
         self._start(execution)
         try:
             returned = execution.call(self._tasks)
-            self._leave_if_forked(0)
+            fork.leave_if_forked(self._generation, 0)
             ended = execution.succeeded(returned)
         except BaseException as error:  # noqa: BLE001 - whatever a handler raises ends this execution, nothing else
-            self._leave_if_forked(EXIT_BUG)
+            fork.leave_if_forked(self._generation)
             ended = execution.failed(error, self._tasks)
         self._finish(execution, ended)
         if execution.context is not None:
@@ -284,10 +282,10 @@ class Runner:
         self._start(execution)
         try:
             returned = await execution.call_async(self._tasks)
-            self._leave_if_forked(0)
+            fork.leave_if_forked(self._generation, 0)
             ended = execution.succeeded(returned)
         except BaseException as error:  # noqa: BLE001 - likewise; a CancelledError is the loop's, or the handler's own
-            self._leave_if_forked(EXIT_BUG)
+            fork.leave_if_forked(self._generation)
             ended = execution.failed(error, self._tasks)
         self._finish(execution, ended)
         if execution.context is not None:
@@ -314,8 +312,3 @@ class Runner:
         """Close what belongs to the event loop."""
         for slot in self._slots:
             await slot.transactions.on_loop.close()
-
-    def _leave_if_forked(self, code: int) -> None:
-        """A child that a handler has forked ends here: one step on, it would run this worker's jobs once more."""
-        if fork.generation != self._generation:
-            os._exit(code)

@@ -6,7 +6,6 @@ lease: if the lease is gone nothing commits; once it has committed, nothing can 
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -21,8 +20,9 @@ from psycopg.rows import tuple_row
 from pgworker.app.leases import ClaimedJob
 from pgworker.db.connect import connect, is_farewell
 from pgworker.db.patience import ANSWER, PatientConnection
-from pgworker.errors import EXIT_BUG, Cancelled, DatabaseUnavailable, LeaseLost
+from pgworker.errors import Cancelled, DatabaseUnavailable, LeaseLost
 from pgworker.lifecycle.settle import Ended, Settlement, find_unsettled, settle_success
+from pgworker.linux import fork
 from pgworker.observe.logs import fields, logger
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class JobTransactions:
         committed, if another worker has the job by now.
         """
         connection, transaction = self._begin(execution)
-        pid = os.getpid()
+        generation = fork.generation
         has_settled = False
         try:
             with transaction:
@@ -80,7 +80,7 @@ class JobTransactions:
                     connection.patience = None  # the handler has a deadline
                     yield connection
                 finally:
-                    leave_if_forked(pid)
+                    fork.leave_if_forked(generation)
                     connection.patience = patience_at_the_end(execution)
                 _settle(connection, execution)
                 has_settled = True
@@ -222,9 +222,3 @@ def log_found_commit(execution: Settleable, error: BaseException) -> None:
         "the reply to a commit was lost; the commit was found: the job has succeeded",
         extra=fields("commit_found", **execution.claimed.log_fields(), error=error),
     )
-
-
-def leave_if_forked(pid: int) -> None:
-    """A child that the handler has forked would end the transaction on the connection that it shares with us."""
-    if os.getpid() != pid:
-        os._exit(EXIT_BUG)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -19,10 +18,10 @@ from pgworker.db.connect import connect_async, is_farewell
 from pgworker.db.patience import ANSWER, PatientAsyncConnection
 from pgworker.errors import DatabaseUnavailable
 from pgworker.lifecycle.settle import find_unsettled_async, settle_success_async
+from pgworker.linux import fork
 from pgworker.worker.transaction import (
     Settleable,
     lease_is_gone,
-    leave_if_forked,
     log_found_commit,
     patience_at_the_end,
     raise_if_it_must_end,
@@ -47,7 +46,7 @@ class AsyncJobTransactions:
     async def open(self, execution: Settleable) -> AsyncIterator[AsyncConnection[Any]]:
         """As `JobTransactions.open`."""
         connection, transaction = await self._begin(execution)
-        pid = os.getpid()
+        generation = fork.generation
         has_settled = False
         try:
             async with transaction:
@@ -55,7 +54,7 @@ class AsyncJobTransactions:
                     connection.patience = None  # the handler has a deadline
                     yield connection
                 finally:
-                    leave_if_forked(pid)
+                    fork.leave_if_forked(generation)
                     connection.patience = patience_at_the_end(execution)
                 await _settle(connection, execution)
                 has_settled = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -12,10 +12,9 @@ from typing import Any
 
 import click
 import msgspec
-from psycopg.errors import InsufficientPrivilege
 
 from pgworker.bench.drain import Load, drain
-from pgworker.bench.ground import Conditions, open_ground
+from pgworker.bench.ground import Conditions, checkpoint, open_ground
 from pgworker.bench.run import Report
 from pgworker.cli.bench import open_server, say
 from pgworker.cli.figures import print_report
@@ -125,8 +124,8 @@ def _run_peer(server: str, jobs: int, workers: int, peer: Peer) -> Run:
 def _database(server: str) -> Iterator[str]:
     """A new, empty database, with nothing left to be written of what was before."""
     with scratch_database(server, "template0") as dsn:
-        with connect(dsn, application_name="pgworker compare") as connection, suppress(InsufficientPrivilege):
-            connection.execute("checkpoint")
+        with connect(dsn, application_name="pgworker compare") as connection:
+            checkpoint(connection)
         yield dsn
 
 

@@ -25,8 +25,9 @@ def main(compared: Path, picture: Path) -> None:
 
 def draw(compared: dict[str, Any]) -> bytes:
     """As SVG, without what it would do in a browser."""
+    cases = sorted(compared["cases"], key=lambda case: float(case["jobs_per_second"]))
     chart = pygal.HorizontalBar(
-        title="No-op jobs drained per second, 2 worker processes",
+        title=f"No-op jobs drained per second, {cases[0]['workers']} worker processes",
         style=CleanStyle,
         width=_WIDTH,
         height=_HEIGHT,
@@ -36,7 +37,6 @@ def draw(compared: dict[str, Any]) -> bytes:
         no_prefix=True,  # the same figures, the same picture
         explicit_size=True,
     )
-    cases = sorted(compared["cases"], key=lambda case: float(case["jobs_per_second"]))
     chart.x_labels = [f"{case['who']} {case['version']}: {case['jobs_per_second']:,.0f}" for case in cases]
     bars = [{"value": case["jobs_per_second"], "color": _COLORS[case["who"] == "pgworker"]} for case in cases]
     chart.add("jobs/s", bars)

@@ -210,7 +210,7 @@ def test_every_peer_is_told_of_in_the_help() -> None:
 
 def test_the_plot_shows_each_with_its_rate(tmp_path: Path) -> None:
     rates = {"bare loop": 50_000.4, "pgworker": 40_000.0, "a peer": 1234.0}
-    cases = [{"who": who, "version": "1.0", "jobs_per_second": rate} for who, rate in rates.items()]
+    cases = [{"who": who, "version": "1.0", "workers": 3, "jobs_per_second": rate} for who, rate in rates.items()]
     (tmp_path / "compared.json").write_text(json.dumps({"cases": cases}))
     subprocess.run(
         [sys.executable, "-m", "tests.bench.plot", str(tmp_path / "compared.json"), str(tmp_path / "drain.svg")],
@@ -223,4 +223,5 @@ def test_the_plot_shows_each_with_its_rate(tmp_path: Path) -> None:
         for who, rate in (("a peer", "1,234"), ("pgworker", "40,000"), ("bare loop", "50,000"))
     ]
     assert places == sorted(places)
+    assert "3 worker processes" in picture
     assert "<script" not in picture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence, Sized
 from datetime import datetime
@@ -10,6 +9,7 @@ from typing import Any
 
 from psycopg import Connection
 
+from pgworker.bench import quantiles
 from tests.chaos.trials.trial import Bench, Figure
 from tests.sql.invariants import STORED, offences
 
@@ -36,7 +36,7 @@ def invariants(connection: Connection[Any]) -> Figure:
 def percentile(values: Sequence[float], part: float) -> float:
     """The smallest of them that so many percent don't exceed."""
     assert values, "nothing was measured"
-    return sorted(values)[max(0, math.ceil(len(values) * part / 100) - 1)]
+    return quantiles.percentile(values, part)
 
 
 def timed(bench: Bench, size: int, holds: bool) -> bool | None:
