@@ -45,9 +45,13 @@ _ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "TZ": "UTC"}
 _SETTINGS = {"shared_buffers": "128MB", "max_connections": "200", "cluster_name": "pgworker"}
 
 # A program of its own rather than a preexec_fn, which is unsafe in a process with threads (Python 3.12 warns).
+# A SIGINT that waits is of a Ctrl-C that came before the session of our own, and is dropped by being ignored.
 # The parent-death signal comes after setuid, which clears it, and survives the exec: prctl(2), PR_SET_PDEATHSIG = 1.
 _LAUNCHER = """
 import ctypes, os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 parent, uid, gid = map(int, sys.argv[1:4])
 if os.geteuid() == 0:
     os.setgroups([]), os.setgid(gid), os.setuid(uid)
@@ -142,15 +146,7 @@ def _launch(command: list[str], directory: Path, data: Path, account: pwd.struct
     stale, conninfo = _lock_file(data), dsn(directory)
     with (directory / "postgres.log").open("ab") as log:
         begin = log.tell()
-        process = subprocess.Popen(  # noqa: S603 - our own command, no shell
-            _as_child(command, account),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=_ENVIRONMENT,
-            cwd="/",
-            start_new_session=True,
-        )
+        process = _spawn(command, account, subprocess.DEVNULL, log.fileno(), log.fileno())
     server = Server(directory, conninfo, process)
     try:
         _wait_until_ready(server, data, stale, begin)
@@ -283,29 +279,39 @@ def _account() -> pwd.struct_passwd:
     raise ConfigurationError("PostgreSQL can't run as root, and no user postgres or nobody exists: run as another user")
 
 
-def _as_child(command: list[str], account: pwd.struct_passwd) -> list[str]:
+def _spawn(
+    command: list[str], account: pwd.struct_passwd, stdin: int, stdout: int, stderr: int
+) -> subprocess.Popen[bytes]:
+    """Our child, in a session of its own: a Ctrl-C is for us alone, also one that comes before it has the session."""
     identity = [str(os.getpid()), str(account.pw_uid), str(account.pw_gid)]
-    return [sys.executable, "-I", "-S", "-c", _LAUNCHER, *identity, *command]
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return subprocess.Popen(  # noqa: S603 - our own command, no shell
+            [sys.executable, "-I", "-S", "-c", _LAUNCHER, *identity, *command],
+            env=_ENVIRONMENT,
+            cwd="/",
+            start_new_session=True,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _run(command: list[str], account: pwd.struct_passwd, script: str = "") -> str:
-    done = subprocess.run(  # noqa: S603 - our own command, no shell
-        _as_child(command, account),
-        input=script,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-        env=_ENVIRONMENT,
-        cwd="/",
-        start_new_session=True,
-    )
-    if done.returncode == -signal.SIGINT:  # Ctrl-C came before it had a session of its own
-        raise KeyboardInterrupt
-    if done.returncode != 0:
-        output = (done.stdout + done.stderr)[-2000:]
-        raise ConfigurationError(f"{command[0]} failed with code {done.returncode}:\n{output}")
-    return done.stdout
+    pipe = subprocess.PIPE
+    with _spawn(command, account, pipe, pipe, pipe) as process:
+        try:
+            streams = process.communicate(script.encode())
+        except BaseException:
+            process.kill()
+            raise
+    output, errors = (stream.decode(errors="replace") for stream in streams)
+    if process.returncode != 0:
+        said = (output + errors)[-2000:]
+        raise ConfigurationError(f"{command[0]} failed with code {process.returncode}:\n{said}")
+    return output
 
 
 def _major_version(binaries: Path, account: pwd.struct_passwd) -> str:

@@ -40,16 +40,20 @@ def query(dsn: str, statement: str) -> object:
         return row[0] if row else None
 
 
-def starter(directory: Path, binaries: Path | None) -> subprocess.Popen[str]:
+def starter(directory: Path, binaries: Path | None, program: str = STARTER) -> subprocess.Popen[str]:
     """A process that starts the server, says `pid threads`, and stops it when its standard input ends."""
     return subprocess.Popen(
-        [sys.executable, "-c", STARTER, str(directory), *([str(binaries)] if binaries else [])],
+        [sys.executable, "-c", program, str(directory), *([str(binaries)] if binaries else [])],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=Path(embedded.__file__).parents[2],
+        start_new_session=True,
     )
+
+
+INTERRUPTED = "import signal; signal.signal(signal.SIGINT, lambda *_: None); print(flush=True)" + STARTER
 
 
 def wait_for_end(pid: int, seconds: float = 20.0) -> None:
@@ -131,6 +135,18 @@ def test_a_start_waits_for_a_server_that_is_stopping(directory: Path, binaries: 
             assert int(second.stdout.readline().split()[0]) != server.pid
             second.stdin.close()
             assert second.wait(20) == 0
+
+
+def test_however_often_ctrl_c_is_pressed_it_is_for_the_starter_alone(directory: Path, binaries: Path | None) -> None:
+    with starter(directory, binaries, INTERRUPTED) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()
+        while not select.select([process.stdout], [], [], 0.0002)[0]:
+            os.killpg(process.pid, signal.SIGINT)
+        assert len(process.stdout.readline().split()) == 2, process.communicate()
+        process.stdin.close()
+        assert process.wait(20) == 0
 
 
 def test_two_starts_at_once_of_a_new_directory_make_one_server(directory: Path, binaries: Path | None) -> None:

@@ -32,8 +32,8 @@ from tests.sql.invariants import WITNESSES
 
 APP = "tests.chaos.trials.apps.jobs:app"
 READY = "the pool is ready"
-PATIENCE = 120.0
-"""Seconds in which something ends while there are jobs, on whatever machine."""
+PATIENCE = 100.0
+"""Seconds in which something ends while there are jobs, on whatever machine; fewer than pytest gives to a test."""
 TAIL = 25
 """Lines of the log of a pool that are shown when a trial breaks off."""
 
@@ -212,7 +212,10 @@ def pause(seconds: float) -> None:
 
 @contextmanager
 def meanwhile(act: Callable[[Event], None]) -> Iterator[None]:
-    """Inside, `act` runs in a thread, until its event is set; what it raises, this does at the end."""
+    """Inside, `act` runs in a thread, until its event is set; what it raises, this does at the end.
+
+    Also where something else went wrong: that is most often what came of it.
+    """
     is_over = Event()
     with ThreadPoolExecutor(1) as threads:
         acting = threads.submit(act, is_over)
@@ -220,4 +223,4 @@ def meanwhile(act: Callable[[Event], None]) -> Iterator[None]:
             yield
         finally:
             is_over.set()
-    acting.result()
+            acting.result()

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -44,28 +45,30 @@ def run(bench: Bench) -> Sequence[Figure]:
         connection.execute("create table effect (job_id uuid, execution integer)")
         enqueued: list[UUID] = []
         newer = _next_version(files / "next")
-        with (
-            running_pool(dsn, files / "old.log", workers=2) as old,
-            meanwhile(lambda is_over: _produce(is_over, dsn, files, bench.size, enqueued)),
-        ):
-            eventually(lambda: len(enqueued) > bench.size // 4, "jobs flow", PATIENCE)
-            migrated = _migrate(newer, dsn)
-            passed = _ended(connection)
-            eventually(lambda: _ended(connection) > passed, "the older pool goes on under the newer schema", PATIENCE)
-            refused = _refused(dsn, files)
-            unknown = [later.using(connection).enqueue(str(files), f"later{n}").id for n in range(10)]
-            after = len(enqueued)
-            eventually(lambda: len(enqueued) > min(bench.size - 1, after + 20), "jobs go on flowing", PATIENCE)
-            early = scalar(connection, "select count(*) from pgworker.job_executions where job_id = any(%s)", unknown)
-            settings: dict[str, Any] = {"cwd": newer, "app": "tests.chaos.trials.apps.later:app", "workers": 2}
-            with running_pool(dsn, files / "new.log", **settings) as new:
+        with running_pool(dsn, files / "old.log", workers=2) as old, ExitStack() as stack:
+            with meanwhile(lambda is_over: _produce(is_over, dsn, files, enqueued)):
+                eventually(lambda: len(enqueued) > bench.size // 4, "jobs flow", PATIENCE)
+                migrated = _migrate(newer, dsn)
+                passed = _ended(connection)
+                eventually(
+                    lambda: _ended(connection) > passed, "the older pool goes on under the newer schema", PATIENCE
+                )
+                refused = _refused(dsn, files)
+                unknown = [later.using(connection).enqueue(str(files), f"later{n}").id for n in range(10)]
+                after = len(enqueued)
+                eventually(lambda: len(enqueued) > after + 20, "jobs go on flowing", PATIENCE)
+                early = scalar(
+                    connection, "select count(*) from pgworker.job_executions where job_id = any(%s)", unknown
+                )
+                settings: dict[str, Any] = {"cwd": newer, "app": "tests.chaos.trials.apps.later:app", "workers": 2}
+                new = stack.enter_context(running_pool(dsn, files / "new.log", **settings))
                 eventually(lambda: _succeeded(connection, unknown) == len(unknown), "unknown tasks run", PATIENCE)
                 old.send(signal.SIGTERM)
                 left = old.wait(within=60)
-                eventually(lambda: len(enqueued) == bench.size, "all are enqueued", PATIENCE)
-                wait_until_quiet(connection)
-                new.send(signal.SIGTERM)
-                new.wait(within=60)
+                eventually(lambda: len(enqueued) >= bench.size, "all are enqueued", PATIENCE)
+            wait_until_quiet(connection)
+            new.send(signal.SIGTERM)
+            new.wait(within=60)
         return [
             told("jobs enqueued all the while", f"{len(enqueued):,}"),
             _code("of the migration", migrated, 0),
@@ -113,10 +116,10 @@ def _refused(dsn: str, files: Path) -> int:
         return code
 
 
-def _produce(is_over: Event, dsn: str, files: Path, wanted: int, enqueued: list[UUID]) -> None:
+def _produce(is_over: Event, dsn: str, files: Path, enqueued: list[UUID]) -> None:
     """One after the other, a third of them with an effect of their own; what was acknowledged."""
     with psycopg.connect(dsn, autocommit=True) as connection:
-        while len(enqueued) < wanted and not is_over.wait(0.005):
+        while not is_over.wait(0.005):
             task: Any = jobs.effect if len(enqueued) % 3 == 0 else jobs.quick
             enqueued.append(task.using(connection).enqueue(str(files), "job").id)
 
