@@ -102,20 +102,32 @@ def decode_json(connection: psycopg.BaseConnection[Any]) -> None:
 
 
 def connect_to_schema(
-    dsn: str, *, application_name: str, prepare_threshold: int | None, patience: float | None = None
+    dsn: str,
+    *,
+    application_name: str,
+    prepare_threshold: int | None,
+    patience: float | None = None,
+    accepts_newer: bool = False,
 ) -> PatientConnection[Row]:
-    """`connect`, to a database with this package's schema; else SchemaError, with nothing left open."""
+    """`connect`, to a database with this package's schema; else SchemaError, with nothing left open.
+
+    `accepts_newer` as in `check_schema`.
+    """
     connection = connect(dsn, application_name=application_name, prepare_threshold=prepare_threshold, patience=patience)
     try:
-        check_schema(connection)
+        check_schema(connection, accepts_newer=accepts_newer)
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def check_schema(connection: psycopg.Connection[Any]) -> None:
-    """SchemaError unless the database's schema is the one that this package was written for."""
+def check_schema(connection: psycopg.Connection[Any], *, accepts_newer: bool = False) -> bool:
+    """Whether the database's schema is the one that this package was written for, and none newer.
+
+    SchemaError if it is older, or newer unless `accepts_newer`: for whatever belongs to a pool that was there before
+    the migration, as each migration leaves what the version before it needs.
+    """
     newest = load.migrations()[-1].number
     try:
         row = connection.execute("select pgworker.schema_version()").fetchone()
@@ -125,11 +137,12 @@ def check_schema(connection: psycopg.Connection[Any]) -> None:
     where = f"The schema pgworker of the database at {redact(dsn_of(connection))}"
     if version < newest:
         raise SchemaError(f"{where} is at version {version}, this package needs {newest}. Run `pgworker migrate`.")
-    if version > newest:
+    if version > newest and not accepts_newer:
         raise SchemaError(
             f"{where} is at version {version}, this package knows only {newest}: "
             "the package is older than the database. Upgrade pgworker on this host."
         )
+    return version == newest
 
 
 def dsn_of(connection: psycopg.BaseConnection[Any]) -> str:

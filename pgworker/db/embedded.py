@@ -280,7 +280,12 @@ def _account() -> pwd.struct_passwd:
 
 
 def _spawn(
-    command: list[str], account: pwd.struct_passwd, stdin: int, stdout: int, stderr: int
+    command: list[str],
+    account: pwd.struct_passwd,
+    stdin: int,
+    stdout: int,
+    stderr: int,
+    environment: Mapping[str, str] = _ENVIRONMENT,
 ) -> subprocess.Popen[bytes]:
     """Our child, in a session of its own: a Ctrl-C is for us alone, also one that comes before it has the session."""
     identity = [str(os.getpid()), str(account.pw_uid), str(account.pw_gid)]
@@ -288,7 +293,7 @@ def _spawn(
     try:
         return subprocess.Popen(  # noqa: S603 - our own command, no shell
             [sys.executable, "-I", "-S", "-c", _LAUNCHER, *identity, *command],
-            env=_ENVIRONMENT,
+            env=environment,
             cwd="/",
             start_new_session=True,
             stdin=stdin,

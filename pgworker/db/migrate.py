@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Callable, Sequence
 
 import psycopg
@@ -49,6 +51,10 @@ end $$;"""
 
 _RECORD = sql.SQL("insert into pgworker.schema_migrations (version, name, checksum) values ({}, {}, {});")
 
+_GIVES_WAY = 0.5
+"""Seconds that a migration waits for a table, and about as many that it leaves it alone: less than deadlock_timeout, so
+that no claim is ever the victim, and what queues up behind its lock soon goes on."""
+
 _IS_SHARED = "select nspowner = to_regrole('pgworker_owner') from pg_namespace where nspname = 'pgworker'"
 
 _HOLDER = """\
@@ -72,9 +78,10 @@ def migrate(
 
     Needs no superuser: CREATE on the database, or ownership of the schema `pgworker` once it is there. Where
     pgworker_owner owns it, the last migration's transaction runs `grants` too: no role lacks a right, not for a moment.
-    `lock_wait`: seconds to wait for another migration of this database before each of ours. `on_applied` hears the name
-    of each that was applied, once it is committed.
-    Raises SchemaError when the database holds a migration that this package doesn't have, or has with another text.
+    `lock_wait`: seconds to wait for another migration of this database before each of ours, and as many for those who
+    use its tables. `on_applied` hears the name of each that was applied, once it is committed.
+    Raises SchemaError when the database holds a migration that this package doesn't have, or has with another text;
+    DatabaseUnavailable when `lock_wait` was not enough.
     """
     steps = load.migrations() if migrations is None else migrations
     with connect(dsn, application_name="pgworker migrate", prepare_threshold=None) as connection:
@@ -172,21 +179,39 @@ def begin_change(connection: Connection, lock_wait: float) -> None:
 
 
 def _apply(connection: Connection, step: Migration, steps: Sequence[Migration], grants: str, lock_wait: float) -> bool:
-    """Apply `step`, unless somebody did while we waited for the lock: False."""
-    try:
-        begin_change(connection, lock_wait)
-        connection.execute(_BOOKS)
-        pending = _pending(connection, steps)
-        missing = step in pending
-        if missing:
-            connection.execute(step.text.encode())  # no parameters: one simple query, in which % means nothing
-            connection.execute(_record(step).encode())
-        if pending == [step] and connection.execute(_IS_SHARED).fetchone() == (True,):
-            connection.execute(grants.encode())
-        connection.execute("COMMIT")
-    except psycopg.Error as error:
-        why = explain(error, dsn_of(connection))
-        raise type(why)(f"Migration {step.name} was not applied. {why}") from error
+    """Apply `step`, unless somebody did while we waited for the lock: False.
+
+    Whoever holds a table of it for long has us begin again, and others go on between two tries.
+    """
+    ends = time.monotonic() + lock_wait
+    while True:
+        try:
+            return _try(connection, step, steps, grants, lock_wait)
+        except psycopg.errors.LockNotAvailable as error:
+            connection.execute("ROLLBACK")
+            if time.monotonic() > ends:
+                raise DatabaseUnavailable(
+                    f"Migration {step.name} was not applied: transactions of others were in its way"
+                    f" for {lock_wait:g} s. See xact_start in pg_stat_activity, and try again when they have ended."
+                ) from error
+        except psycopg.Error as error:
+            why = explain(error, dsn_of(connection))
+            raise type(why)(f"Migration {step.name} was not applied. {why}") from error
+        time.sleep(random.uniform(0.5, 1.0) * _GIVES_WAY)
+
+
+def _try(connection: Connection, step: Migration, steps: Sequence[Migration], grants: str, lock_wait: float) -> bool:
+    begin_change(connection, lock_wait)
+    connection.execute("select set_config('lock_timeout', %s, true)", (f"{round(_GIVES_WAY * 1000)}ms",))
+    connection.execute(_BOOKS)
+    pending = _pending(connection, steps)
+    missing = step in pending
+    if missing:
+        connection.execute(step.text.encode())  # no parameters: one simple query, in which % means nothing
+        connection.execute(_record(step).encode())
+    if pending == [step] and connection.execute(_IS_SHARED).fetchone() == (True,):
+        connection.execute(grants.encode())
+    connection.execute("COMMIT")
     return missing
 
 

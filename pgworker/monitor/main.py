@@ -350,6 +350,7 @@ class Monitor:
             application_name="pgworker monitor",
             prepare_threshold=prepare,
             patience=self._patience.seconds,
+            accepts_newer=True,
         )
         self._connection = connection
         limit_session(connection, self._patience.seconds)

@@ -49,7 +49,11 @@ class Partitions:
         """One round. False: something is to be tried again soon, and the log says what."""
         try:
             with connect_to_schema(
-                self._dsn, application_name="pgworker monitor, partitions", prepare_threshold=None, patience=LONGEST
+                self._dsn,
+                application_name="pgworker monitor, partitions",
+                prepare_threshold=None,
+                patience=LONGEST,
+                accepts_newer=True,
             ) as connection:
                 is_made = self._make(connection)
                 self.tried.set()

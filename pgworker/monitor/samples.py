@@ -14,7 +14,7 @@ from threading import Event, Thread
 import psycopg
 
 from pgworker.config.settings import PoolSettings
-from pgworker.db.connect import connect_to_schema, explain, is_outage
+from pgworker.db.connect import check_schema, connect, explain, is_outage
 from pgworker.db.patience import ANSWER
 from pgworker.errors import PgworkerError
 from pgworker.inspection.queues import QueueCounts, Unserved
@@ -27,6 +27,7 @@ _COST_SHARE = 20  # a look may cost one part in so many of the time
 _PATIENCE = 5.0  # seconds that a statement may take
 _MISSES = 3  # looks that may fail before the gauges are absent
 _SAID_EVERY = 60.0
+_REMINDED_EVERY = 3600.0
 STATES = ("pending", "scheduled", "failed", "running")
 _TASKS = 20  # how many are told of: names come from whoever enqueues
 
@@ -44,6 +45,7 @@ class Samples:
         self._knows_tasks_at = time.monotonic() + 2 * settings.heartbeat_interval
         self._said: dict[tuple[str, str], float] = {}
         self._throttle = Throttle(interval=_SAID_EVERY)
+        self._reminder = Throttle(interval=_REMINDED_EVERY)
 
     def keep_in_thread(self, after: Event) -> None:
         """The first look comes `after` that, or soon. The thread ends with the process: it only reads."""
@@ -75,9 +77,11 @@ class Samples:
 
     def _sample(self) -> Sample | None:
         try:
-            with connect_to_schema(
+            with connect(
                 self._dsn, application_name="pgworker monitor, counts", prepare_threshold=None, patience=ANSWER
             ) as connection:
+                if not check_schema(connection, accepts_newer=True):
+                    self._remind()
                 return sample_database(connection, patience=_PATIENCE)
         except psycopg.errors.QueryCanceled:
             self._say(f"counting what waits takes longer than {_PATIENCE:g} s")
@@ -85,6 +89,14 @@ class Samples:
             if not is_outage(error):  # the monitor's other connection says that the database is away
                 self._say(str(explain(error, self._dsn)))
         return None
+
+    def _remind(self) -> None:
+        if self._reminder.admit("newer schema") is not None:
+            log.warning(
+                "a newer pgworker has migrated the database, and this pool works on as before:"
+                " restart it with that version soon",
+                extra=fields("schema_newer"),
+            )
 
     def _say(self, why: str) -> None:
         if (more := self._throttle.admit("counts")) is not None:

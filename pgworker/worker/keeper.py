@@ -186,6 +186,7 @@ class Keeper:
                 application_name="pgworker jobs run keeper",
                 prepare_threshold=None,
                 patience=self._patience.seconds,
+                accepts_newer=True,
             )
         return self._connection
 

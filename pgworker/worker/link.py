@@ -52,6 +52,7 @@ class Link:
             application_name=self._application_name,
             prepare_threshold=self._prepare,
             patience=self._patience.seconds,
+            accepts_newer=True,
         )
         if not self._has_declared:
             declare_hooks(self._connection, self._tasks, self._hooks)

@@ -469,15 +469,8 @@ class PostgresServer:
 
     def _launch(self, command: list[str]) -> subprocess.Popen[bytes]:
         with (self.directory / "postgres.log").open("ab") as log:
-            return subprocess.Popen(
-                embedded._as_child(command, self._account),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env={**embedded._ENVIRONMENT, **self.environment},
-                cwd="/",
-                start_new_session=True,
-            )
+            environment = {**embedded._ENVIRONMENT, **self.environment}
+            return embedded._spawn(command, self._account, subprocess.DEVNULL, log.fileno(), log.fileno(), environment)
 
     @property
     def _disk(self) -> Path:

@@ -273,23 +273,39 @@ def beat_at(scene: Scene) -> datetime:
     return found
 
 
-def test_a_worker_that_finds_a_newer_schema_starts_nothing_that_it_could_not_record(
+def test_a_pool_works_on_when_a_newer_version_has_migrated_and_replaces_its_workers(
     scene: Scene, start_pool: StartPool
 ) -> None:
-    pool = start_pool(workers=1)
-    scene.warm_up()
+    pool = start_pool(workers=2)
     scene.connection.execute(
         "insert into pgworker.schema_migrations select 9999, name, checksum from"
         " (select * from pgworker.schema_migrations limit 1) as any_one"
     )
+    before = set(pool.workers)
+    kill(min(before))
+    scene.scalar(
+        "select bool_and(pg_terminate_backend(pid)) from pg_stat_activity"
+        " where application_name ^@ 'pgworker ' and datname = current_database()"
+    )
+    eventually(lambda: len(set(pool.workers) - before) == 1 and len(pool.workers) == 2, "a new worker")
+    scene.wait_for_status("succeeded", *scene.enqueue_together(*scene.quick(*"abcdefgh")))
+    pool.wait_for_log("WARNING +monitor .*restart it with that version soon.*event=schema_newer")
+
+
+def test_a_worker_that_finds_an_older_schema_starts_nothing_that_it_could_not_record(
+    scene: Scene, start_pool: StartPool
+) -> None:
+    pool = start_pool(workers=1)
+    scene.warm_up()
+    scene.connection.execute("update pgworker.schema_migrations set version = -version")
     names = [f"job{number}" for number in range(20)]
     short = [jobs.quick.job(str(scene.directory), name, 0.1) for name in names]  # none holds up those behind it
     all_of_them = scene.enqueue_together(*short)
     scene.wait_for("start", "job2")
     scene.scalar("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'pgworker worker 0'")
-    pool.wait_for_log("ERROR +worker 0 .*this package knows only")
+    pool.wait_for_log("ERROR +worker 0 .*Run `pgworker migrate`")
     begun = [line.name for line in scene.noted("start", *names)]
-    scene.connection.execute("delete from pgworker.schema_migrations where version = 9999")
+    scene.connection.execute("update pgworker.schema_migrations set version = -version")
     scene.wait_for_status("succeeded", *all_of_them)
     twice = [name for name, times in Counter(line.name for line in scene.noted("start", *names)).items() if times > 1]
     assert set(twice) <= set(names[: len(begun) + 1])  # one more may have been in hand

@@ -134,6 +134,30 @@ def test_who_holds_the_lock_for_too_long_is_named(blank_dsn: str) -> None:
     assert ask(blank_dsn, "select to_regnamespace('pgworker')") == [(None,)]
 
 
+def test_a_migration_gives_way_to_who_uses_its_table_and_lets_others_pass(
+    blank_dsn: str, steps: Callable[..., tuple[Migration, ...]]
+) -> None:
+    begun = steps(TABLE)
+    migrate(blank_dsn, migrations=begun)
+    both = steps(TABLE, "alter table pgworker.things add column later integer;")
+    tries = "select count(*) from pg_locks where mode = 'AccessExclusiveLock' and not granted"
+    with (
+        ThreadPoolExecutor(1) as host,
+        psycopg.connect(blank_dsn) as reader,
+        psycopg.connect(blank_dsn, autocommit=True) as other,
+    ):
+        reader.execute("select from pgworker.things")
+        with pytest.raises(DatabaseUnavailable, match=r"0002_step was not applied: transactions of others .* 0\.1 s"):
+            migrate(blank_dsn, migrations=both, lock_wait=0.1)
+        run = host.submit(migrate, blank_dsn, migrations=both)
+        for _ in range(2):
+            wait_until(lambda: other.execute(tries).fetchone() == (1,))
+            other.execute("select from pgworker.things")
+            assert not run.done()
+        reader.commit()
+        assert run.result(30) == ["0002_step"]
+
+
 def test_a_migration_that_fails_leaves_nothing_and_keeps_those_before_it(
     blank_dsn: str, steps: Callable[..., tuple[Migration, ...]]
 ) -> None:

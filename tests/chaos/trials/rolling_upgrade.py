@@ -49,6 +49,8 @@ def run(bench: Bench) -> Sequence[Figure]:
             with meanwhile(lambda is_over: _produce(is_over, dsn, files, enqueued)):
                 eventually(lambda: len(enqueued) > bench.size // 4, "jobs flow", PATIENCE)
                 migrated = _migrate(newer, dsn)
+                os.kill(killed := min(old.workers), signal.SIGKILL)
+                eventually(lambda: len({*old.workers} - {killed}) == 2, "the older pool replaces its worker", PATIENCE)
                 passed = _ended(connection)
                 eventually(
                     lambda: _ended(connection) > passed, "the older pool goes on under the newer schema", PATIENCE
