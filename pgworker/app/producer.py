@@ -135,6 +135,6 @@ def _refusals(driver: Driver) -> Iterator[None]:
 def _complaint(error: psycopg.Error) -> str:
     if isinstance(error, psycopg.errors.UniqueViolation):
         return "one with its id exists already"
-    if error.diag.constraint_name == "jobs_payload_check":
+    if error.diag.constraint_name == "payload_check":
         return "its payload must be a JSON object and take at most 8 MiB as jsonb; store what is larger elsewhere"
     return error.diag.message_primary or str(error)

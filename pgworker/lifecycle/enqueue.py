@@ -87,8 +87,8 @@ def _statement(requests: Group) -> tuple[str, dict[str, Any]]:
     return query("enqueue_jobs"), _columns(requests)
 
 
-def _ids(rows: Sequence[tuple[list[UUID]]]) -> list[UUID]:
-    return rows[0][0]
+def _ids(rows: Sequence[tuple[UUID]]) -> list[UUID]:
+    return [id_ for (id_,) in rows]
 
 
 def _values(request: JobRequest) -> dict[str, Any]:

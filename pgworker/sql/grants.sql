@@ -41,6 +41,8 @@ grant execute on function pgworker.job_status(uuid), pgworker.list_expired_parti
 -- The owner's alone: what the functions above call, and the default partitions, which are reached through their tables.
 revoke all on function pgworker.expired_until, pgworker.expired_partitions, pgworker.jobs_to_keep, pgworker.count_rows,
     pgworker.lock_for_ddl, pgworker.lock_keeping, pgworker.note_partition_write, pgworker.swap_expired_partitions from public;
-revoke all on function pgworker.enqueue_dead_letter_hook, pgworker.uuid7, pgworker.uuid7_at, pgworker.uuid7_time_half from public;
+revoke all on function pgworker.enqueue_dead_letter_hook, pgworker.check_job_id, pgworker.uuid7, pgworker.uuid7_at,
+    pgworker.uuid7_time_half from public;
 revoke all on pgworker.jobs_default, pgworker.job_executions_default, pgworker.partition_writes from public;
-revoke all on type pgworker.execution_outcome from public;
+revoke all on type pgworker.execution_outcome, pgworker.queue_name, pgworker.task_name, pgworker.priority, pgworker.attempts,
+    pgworker.milliseconds, pgworker.payload, pgworker.headers, pgworker.org_id, pgworker.job_key from public;

@@ -138,7 +138,7 @@ def test_no_command_passes_a_sign_of_a_name_on_to_the_terminal(
     _, hostile, *_ = enqueue_jobs(connection, [JobRequest("t", "{}", org_id=org) for org in HOSTILE])
     for table, column in (("jobs", "task"), ("jobs", "queue"), ("job_queue", "task"), ("job_queue", "queue")):
         if table == "jobs":
-            connection.execute(f"alter table pgworker.jobs drop constraint jobs_{column}_check".encode())
+            connection.execute(f"alter domain pgworker.{column}_name drop constraint {column}_name_check".encode())
         connection.execute(
             f"update pgworker.{table} set {column} = %s where org_id = %s".encode(), [HOSTILE[1], HOSTILE[1]]
         )

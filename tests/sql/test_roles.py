@@ -197,7 +197,7 @@ def grants(connection: psycopg.Connection[Any]) -> list[str]:
                   select oid::regclass::text, (aclexplode(relacl)).* from pg_class where relnamespace = {OURS}
                   union all
                   select oid::regtype::text, (aclexplode(coalesce(typacl, acldefault('T', typowner)))).*
-                  from pg_type where typnamespace = {OURS} and typtype = 'e'
+                  from pg_type where typnamespace = {OURS} and typtype in ('e', 'd')
                   union all
                   select oid::regprocedure::text, (aclexplode(coalesce(proacl, acldefault('f', proowner)))).*
                   from pg_proc where pronamespace = {OURS}) as granted
@@ -289,7 +289,8 @@ def test_public_may_call_two_functions_and_nothing_else(dsn: str, with_roles: bo
         make_roles(dsn)
     with psycopg.connect(dsn, autocommit=True) as connection:
         opened = {line for line in grants(connection) if line.split()[-2] == "public"}
-    usage = {"pgworker.execution_outcome public USAGE"}  # of a type that is reached through the schema only
+    types = "execution_outcome queue_name task_name priority attempts milliseconds payload headers org_id job_key"
+    usage = {f"pgworker.{name} public USAGE" for name in types.split()}  # they are reached through the schema only
     functions = {"pgworker.current_org() public EXECUTE", "pgworker.protect_table(regclass,name) public EXECUTE"}
     assert opened == functions | (set() if with_roles else usage)
 
@@ -409,7 +410,7 @@ def test_nothing_that_a_caller_has_planted_runs_with_the_owners_rights(
 
 @pytest.mark.parametrize(
     ("path", "caught"),
-    [("evil, pg_catalog, pg_temp", "trapped as pgworker_owner"), ("pg_catalog", "uuid_check")],
+    [("evil, pg_catalog, pg_temp", "trapped as pgworker_owner"), ("pg_catalog", "timestamptz_check")],
     ids=["functions", "types, for which pg_temp comes first unless it is named"],
 )
 def test_the_traps_do_catch_a_function_without_a_search_path(

@@ -36,6 +36,13 @@ PARTS = {
         from pg_type join pg_enum on enumtypid = pg_type.oid
         where typnamespace = 'pgworker'::regnamespace group by typname order by typname collate "C"
     """,
+    "domains": """
+        select format('create domain pgworker.%I as %s %s;', typname, format_type(typbasetype, typtypmod),
+                      string_agg(pg_get_constraintdef(pg_constraint.oid), ' ' order by conname collate "C"))
+        from pg_type left join pg_constraint on contypid = pg_type.oid
+        where typnamespace = 'pgworker'::regnamespace and typtype = 'd'
+        group by typname, typbasetype, typtypmod order by typname collate "C"
+    """,
     "tables": f"""
         select format(E'create table pgworker.%I (\\n    %s\\n)%s%s%s;', relname,
                       concat_ws(E',\\n    ', attributes.list, constraints.list),
@@ -135,7 +142,7 @@ def test_the_migrated_schema_is_the_committed_one(connect: Connect) -> None:
     [
         "alter table pgworker.queues add column note text",
         "alter table pgworker.queues alter column paused set default true",
-        "alter table pgworker.jobs drop constraint jobs_task_check",
+        "alter domain pgworker.task_name drop constraint task_name_check",
         "alter table pgworker.job_queue reset (vacuum_truncate)",
         "drop index pgworker.job_queue_claim",
         "alter type pgworker.execution_outcome add value 'strange'",

@@ -36,20 +36,34 @@ create function pgworker.uuid7_at(id uuid) returns timestamptz
     language sql immutable strict parallel safe
     return to_timestamp((('x' || left(replace(id::text, '-', ''), 12))::bit(48)::bigint) / 1000.0);
 
+-- What columns may hold. As domains and not as checks of a table, whose expressions each statement would parse anew.
+-- What drivers are sent is of the type beneath, but an array of a domain is not: aggregate queue::text.
+create domain pgworker.queue_name as text check (length(value) between 1 and 128 and value !~ '[^A-Za-z0-9_.:-]');
+create domain pgworker.task_name as text check (length(value) between 1 and 256 and value !~ '[^A-Za-z0-9_.:-]');
+create domain pgworker.priority as smallint check (value between 0 and 9);
+create domain pgworker.attempts as smallint check (value > 0);
+create domain pgworker.milliseconds as bigint check (value > 0);
+create domain pgworker.payload as jsonb
+    check (jsonb_typeof(value) = 'object' and pg_column_size(value) <= 8 * 1024 * 1024);
+create domain pgworker.headers as jsonb
+    check (jsonb_typeof(value) = 'object' and pg_column_size(value) <= 512 * 1024);
+create domain pgworker.org_id as text check (length(value) between 1 and 256);
+create domain pgworker.job_key as text check (length(value) between 1 and 512);
+
 create table pgworker.jobs (
     id              uuid not null primary key,
     created_at      timestamptz not null,
     run_at          timestamptz not null,
-    timeout_ms      bigint check (timeout_ms > 0),
-    priority        smallint not null check (priority between 0 and 9),
-    max_attempts    smallint not null check (max_attempts > 0),
-    queue           text not null check (length(queue) between 1 and 128 and queue !~ '[^A-Za-z0-9_.:-]'),
-    task            text not null check (length(task) between 1 and 256 and task !~ '[^A-Za-z0-9_.:-]'),
-    payload         jsonb not null check (jsonb_typeof(payload) = 'object' and pg_column_size(payload) <= 8 * 1024 * 1024),
-    org_id          text check (length(org_id) between 1 and 256),
-    unique_key      text check (length(unique_key) between 1 and 512),
-    concurrency_key text check (length(concurrency_key) between 1 and 512),
-    headers         jsonb check (jsonb_typeof(headers) = 'object' and pg_column_size(headers) <= 512 * 1024)
+    timeout_ms      pgworker.milliseconds,
+    priority        pgworker.priority not null,
+    max_attempts    pgworker.attempts not null,
+    queue           pgworker.queue_name not null,
+    task            pgworker.task_name not null,
+    payload         pgworker.payload not null,
+    org_id          pgworker.org_id,
+    unique_key      pgworker.job_key,
+    concurrency_key pgworker.job_key,
+    headers         pgworker.headers
 ) partition by range (id);
 create table pgworker.jobs_default partition of pgworker.jobs default;
 
@@ -146,7 +160,7 @@ create table pgworker.worker_heartbeats (
 comment on column pgworker.worker_heartbeats.worker_id is 'one process incarnation: never a host name and a pid, which come back';
 
 create table pgworker.queues (
-    name       text not null primary key check (length(name) between 1 and 128 and name !~ '[^A-Za-z0-9_.:-]'),
+    name       pgworker.queue_name not null primary key,
     paused     boolean not null default false,
     updated_at timestamptz not null default clock_timestamp()
 );
@@ -176,6 +190,17 @@ begin
     return made;
 end $$;
 
+create function pgworker.check_job_id(id uuid) returns void
+    language plpgsql volatile strict
+as $$
+begin
+    if substring(id::text from 15 for 1) <> '7'
+       or abs(extract(epoch from clock_timestamp() - pgworker.uuid7_at(id))) > 86400 then
+        raise exception 'a job id must be a UUID version 7 within a day of the server''s clock'
+            using errcode = 'invalid_parameter_value';
+    end if;
+end $$;
+
 -- Enqueue: job and queue row in the caller's transaction. One array per column, all of one length. A null in `ids`,
 -- `run_ats`, `org_ids` or `headers` means none given; a null in `timeouts_ms` means no timeout.
 create function pgworker.enqueue_many(
@@ -189,11 +214,8 @@ declare
     stored uuid[];
     asleep text;
 begin
-    if exists (select from unnest(ids) as given(id) where given.id is not null
-               and (substring(given.id::text from 15 for 1) <> '7'
-                    or abs(extract(epoch from clock_timestamp() - pgworker.uuid7_at(given.id))) > 86400)) then
-        raise exception 'a job id must be a UUID version 7 within a day of the server''s clock'
-            using errcode = 'invalid_parameter_value';
+    if array_remove(ids, null) <> '{}' then
+        perform pgworker.check_job_id(given.id) from unnest(ids) as given(id);
     end if;
     with asked as materialized (
         select asked.*, clock_timestamp() as now
@@ -233,16 +255,18 @@ end $$;
 -- Sleepers share the lock. Who gets it alone knows that there is none; who can share it while it can't be had alone,
 -- that there is one. Neither: another enqueuer is asking this very moment, so ask again, and in doubt notify.
 create function pgworker.somebody_sleeps(queue text) returns boolean
-    language plpgsql volatile set search_path = pg_catalog, pg_temp
+    language plpgsql volatile
 as $$
+declare
+    name integer := pg_catalog.hashtext(queue);
 begin
     for attempt in 1..10 loop
-        if pg_try_advisory_lock(1885828977, hashtext(queue)) then
-            perform pg_advisory_unlock(1885828977, hashtext(queue));
+        if pg_catalog.pg_try_advisory_lock(1885828977, name) then
+            perform pg_catalog.pg_advisory_unlock(1885828977, name);
             return false;
         end if;
-        if pg_try_advisory_lock_shared(1885828977, hashtext(queue)) then
-            perform pg_advisory_unlock_shared(1885828977, hashtext(queue));
+        if pg_catalog.pg_try_advisory_lock_shared(1885828977, name) then
+            perform pg_catalog.pg_advisory_unlock_shared(1885828977, name);
             return true;
         end if;
     end loop;
@@ -254,19 +278,33 @@ create function pgworker.enqueue(
     run_at timestamptz default null, max_attempts integer default 25, timeout interval default '30 minutes',
     org_id text default null, headers jsonb default null, id uuid default null
 ) returns uuid
-    language sql volatile security definer set search_path = pg_catalog, pg_temp
+    language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
-    select (pgworker.enqueue_many(
-        array[task], array[payload], array[queue], array[priority::smallint], array[run_at],
-        array[max_attempts::smallint], array[(extract(epoch from timeout) * 1000)::bigint],
-        array[org_id], array[headers], array[id]))[1]
-$$;
+#variable_conflict use_variable
+declare
+    now timestamptz := clock_timestamp();
+    due timestamptz := greatest(run_at, now);
+begin
+    if id is null then
+        id := pgworker.uuid7(now);
+    else
+        perform pgworker.check_job_id(id);
+    end if;
+    insert into pgworker.jobs (id, created_at, run_at, timeout_ms, priority, max_attempts, queue, task, payload, org_id, headers)
+    values (id, now, due, extract(epoch from timeout) * 1000, priority, max_attempts, queue, task, payload, org_id, headers);
+    insert into pgworker.job_queue (job_id, run_at, execution, priority, failures, queue, task, org_id)
+    values (id, due, 1, priority, 0, queue, task, org_id);
+    if due = now and pgworker.somebody_sleeps(queue) then
+        perform pg_notify('pgworker', queue || '=1');
+    end if;
+    return id;
+end $$;
 comment on function pgworker.enqueue is
-    'Enqueue one job in this transaction; timeout => null means none. For psql, triggers and other languages.';
+    'Enqueue one job in this transaction; timeout => null means none. As enqueue_many, in a third of its time.';
 
 -- What people ask. One row per job; a job that is nowhere shows as LOST, never as null.
 create view pgworker.job_status as
-select j.id, j.queue, j.task, j.org_id, j.priority, j.max_attempts, j.created_at,
+select j.id, j.queue::text, j.task::text, j.org_id::text, j.priority::smallint, j.max_attempts::smallint, j.created_at,
        coalesce(q.run_at, j.run_at) as run_at,
        case when d.job_id is not null then 'dead_letter'
             when q.failures > 0 then 'failed'

@@ -3,15 +3,14 @@
 
 create table pgworker.dead_letter_hooks (
     task         text not null primary key,
-    handler      text not null check (handler <> task and length(handler) between 1 and 256
-                                      and handler !~ '[^A-Za-z0-9_.:-]'),
-    queue        text not null check (length(queue) between 1 and 128 and queue !~ '[^A-Za-z0-9_.:-]'),
-    priority     smallint not null check (priority between 0 and 9),
-    max_attempts smallint not null check (max_attempts > 0),
-    timeout_ms   bigint check (timeout_ms > 0)
+    handler      pgworker.task_name not null check (handler <> task),
+    queue        pgworker.queue_name not null,
+    priority     pgworker.priority not null,
+    max_attempts pgworker.attempts not null,
+    timeout_ms   pgworker.milliseconds
 );
 comment on table pgworker.dead_letter_hooks is
-    'what is enqueued when a job of a task is given up; the checks are those of pgworker.jobs, so that it never fails there';
+    'what is enqueued when a job of a task is given up; its domains are those of pgworker.jobs, so that it never fails there';
 
 -- Per row, since a trigger per statement would run at every settle. The payload of a job may be as large as one may be;
 -- beside the rest of the letter it might be too large, and no hook is worth a job that can't be buried.
@@ -34,11 +33,10 @@ begin
     if pg_column_size(letter) > 8 * 1024 * 1024 - 1024 then
         letter := letter || '{"payload": null}';
     end if;
-    perform pgworker.enqueue_many(
-        tasks => array[hook.handler], payloads => array[jsonb_build_object('dead', letter)],
-        queues => array[hook.queue], priorities => array[hook.priority], run_ats => array[null::timestamptz],
-        max_attempts => array[hook.max_attempts], timeouts_ms => array[hook.timeout_ms], org_ids => array[new.org_id],
-        headers => array[new.headers], ids => array[null::uuid]);
+    perform pgworker.enqueue(
+        hook.handler, jsonb_build_object('dead', letter), hook.queue, priority => hook.priority,
+        max_attempts => hook.max_attempts, timeout => hook.timeout_ms * interval '1 millisecond',
+        org_id => new.org_id, headers => new.headers);
     return null;
 end $$;
 

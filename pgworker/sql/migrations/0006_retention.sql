@@ -305,7 +305,7 @@ $$;
 
 -- One row per job, as before; a dead letter outlasts its row in jobs, so its copy stands in.
 create or replace view pgworker.job_status as
-select j.id, j.queue, j.task, j.org_id, j.priority, j.max_attempts, j.created_at,
+select j.id, j.queue::text, j.task::text, j.org_id::text, j.priority::smallint, j.max_attempts::smallint, j.created_at,
        coalesce(q.run_at, j.run_at) as run_at,
        case when d.job_id is not null then 'dead_letter'
             when q.failures > 0 then 'failed'

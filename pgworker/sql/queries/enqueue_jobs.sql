@@ -1,6 +1,6 @@
 -- Enqueue jobs in the caller's transaction; one array per column, all of one length. Returns their ids in order.
-select pgworker.enqueue_many(
+select unnest(pgworker.enqueue_many(
     tasks => %(tasks)b::text[], payloads => %(payloads)b::text[]::jsonb[], queues => %(queues)b::text[],
     priorities => %(priorities)s::smallint[], run_ats => %(run_ats)s::timestamptz[],
     max_attempts => %(max_attempts)s::smallint[], timeouts_ms => %(timeouts_ms)s::bigint[],
-    org_ids => %(org_ids)b::text[], headers => %(headers)b::text[]::jsonb[], ids => %(ids)s::uuid[])
+    org_ids => %(org_ids)b::text[], headers => %(headers)b::text[]::jsonb[], ids => %(ids)s::uuid[]))

@@ -8,8 +8,8 @@ from (select * from pgworker.worker_heartbeats
       where ended_at is null and beat_at > clock_timestamp() - interval '1 day'
       order by host, pool_id, slot, started_at limit %(limit)s) w
 left join lateral (
-    select array_agg(job.id order by run.nth) as job_ids, array_agg(job.task order by run.nth) as tasks,
-           array_agg(job.queue order by run.nth) as queues,
+    select array_agg(job.id order by run.nth) as job_ids, array_agg(job.task::text order by run.nth) as tasks,
+           array_agg(job.queue::text order by run.nth) as queues,
            array_agg(lease.executions[run.position] order by run.nth) as executions,
            array_agg(extract(epoch from clock_timestamp() - w.beat_at)::float8 + run.age_us / 1e6::float8
                      order by run.nth) as seconds

@@ -33,7 +33,7 @@ _ODDS = 0.25
 _VERBS = {
     "settle": "whole as (",
     "claim": "with lane as materialized",
-    "enqueue": "pgworker.enqueue_many(",
+    "enqueue": "pgworker.enqueue",
     "reclaim": "unsettled as materialized",
     "release": "back as materialized",
     "cancel": "with marked as",
