@@ -36,6 +36,7 @@ class Ladders:
         self._ladders: dict[tuple[int, int], Ladder] = {}
         self.killed: dict[int, CancelReason] = {}
         """Why, by the pids that were killed without a ladder."""
+        self.is_any_running = False
 
     def pids(self) -> set[int]:
         """The processes that have one."""
@@ -44,10 +45,12 @@ class Ladders:
     def go_on(self) -> None:
         """Find the runs that must stop by now, and take the next step with each, if it is due."""
         now_ns = time.monotonic_ns()
+        self.is_any_running = False
         for child in self._workers:
             if not child.pid:
                 continue
             runs = child.row.runs()
+            self.is_any_running |= bool(runs)
             self._forget_those_that_stopped(child, runs)
             for run in runs:
                 key = child.pid, run.slot

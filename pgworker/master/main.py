@@ -44,7 +44,8 @@ ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 OBEYED_LATER = (signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that wait in the queue while a pool is put together."""
 
-_TICK = 0.1  # seconds
+_TICK = 0.1  # seconds: how soon a timeout or the next step of a kill is noticed
+_IDLE_TICK = 0.25  # seconds while there are none
 _MONITOR_STUCK = 30.0  # seconds without a beat on the board after which a monitor is replaced
 _FORK_RETRY = 1.0  # seconds
 _RECORDING = 5.0  # seconds for the monitor to record what was killed at the end
@@ -157,7 +158,12 @@ class Master:
             selector.register(self._signals, selectors.EVENT_READ)
             if self._monitor.channel is not None and not self._monitor.channel.is_closed:
                 selector.register(self._monitor.channel, selectors.EVENT_READ)
-            selector.select(_TICK)
+            selector.select(_IDLE_TICK if self._is_idle() else _TICK)
+
+    def _is_idle(self) -> bool:
+        """Whether no job runs, and nothing goes on either that is looked at each time."""
+        goes_on = self._ladders.is_any_running or self._drain.is_on or self._rolling.is_on
+        return self._readiness.is_announced and not goes_on
 
     def _reap(self) -> None:
         """Every dead child, strangers too: as PID 1 of a container we inherit orphans."""

@@ -54,7 +54,8 @@ from pgworker.observe import logs
 from pgworker.observe.events import receive
 from pgworker.observe.metrics import PoolMetrics, PoolState, WorkerGauge
 
-_TICK = 0.1  # seconds: how soon an idle worker, a cancel mark or a due renewal is noticed
+_TICK = 0.1  # seconds: how soon a cancel mark or a due renewal is noticed
+_IDLE_TICK = 0.25  # seconds while no worker holds a lease: until then there is nothing to renew or to cancel
 _LOOK = 1.5  # seconds between two looks for leases at most: so much longer than its TTL may a lost host hold its jobs
 _URGENT = 0.5  # the same while somebody has just died
 _IN_DOUBT = 0.5  # seconds to the next beat while the other connection is lost
@@ -113,6 +114,7 @@ class Monitor:
         self._unanswered: set[UUID] = set()
         self._last_look = 0.0
         self._look_every = min(_LOOK, settings.heartbeat_interval)
+        self._idle_tick = min(_IDLE_TICK, settings.heartbeat_interval / 3)
         self._asked_at = 0.0
         self._steadiness = Steadiness(settings.heartbeat_interval, settings.lease_ttl)
         self._clock = DatabaseClock()
@@ -162,7 +164,7 @@ class Monitor:
             # Nobody reads it while the database is away: its end, which it tells of for ever, would keep us busy.
             if self._connection is not None and self._wakeups.listener is not None:
                 selector.register(self._wakeups.listener, selectors.EVENT_READ)
-            selector.select(_TICK)
+            selector.select(_TICK if self._renewals.is_any_held else self._idle_tick)
 
     def _hear_workers(self) -> None:
         """In a thread of its own: their socket must not fill up while a statement takes its time."""

@@ -35,6 +35,8 @@ class Renewals:
         self._metrics = metrics
         self._cancelled: dict[UUID, set[int]] = {}
         self._missed: set[UUID] = set()
+        self.is_any_held = True
+        """Whether a lease was shown when it was last looked whose were cancelled."""
 
     def renew_due(self, connection: Connection[Any], now_ns: int, named: set[UUID] | None = None) -> None:
         """Renew leases past a third of their life, or just those that are `named`; then pass on what came back.
@@ -63,6 +65,7 @@ class Renewals:
             positions = self._cancelled.get(entry.lease_id)
             if positions:
                 _flag(row, entry, CancelReason.CANCELLED, positions)
+        self.is_any_held = bool(shown)
         for gone in self._cancelled.keys() - shown:
             del self._cancelled[gone]
         self._missed &= shown
