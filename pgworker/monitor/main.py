@@ -146,10 +146,11 @@ class Monitor:
         Samples(self._dsn, self._settings, self._metrics).keep_in_thread(after=partitions.tried)
         while not self._is_over():
             self._wait()
+            cancelled = self._wakeups.read() if self._connection is not None else []  # first of all: it wakes workers
             self._hear()
             self._board.monitor_beat_ns = time.monotonic_ns()
             self._renewals.pass_on_cancels()
-            self._talk()
+            self._talk(cancelled)
         self._wakeups.close()
         if self._connection is not None:
             self._connection.close()
@@ -182,7 +183,7 @@ class Monitor:
         if self._control.is_closed:
             self._see_orphans_end()
 
-    def _talk(self) -> None:
+    def _talk(self, cancelled: Sequence[UUID]) -> None:
         """What needs the database. On a slow line a tick takes longer than a short lease may wait for its renewal, so
         renewals come first, and again between one statement and the next."""
         now = time.monotonic()
@@ -191,7 +192,6 @@ class Monitor:
             if connection is None:
                 return
             self._renew()
-            cancelled = self._wakeups.read()
             if cancelled:
                 self._renewals.renew_due(connection, time.monotonic_ns(), set(cancelled))
             self._record_deaths(connection)
