@@ -575,21 +575,20 @@ CREATE OR REPLACE FUNCTION pgworker.enqueue_many(tasks text[], payloads jsonb[],
 AS $function$
 #variable_conflict use_column
 declare
+    first bigint := ('x' || encode(substring(uuid_send(gen_random_uuid()) from 9), 'hex'))::bit(64)::bigint;
     stored uuid[];
     asleep text;
 begin
     if array_remove(ids, null) <> '{}' then
         perform pgworker.check_job_id(given.id) from unnest(ids) as given(id);
     end if;
-    with asked as materialized (
-        select asked.*, clock_timestamp() as now
+    with given as materialized (
+        select coalesce(asked.id, encode(int8send(pgworker.uuid7_time_half(now)) || int8send(first + asked.place), 'hex')::uuid) as id,
+               now, greatest(asked.run_at, now) as run_at, asked.task, asked.payload, asked.queue, asked.priority,
+               asked.max_attempts, asked.timeout_ms, asked.org_id, asked.headers, asked.place
         from unnest(tasks, payloads, queues, priorities, run_ats, max_attempts, timeouts_ms, org_ids, headers, ids)
              with ordinality as asked(task, payload, queue, priority, run_at, max_attempts, timeout_ms, org_id, headers, id, place)
-    ), given as materialized (
-        select coalesce(asked.id, pgworker.uuid7(asked.now)) as id, greatest(asked.run_at, asked.now) as run_at,
-               asked.now, asked.task, asked.payload, asked.queue, asked.priority, asked.max_attempts, asked.timeout_ms,
-               asked.org_id, asked.headers, asked.place
-        from asked
+             cross join lateral (select asked.place, clock_timestamp() as now offset 0) as clock(of, now) -- for each of them
     ), stored_job as (
         insert into pgworker.jobs (id, created_at, run_at, timeout_ms, priority, max_attempts, queue, task, payload, org_id, headers)
         select id, now, run_at, timeout_ms, priority, max_attempts, queue, task, payload, org_id, headers from given
@@ -962,7 +961,7 @@ RETURN (encode((int8send((((date_part('epoch'::text, at) * (1000)::double precis
 CREATE OR REPLACE FUNCTION pgworker.uuid7_time_half(at timestamp with time zone)
  RETURNS bigint
  LANGUAGE sql
- IMMUTABLE PARALLEL SAFE STRICT
+ STABLE PARALLEL SAFE STRICT
 RETURN ((((((date_part('epoch'::text, at) * (1000000)::double precision))::bigint / 1000) << 16) | (28672)::bigint) | (((((date_part('epoch'::text, at) * (1000000)::double precision))::bigint % (1000)::bigint) * 4096) / 1000));
 
 CREATE OR REPLACE FUNCTION pgworker.watch_expired_partitions(older_than interval)

@@ -17,8 +17,9 @@ comment on type pgworker.execution_outcome is
 
 -- Time-ordered ids (RFC 9562, UUID version 7): 48 bits of milliseconds, 12 bits of the millisecond's fraction
 -- (method 3 of its section 6.2), 62 random bits. The first half of the id is its time.
+-- Not immutable, as date_part is not: so the planner puts the expression in the place of the call.
 create function pgworker.uuid7_time_half(at timestamptz) returns bigint
-    language sql immutable strict parallel safe
+    language sql stable strict parallel safe
     return (((date_part('epoch', at) * 1000000)::bigint / 1000) << 16) | 28672
         | ((((date_part('epoch', at) * 1000000)::bigint % 1000) * 4096) / 1000);
 
@@ -203,6 +204,8 @@ end $$;
 
 -- Enqueue: job and queue row in the caller's transaction. One array per column, all of one length. A null in `ids`,
 -- `run_ats`, `org_ids` or `headers` means none given; a null in `timeouts_ms` means no timeout.
+-- The ids of one call count up from one random number (RFC 9562, 6.2, method 2): drawing it takes a fifth of the time
+-- of an insert where PostgreSQL has no OpenSSL and opens /dev/urandom each time.
 create function pgworker.enqueue_many(
     tasks text[], payloads jsonb[], queues text[], priorities smallint[], run_ats timestamptz[],
     max_attempts smallint[], timeouts_ms bigint[], org_ids text[], headers jsonb[], ids uuid[]
@@ -211,21 +214,20 @@ create function pgworker.enqueue_many(
 as $$
 #variable_conflict use_column
 declare
+    first bigint := ('x' || encode(substring(uuid_send(gen_random_uuid()) from 9), 'hex'))::bit(64)::bigint;
     stored uuid[];
     asleep text;
 begin
     if array_remove(ids, null) <> '{}' then
         perform pgworker.check_job_id(given.id) from unnest(ids) as given(id);
     end if;
-    with asked as materialized (
-        select asked.*, clock_timestamp() as now
+    with given as materialized (
+        select coalesce(asked.id, encode(int8send(pgworker.uuid7_time_half(now)) || int8send(first + asked.place), 'hex')::uuid) as id,
+               now, greatest(asked.run_at, now) as run_at, asked.task, asked.payload, asked.queue, asked.priority,
+               asked.max_attempts, asked.timeout_ms, asked.org_id, asked.headers, asked.place
         from unnest(tasks, payloads, queues, priorities, run_ats, max_attempts, timeouts_ms, org_ids, headers, ids)
              with ordinality as asked(task, payload, queue, priority, run_at, max_attempts, timeout_ms, org_id, headers, id, place)
-    ), given as materialized (
-        select coalesce(asked.id, pgworker.uuid7(asked.now)) as id, greatest(asked.run_at, asked.now) as run_at,
-               asked.now, asked.task, asked.payload, asked.queue, asked.priority, asked.max_attempts, asked.timeout_ms,
-               asked.org_id, asked.headers, asked.place
-        from asked
+             cross join lateral (select asked.place, clock_timestamp() as now offset 0) as clock(of, now) -- for each of them
     ), stored_job as (
         insert into pgworker.jobs (id, created_at, run_at, timeout_ms, priority, max_attempts, queue, task, payload, org_id, headers)
         select id, now, run_at, timeout_ms, priority, max_attempts, queue, task, payload, org_id, headers from given
