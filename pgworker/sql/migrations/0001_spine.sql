@@ -100,6 +100,7 @@ create table pgworker.job_leases (
     vacuum_truncate = off, fillfactor = 70,
     autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0
 );
+alter table pgworker.job_leases alter column job_ids set storage external; -- to compress them takes as long as to find them
 comment on column pgworker.job_leases.lease_id is 'the fencing token: random, made by the worker before it asks';
 comment on column pgworker.job_leases.job_ids is 'in run order; executions and failures stand at the same positions';
 

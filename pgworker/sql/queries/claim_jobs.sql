@@ -1,11 +1,11 @@
 -- Take up to `jobs` due jobs into one new lease, lane by lane: queues in strict order, priorities from 9 down.
 -- Each lane starts at its floor, beyond the dead index entries of what was claimed before.
 -- LATERAL locks exactly the rows that it returns. The scalar subselect around clock_timestamp() makes it an index
--- condition; OFFSET 0 keeps the look-up of jobs a nested loop whatever the statistics say, and the one of
--- executions for those jobs that have had any. Only a job that has run before
--- can have a checkpoint; JSON null: it has said how far it was, and left none. Then how long the job had been due when this
--- transaction began: now() is that moment, which the caller knows by its own clock as well. While it ran it was not due,
--- though it has kept its place. At last how often in a row its worker has died.
+-- condition; OFFSET 0 keeps the look-up of jobs a nested loop whatever the statistics say. Only a job that has run before
+-- has earlier executions (a subselect asks: with a join, each job would pass through a cache), or can have a checkpoint;
+-- JSON null: it has said how far it was, and left none. Then how long the job had been due when this transaction began:
+-- now() is that moment, which the caller knows by its own clock as well. While it ran it was not due, though it has kept
+-- its place. At last how often in a row its worker has died.
 with lane as materialized (
     select lane.queue, lane.priority, lane.place,
            timestamptz 'epoch' + lane.floor_us * interval '1 microsecond' as floor_at,
@@ -30,7 +30,10 @@ with lane as materialized (
         limit %(jobs)s))
     returning job_id, run_at, execution, priority, failures, queue, task, org_id
 ), claimed as materialized (
-    select due.*, lane.place from due join lane using (queue, priority)
+    select due.*, lane.place,
+           case when due.execution > 1 then (select array[date_part('epoch', last.ended_at), last.suspicions]
+                                             from pgworker.last_execution(due.job_id, due.execution) as last) end as last
+    from due join lane using (queue, priority)
     order by lane.place, due.run_at, due.job_id
 ), lease as (
     insert into pgworker.job_leases (lease_id, worker_id, claimed_at, expires_at, slots, job_ids, executions, failures)
@@ -45,9 +48,8 @@ select claimed.job_id, claimed.task, job.payload::text, claimed.execution, claim
        claimed.queue, claimed.priority, claimed.org_id, job.max_attempts, job.timeout_ms, job.headers::text, job.created_at,
        case when claimed.execution > 1
             then (select coalesce(p.checkpoint, 'null')::text from pgworker.job_progress p where p.job_id = claimed.job_id) end,
-       date_part('epoch', now() - greatest(claimed.run_at, job.created_at, last.ended_at)), coalesce(last.suspicions, 0)
+       date_part('epoch', now() - greatest(claimed.run_at, job.created_at, to_timestamp(claimed.last[1]))),
+       coalesce(claimed.last[2], 0)::integer
 from claimed
 left join lateral (select * from pgworker.jobs where jobs.id = claimed.job_id offset 0) as job on true
-left join lateral (select * from pgworker.last_execution(claimed.job_id, claimed.execution)
-                   where claimed.execution > 1 offset 0) as last on true
 order by claimed.place, claimed.run_at, claimed.job_id
