@@ -54,6 +54,8 @@ def driver_of(target: Target) -> SyncDriver:
 
     TypeError: it is asynchronous, or not one of psycopg 3.
     """
+    if isinstance(target, Connection | Cursor):  # as nearly always: the rest takes longer
+        return target
     found = _sync_driver(target)
     if isinstance(found, Connection | Cursor):
         return found
@@ -64,6 +66,8 @@ def driver_of(target: Target) -> SyncDriver:
 
 async def async_driver_of(target: Target) -> AsyncDriver:
     """`driver_of`, for what is asynchronous."""
+    if isinstance(target, AsyncConnection | AsyncCursor):
+        return target
     found: Any = target
     if _is_one_of(found, _ASYNC_SESSIONS):
         found = await found.connection()
