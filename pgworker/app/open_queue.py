@@ -109,7 +109,11 @@ class OpenQueue(PostgresQueue):
         if self._connection is None or self._connection.closed:
             patience = max(ANSWER, self._lease_ttl)
             connection = connect_to_schema(
-                self._dsn, application_name="pgworker queue", prepare_threshold=None, patience=patience
+                self._dsn,
+                application_name="pgworker queue",
+                prepare_threshold=None,
+                patience=patience,
+                accepts_newer=self._connection is not None,
             )
             self._connection = connection
             limit_session(connection, patience)

@@ -25,18 +25,24 @@ _HEADROOM = 32 << 20  # bytes that a worker needs beyond its app: its second thr
 
 
 def check(
-    dsn: str, app_path: str, settings: PoolSettings, say: Callable[[PgworkerError], None], *, migrates: bool = False
+    dsn: str,
+    app_path: str,
+    settings: PoolSettings,
+    say: Callable[[PgworkerError], None],
+    *,
+    migrates: bool = False,
+    accepts_newer: bool = False,
 ) -> int:
     """Try what every worker will do: the database, its schema, the app. What is wrong is said once.
 
-    For a child that is gone afterwards; returns its exit code.
+    `accepts_newer` as in `check_schema`. For a child that is gone afterwards; returns its exit code.
     """
     setproctitle.setproctitle("pgworker: check")
     try:
         if migrates:
             migrate(dsn)
         with connect(dsn, application_name="pgworker start") as connection:
-            check_schema(connection)
+            check_schema(connection, accepts_newer=accepts_newer)
         load_app(app_path)
         _check_memory(settings)
     except PgworkerError as error:

@@ -56,8 +56,11 @@ def no_app() -> ConfigurationError:
 
 
 @contextmanager
-def open_database(flag: str | None, command: str) -> Iterator[Connection]:
-    """A connection in autocommit mode to a database with this package's schema. What goes wrong inside is explained."""
+def open_database(flag: str | None, command: str, *, accepts_newer: bool = False) -> Iterator[Connection]:
+    """A connection in autocommit mode to a database with this package's schema. What goes wrong inside is explained.
+
+    `accepts_newer` as in `check_schema`.
+    """
     dsn = require_dsn(flag)
     # What the driver ignores on its way out after Ctrl-C would be printed, for want of a handler.
     logging.getLogger("psycopg").addHandler(logging.NullHandler())
@@ -67,7 +70,7 @@ def open_database(flag: str | None, command: str) -> Iterator[Connection]:
 
     with connect(dsn, application_name=f"pgworker {command}", prepare_threshold=None) as connection:
         try:
-            check_schema(connection)
+            check_schema(connection, accepts_newer=accepts_newer)
             yield connection
         except psycopg.Error as error:
             raise explain_use(error, connection, dsn) from error

@@ -73,7 +73,7 @@ def _run(app: App, queue: str, job_id: UUID, *, force: bool, dsn: str | None) ->
         raise click.ClickException(f"{_REFUSED}Somebody took it a moment ago; look with jobs explain.") from None
     except Interrupted:
         code = EXIT_INTERRUPTED
-    with open_database(dsn, "jobs run") as connection:
+    with open_database(dsn, "jobs run", accepts_newer=True) as connection:
         from pgworker.inspection.facts import read_facts
 
         facts = read_facts(connection, job_id)

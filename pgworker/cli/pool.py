@@ -69,7 +69,7 @@ class _Children:
 
     def check(self) -> int:
         """Once more, before the workers are replaced."""
-        return boot.check(self.dsn, self.app_path, self.settings, _log_refusal)
+        return boot.check(self.dsn, self.app_path, self.settings, _log_refusal, accepts_newer=True)
 
 
 def start_pool(dsn: str, app_path: str, settings: PoolSettings, *, starts_server: bool) -> int:

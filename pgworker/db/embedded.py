@@ -290,8 +290,9 @@ def _spawn(
     """Our child, in a session of its own: a Ctrl-C is for us alone, also one that comes before it has the session."""
     identity = [str(os.getpid()), str(account.pw_uid), str(account.pw_gid)]
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    process = None
     try:
-        return subprocess.Popen(  # noqa: S603 - our own command, no shell
+        process = subprocess.Popen(  # noqa: S603 - our own command, no shell
             [sys.executable, "-I", "-S", "-c", _LAUNCHER, *identity, *command],
             env=environment,
             cwd="/",
@@ -301,7 +302,14 @@ def _spawn(
             stderr=stderr,
         )
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        except BaseException:  # what has come meanwhile: nobody else knows of the child
+            if process is not None:
+                process.kill()
+                process.wait()
+            raise
+    return process
 
 
 def _run(command: list[str], account: pwd.struct_passwd, script: str = "") -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import psycopg
 from psycopg import sql
@@ -53,7 +55,7 @@ _RECORD = sql.SQL("insert into pgworker.schema_migrations (version, name, checks
 
 _GIVES_WAY = 0.5
 """Seconds that a migration waits for a table, and about as many that it leaves it alone: less than deadlock_timeout, so
-that no claim is ever the victim, and what queues up behind its lock soon goes on."""
+that it gives way and not a claim, and what queues up behind its lock soon goes on."""
 
 _IS_SHARED = "select nspowner = to_regrole('pgworker_owner') from pg_namespace where nspname = 'pgworker'"
 
@@ -183,13 +185,15 @@ def _apply(connection: Connection, step: Migration, steps: Sequence[Migration], 
 
     Whoever holds a table of it for long has us begin again, and others go on between two tries.
     """
-    ends = time.monotonic() + lock_wait
+    ends = math.inf
     while True:
         try:
             return _try(connection, step, steps, grants, lock_wait)
         except psycopg.errors.LockNotAvailable as error:
-            connection.execute("ROLLBACK")
-            if time.monotonic() > ends:
+            with suppress(psycopg.Error):  # should it be lost, the next try says so
+                connection.execute("ROLLBACK")
+            ends = min(ends, time.monotonic() + lock_wait)
+            if time.monotonic() >= ends:
                 raise DatabaseUnavailable(
                     f"Migration {step.name} was not applied: transactions of others were in its way"
                     f" for {lock_wait:g} s. See xact_start in pg_stat_activity, and try again when they have ended."

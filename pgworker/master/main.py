@@ -45,7 +45,7 @@ OBEYED_LATER = (signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR1, s
 """Signals that wait in the queue while a pool is put together."""
 
 _TICK = 0.1  # seconds: how soon a timeout or the next step of a kill is noticed
-_IDLE_TICK = 0.25  # seconds while there are none
+_IDLE_TICK = 0.25  # seconds while no job runs: of one that begins meanwhile, the first step may be so late
 _MONITOR_STUCK = 30.0  # seconds without a beat on the board after which a monitor is replaced
 _FORK_RETRY = 1.0  # seconds
 _RECORDING = 5.0  # seconds for the monitor to record what was killed at the end

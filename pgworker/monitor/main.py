@@ -55,7 +55,7 @@ from pgworker.observe.events import receive
 from pgworker.observe.metrics import PoolMetrics, PoolState, WorkerGauge
 
 _TICK = 0.1  # seconds: how soon a cancel mark or a due renewal is noticed
-_IDLE_TICK = 0.25  # seconds while no worker holds a lease: until then there is nothing to renew or to cancel
+_IDLE_TICK = 0.25  # seconds while no worker holds a lease: nothing to renew or to cancel, and the rest may wait so long
 _LOOK = 1.5  # seconds between two looks for leases at most: so much longer than its TTL may a lost host hold its jobs
 _URGENT = 0.5  # the same while somebody has just died
 _IN_DOUBT = 0.5  # seconds to the next beat while the other connection is lost
@@ -112,6 +112,7 @@ class Monitor:
         self._renewed_at = 0.0
         self._beaten: set[tuple[UUID, int]] = set()
         self._unanswered: set[UUID] = set()
+        self._cancelled: set[UUID] = set()
         self._last_look = 0.0
         self._look_every = min(_LOOK, settings.heartbeat_interval)
         self._idle_tick = min(_IDLE_TICK, settings.heartbeat_interval / 3)
@@ -146,11 +147,12 @@ class Monitor:
         Samples(self._dsn, self._settings, self._metrics).keep_in_thread(after=partitions.tried)
         while not self._is_over():
             self._wait()
-            cancelled = self._wakeups.read() if self._connection is not None else []  # first of all: it wakes workers
+            if self._connection is not None:
+                self._cancelled.update(self._wakeups.read())  # first of all: it wakes workers
             self._hear()
             self._board.monitor_beat_ns = time.monotonic_ns()
             self._renewals.pass_on_cancels()
-            self._talk(cancelled)
+            self._talk()
         self._wakeups.close()
         if self._connection is not None:
             self._connection.close()
@@ -183,7 +185,7 @@ class Monitor:
         if self._control.is_closed:
             self._see_orphans_end()
 
-    def _talk(self, cancelled: Sequence[UUID]) -> None:
+    def _talk(self) -> None:
         """What needs the database. On a slow line a tick takes longer than a short lease may wait for its renewal, so
         renewals come first, and again between one statement and the next."""
         now = time.monotonic()
@@ -192,8 +194,9 @@ class Monitor:
             if connection is None:
                 return
             self._renew()
-            if cancelled:
-                self._renewals.renew_due(connection, time.monotonic_ns(), set(cancelled))
+            if self._cancelled:
+                self._renewals.renew_due(connection, time.monotonic_ns(), self._cancelled)
+                self._cancelled = set()
             self._record_deaths(connection)
             self._renew()
             if now >= self._next_beat or self._beaten != self._shown_rows():

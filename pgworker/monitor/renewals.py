@@ -36,7 +36,7 @@ class Renewals:
         self._cancelled: dict[UUID, set[int]] = {}
         self._missed: set[UUID] = set()
         self.is_any_held = True
-        """Whether a lease was shown when it was last looked whose were cancelled."""
+        """Whether there was a lease at the last look at the board."""
 
     def renew_due(self, connection: Connection[Any], now_ns: int, named: set[UUID] | None = None) -> None:
         """Renew leases past a third of their life, or just those that are `named`; then pass on what came back.

@@ -518,7 +518,6 @@ CREATE OR REPLACE FUNCTION pgworker.enqueue(task text, payload jsonb DEFAULT '{}
  SECURITY DEFINER
  SET search_path TO 'pg_catalog', 'pg_temp'
 AS $function$
-#variable_conflict use_variable
 declare
     now timestamptz := clock_timestamp();
     due timestamptz := greatest(run_at, now);
@@ -1024,7 +1023,7 @@ comment on column pgworker.worker_heartbeats.worker_id is 'one process incarnati
 
 comment on function pgworker.current_org() is 'the org that this transaction works for; null: none, which sees nothing';
 
-comment on function pgworker.enqueue(text,jsonb,text,integer,timestamp with time zone,integer,interval,text,jsonb,uuid) is 'Enqueue one job in this transaction; timeout => null means none. As enqueue_many, in a third of its time.';
+comment on function pgworker.enqueue(text,jsonb,text,integer,timestamp with time zone,integer,interval,text,jsonb,uuid) is 'Enqueue one job in this transaction; timeout => null means none. For psql, triggers and other languages, too.';
 
 comment on function pgworker.is_suspect(uuid,integer) is 'whether the worker of the last execution before this one died, of that job or perhaps of it';
 

@@ -13,6 +13,7 @@ from typing import Any
 import click
 import msgspec
 
+from pgworker.bench.drain import BATCH as BULK
 from pgworker.bench.drain import Load, drain
 from pgworker.bench.ground import Conditions, checkpoint, open_ground
 from pgworker.bench.run import Report
@@ -104,7 +105,7 @@ def _medians(every: Mapping[str, Sequence[Run]]) -> Iterator[dict[str, Any]]:
 def _run_pgworker(server: str, jobs: int, workers: int) -> Run:
     with open_ground(server, say) as ground:
         told = drain(ground, Load(jobs, workers))
-    settings = f"slots {told.slots}, enqueue_many of 1000"
+    settings = f"slots {told.slots}, enqueue_many of {BULK}"
     return Run("pgworker", version("pgworker"), jobs, workers, settings, told.enqueue_seconds, told.seconds)
 
 

@@ -288,6 +288,8 @@ def test_a_pool_works_on_when_a_newer_version_has_migrated_and_replaces_its_work
         " where application_name ^@ 'pgworker ' and datname = current_database()"
     )
     eventually(lambda: len(set(pool.workers) - before) == 1 and len(pool.workers) == 2, "a new worker")
+    pool.send(signal.SIGHUP)
+    pool.wait_for_log("event=restart_done")
     scene.wait_for_status("succeeded", *scene.enqueue_together(*scene.quick(*"abcdefgh")))
     pool.wait_for_log("WARNING +monitor .*restart it with that version soon.*event=schema_newer")
 

@@ -10,6 +10,7 @@ import pytest
 
 from pgworker.db.connect import is_outage
 from pgworker.db.listen import Listener
+from tests.sql.actors import enqueue
 
 Connect = Callable[[], psycopg.Connection[Any]]
 
@@ -77,12 +78,11 @@ def test_a_sleep_lock_does_not_wait_for_an_enqueuer_that_asks_for_it(listener: L
 def test_an_enqueue_notifies_only_while_somebody_sleeps_on_its_queue(listener: Listener, connect: Connect) -> None:
     other = connect()
     assert listener.sleep_lock("mail")
-    other.execute("select pgworker.enqueue('task', queue => 'other')")
-    other.execute("select pgworker.enqueue('task', queue => 'mail')")
+    for jobs in (1, 2):
+        for queue in ("other", "mail"):
+            enqueue(other, jobs, queue=queue)
     other.execute("notify pgworker, 'end'")
-    payload, end = wait_for(listener, 2)
-    assert "mail" in payload
-    assert end == "end"
+    assert wait_for(listener, 3) == ["mail=1", "mail=2", "end"]
 
 
 def test_closing_ends_the_sleep_locks(dsn: str, connect: Connect) -> None:

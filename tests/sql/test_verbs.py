@@ -62,6 +62,9 @@ EVERYTHING = """
            array(select job_id from pgworker.dead_letter_jobs order by 1)
 """
 
+ALONE_OR_NOT = pytest.mark.parametrize("others", [[], [JobRequest("t", "{}")]], ids=["alone", "with another"])
+"""One job is stored by another function than several are."""
+
 
 @pytest.fixture
 def db(connect: Connect) -> Connection[Any]:
@@ -116,27 +119,32 @@ def test_ids_are_uuid7_of_the_servers_clock_and_rise_in_the_order_of_the_request
     assert before - timedelta(milliseconds=1) <= min(made) <= max(made) <= now(db)
 
 
-def test_a_run_at_in_the_past_means_now(db: Connection[Any]) -> None:
+@ALONE_OR_NOT
+def test_a_run_at_in_the_past_means_now(db: Connection[Any], others: list[JobRequest]) -> None:
     before = now(db)
-    enqueue(db, run_at=datetime(2000, 1, 1, tzinfo=timezone.utc))
-    assert ask(db, "select run_at from pgworker.job_queue")[0] >= before
+    enqueue_jobs(db, [*others, JobRequest("t", "{}", run_at=datetime(2000, 1, 1, tzinfo=timezone.utc))])
+    assert min(ask(db, "select run_at from pgworker.job_queue")) >= before
 
 
-def test_an_id_of_ones_own_is_kept_and_refused_the_second_time(db: Connection[Any]) -> None:
+@ALONE_OR_NOT
+def test_an_id_of_ones_own_is_kept_and_refused_the_second_time(db: Connection[Any], others: list[JobRequest]) -> None:
     [own] = ask(db, "select pgworker.uuid7(clock_timestamp() - interval '23 hours')")
-    assert enqueue(db, id=own) == [own]
+    requests = [*others, JobRequest("t", "{}", id=own)]
+    stored = enqueue_jobs(db, requests)
+    assert stored[-1] == own
     with pytest.raises(psycopg.errors.UniqueViolation):
-        enqueue(db, id=own)
-    assert waiting(db) == [(own, 1, 0)]
+        enqueue_jobs(db, requests)
+    assert sorted(waiting(db)) == [(job, 1, 0) for job in sorted(stored)]
 
 
+@ALONE_OR_NOT
 @pytest.mark.parametrize("stranger", ["gen_random_uuid()", "pgworker.uuid7(now() - interval '25 hours')"])
 def test_an_id_that_is_no_uuid7_of_about_now_is_refused_with_all_that_came_with_it(
-    db: Connection[Any], stranger: str
+    db: Connection[Any], stranger: str, others: list[JobRequest]
 ) -> None:
     [own] = ask(db, f"select {stranger}")
     with pytest.raises(psycopg.errors.InvalidParameterValue, match="UUID version 7"):
-        enqueue_jobs(db, [JobRequest("t", "{}"), JobRequest("t", "{}", id=own)])
+        enqueue_jobs(db, [*others, JobRequest("t", "{}", id=own)])
     assert everything(db) == NOTHING
 
 
@@ -159,9 +167,12 @@ def test_an_id_that_is_no_uuid7_of_about_now_is_refused_with_all_that_came_with_
     ],
     ids=repr,
 )
-def test_the_table_itself_refuses_what_no_job_may_be(db: Connection[Any], wrong: dict[str, Any]) -> None:
+@ALONE_OR_NOT
+def test_the_table_itself_refuses_what_no_job_may_be(
+    db: Connection[Any], wrong: dict[str, Any], others: list[JobRequest]
+) -> None:
     with pytest.raises(psycopg.errors.CheckViolation):
-        enqueue_jobs(db, [JobRequest("t", "{}"), JobRequest(**({"task": "t", "payload": "{}"} | wrong))])
+        enqueue_jobs(db, [*others, JobRequest(**({"task": "t", "payload": "{}"} | wrong))])
     assert everything(db) == NOTHING
 
 

@@ -1,4 +1,4 @@
--- Enqueue one job in the caller's transaction. Returns its id. As enqueue_jobs, in a third of its time.
+-- Enqueue one job in the caller's transaction. Returns its id.
 select pgworker.enqueue(
     task => %(task)s::text, payload => %(payload)s::text::jsonb, queue => %(queue)s::text,
     priority => %(priority)s::integer, run_at => %(run_at)s::timestamptz, max_attempts => %(max_attempts)s::integer,
