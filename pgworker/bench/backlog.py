@@ -21,12 +21,13 @@ _WARM_UP = 20
 
 _MAKE_DAY = "select pgworker.create_partition((now() at time zone 'UTC')::date - %s::integer)"
 
+# Each of a moment of its own, as jobs come: so they lie in the order in which they are claimed.
 _FILL_WAITING = """
     with job as (
         insert into pgworker.jobs (id, created_at, run_at, timeout_ms, priority, max_attempts, queue, task, payload)
-        select pgworker.uuid7(now()), now(), now() + %(later)s::float8 * interval '1 second', 1800000, %(priority)s, 25,
-               %(queue)s, %(task)s, %(payload)s::jsonb
-        from generate_series(1, %(rows)s)
+        select pgworker.uuid7(moment.at), moment.at, moment.at + %(later)s::float8 * interval '1 second', 1800000,
+               %(priority)s, 25, %(queue)s, %(task)s, %(payload)s::jsonb
+        from (select clock_timestamp() as at from generate_series(1, %(rows)s) offset 0) as moment
         returning id, run_at, priority, queue, task
     )
     insert into pgworker.job_queue (job_id, run_at, execution, priority, failures, queue, task)
