@@ -43,10 +43,10 @@ def pool_command(dsn: str, app: str, settings: Mapping[str, object]) -> list[str
 
 
 def _start_pool(dsn: str, app: str, given: str) -> int:
-    """As `pgworker start` ends: Ctrl-C before there is a pool is no bug."""
+    """As `pgworker start` ends: neither Ctrl-C before there is a pool nor an app that is broken by then is a bug."""
     from pgworker.cli.pool import start_pool
     from pgworker.config.settings import PoolSettings
-    from pgworker.errors import EXIT_INTERRUPTED
+    from pgworker.errors import EXIT_INTERRUPTED, PgworkerError
     from pgworker.model.retry import Backoff
 
     settings: dict[str, Any] = json.loads(given)
@@ -57,6 +57,9 @@ def _start_pool(dsn: str, app: str, given: str) -> int:
         return start_pool(dsn, app, PoolSettings(**settings), starts_server=False)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+    except PgworkerError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
 
 
 if __name__ == "__main__":
