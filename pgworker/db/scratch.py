@@ -55,8 +55,8 @@ def name_of(dsn: str) -> str:
 
 
 @contextmanager
-def scratch_directory() -> Iterator[Path]:
-    """An empty directory for a server: of root's too, which runs as an unprivileged user."""
-    with tempfile.TemporaryDirectory(prefix="pgworker-") as name:
+def scratch_directory(parent: Path | None = None) -> Iterator[Path]:
+    """An empty directory for a server: of root's too, which runs as an unprivileged user. In TMPDIR, or in `parent`."""
+    with tempfile.TemporaryDirectory(prefix="pgworker-", dir=parent) as name:
         Path(name).chmod(0o755)
         yield Path(name)

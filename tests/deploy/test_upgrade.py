@@ -22,7 +22,7 @@ Connect = Callable[[], psycopg.Connection[Any]]
 NEWER = "insert into pgworker.schema_migrations (version, name, checksum) values (999, '0999_later', '')"
 
 
-def test_a_pool_works_on_under_a_newer_schema_but_whoever_connects_is_refused(
+def test_a_pool_works_on_under_a_newer_schema_but_whoever_starts_is_refused(
     dsn: str, connect: Connect, tmp_path: Path
 ) -> None:
     connection = connect()
@@ -42,8 +42,8 @@ def test_a_pool_works_on_under_a_newer_schema_but_whoever_connects_is_refused(
         asked = run("status", "--dsn", dsn)
         assert (asked.returncode, "Upgrade pgworker" in asked.stderr) == (EXIT_CONFIGURATION, True)
         os.kill(started.workers[0], signal.SIGKILL)
-        started.wait_for_log("event=worker_refused")
-        assert runs("beside the refused one")
+        started.wait_for_log("event=schema_newer")
+        assert runs("in a worker that was replaced")
     with pool.start(dsn, tmp_path / "again.log") as refused:
         assert refused.process.wait(pool.DEADLINE) == EXIT_CONFIGURATION
         assert "Upgrade pgworker" in refused.log()
