@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -15,8 +16,11 @@ IGNORED = re.compile(r"  # type: ignore\[([\w-]+)\].*$")
 
 
 def errors(source: str, tmp_path: Path) -> set[tuple[int, str]]:
-    """Line and code of each error that mypy, as strict as we are, finds in this module."""
-    module = tmp_path / "example.py"
+    """Line and code of each error that mypy, as strict as we are, finds in this module.
+
+    Under a name of its own: what mypy remembers of a module of the same name and text has the path of that one.
+    """
+    module = tmp_path / f"example_{uuid4().hex}.py"
     module.write_text(source)
     command = [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--hide-error-context", str(module)]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
