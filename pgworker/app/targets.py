@@ -26,6 +26,7 @@ class HoldsConnection(Protocol):
 
 Target = Driver | HoldsConnection
 
+_DRIVERS: Final = (Connection, Cursor, AsyncConnection, AsyncCursor)
 _SESSIONS: Final = (("sqlalchemy.orm", "Session"), ("sqlalchemy.orm", "scoped_session"))
 _CONNECTIONS: Final = (("sqlalchemy.engine", "Connection"),)
 _ASYNC_SESSIONS: Final = (
@@ -42,7 +43,7 @@ _ALL: Final = (*_SESSIONS, *_CONNECTIONS, *_ASYNC_SESSIONS, *_ASYNC_CONNECTIONS,
 
 def check_target(target: object) -> None:
     """TypeError unless jobs can be enqueued on `target`. Nothing is connected yet."""
-    if not isinstance(target, Connection | Cursor | AsyncConnection | AsyncCursor) and not _is_one_of(target, _ALL):
+    if not isinstance(target, _DRIVERS) and not _is_one_of(target, _ALL):
         raise TypeError(
             f"jobs go through a connection or cursor of psycopg 3, a session or connection of SQLAlchemy, or "
             f"django.db.connection, not {exact.full_type_name(target)}"
@@ -54,8 +55,6 @@ def driver_of(target: Target) -> SyncDriver:
 
     TypeError: it is asynchronous, or not one of psycopg 3.
     """
-    if isinstance(target, Connection | Cursor):  # as nearly always: the rest takes longer
-        return target
     found = _sync_driver(target)
     if isinstance(found, Connection | Cursor):
         return found
@@ -66,8 +65,6 @@ def driver_of(target: Target) -> SyncDriver:
 
 async def async_driver_of(target: Target) -> AsyncDriver:
     """`driver_of`, for what is asynchronous."""
-    if isinstance(target, AsyncConnection | AsyncCursor):
-        return target
     found: Any = target
     if _is_one_of(found, _ASYNC_SESSIONS):
         found = await found.connection()
@@ -103,5 +100,7 @@ def _not_psycopg(found: object) -> TypeError:
 
 def _is_one_of(target: object, classes: tuple[tuple[str, str], ...]) -> bool:
     """Whether it is of one of these classes, of modules that may not be there: then nothing is."""
+    if isinstance(target, _DRIVERS):  # as nearly always: the rest takes longer
+        return False
     known = (getattr(sys.modules.get(module), name, None) for module, name in classes)
     return isinstance(target, tuple(kind for kind in known if kind is not None))
