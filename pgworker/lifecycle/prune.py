@@ -12,6 +12,7 @@ from psycopg import Connection
 
 from pgworker.config.settings import SHORTEST_RETENTION
 from pgworker.errors import ConfigurationError
+from pgworker.lifecycle.partitions import when_free
 from pgworker.lifecycle.transaction import in_one_trip
 from pgworker.model.durations import seconds
 from pgworker.sql.load import query
@@ -49,8 +50,8 @@ class PrunedPartition:
 def prune(connection: Connection[Any], older_than: object, *, dry_run: bool = False) -> list[PrunedPartition]:
     """Drop the days that ended longer ago than `older_than` (seconds or timedelta, at least a day).
 
-    All of them or, if a reader or somebody else's prune is in the way for longer than 50 ms, none: then they are BUSY,
-    and it is worth trying again. The connection must be in autocommit mode.
+    All of them or, if a reader or somebody else's prune is in the way for longer than 50 ms at three tries, none: then
+    they are BUSY, and it is worth trying again. The connection must be in autocommit mode.
     """
     parameters = {"older_than": check_retention(older_than, "older_than")}
     rows = connection.execute(query("list_expired_partitions"), parameters).fetchall()
@@ -80,7 +81,7 @@ def check_retention(value: object, what: str) -> float:
 
 
 def _drop(connection: Connection[Any], parameters: dict[str, Any]) -> bool:
-    in_one_trip(connection, query("watch_expired_partitions"), parameters)
+    when_free(lambda: in_one_trip(connection, query("watch_expired_partitions"), parameters))
     return bool(in_one_trip(connection, query("drop_expired_partitions"), parameters)[0][0])
 
 

@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from threading import Event, Thread
 from typing import Any
@@ -18,6 +18,7 @@ from psycopg import Connection
 
 from pgworker.lifecycle.cancel import cancel_job
 from pgworker.lifecycle.dead_letters import discard_dead_letters, requeue_dead_letters
+from pgworker.lifecycle.partitions import when_free
 from pgworker.lifecycle.prune import PruneAction, prune
 from pgworker.lifecycle.release import release_jobs
 from pgworker.lifecycle.settle import Next
@@ -337,6 +338,29 @@ def test_while_a_reader_keeps_a_day_from_being_dropped_claims_go_on(connect: Con
         reader.execute("fetch all from report")
     assert {partition.action for partition in prune(pruner, RETENTION)} == {PruneAction.DROPPED}
     assert statuses(db, old) == ["succeeded"] * 5
+
+
+def test_what_is_in_the_way_for_a_moment_is_waited_for_three_tries_long(connect: Connect) -> None:
+    db, pruner = connect(), connect()
+    old = enqueue_ago(db, AGO, 5)
+    tries = 0
+
+    def watch() -> None:
+        nonlocal tries
+        tries += 1
+        if tries == 3:
+            readers.close()
+        pruner.execute(WATCH)
+
+    with ExitStack() as readers:
+        readers.enter_context(reading(connect))
+        when_free(watch)
+        assert tries == 3
+    with reading(connect), pytest.raises(psycopg.errors.LockNotAvailable):
+        when_free(watch)
+    assert tries == 6
+    assert {partition.action for partition in prune(pruner, RETENTION)} == {PruneAction.DROPPED}
+    assert statuses(db, old) == ["pending"] * 5
 
 
 def test_a_reader_who_comes_while_rows_are_copied_holds_up_the_drop_and_no_claim(connect: Connect) -> None:
