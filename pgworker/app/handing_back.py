@@ -27,15 +27,15 @@ class LostClaims:
 
     def __init__(self, floors: LaneFloors) -> None:
         self._floors = floors
-        self._until: dict[UUID, float] = {}
+        self._until: dict[UUID, float | None] = {}
         self._release_at = 0.0
 
     def __bool__(self) -> bool:
         return bool(self._until)
 
     def add(self, lease_id: UUID) -> None:
-        """Before it is sent: who dies on the way has it here."""
-        self._until[lease_id] = time.monotonic() + _LATE_COMMIT
+        """Before it is sent: who dies on the way has it here. Its time begins with the first `release`."""
+        self._until[lease_id] = None
 
     def discard(self, lease_id: UUID) -> None:
         """Its answer is here, or it was rolled back."""
@@ -48,10 +48,11 @@ class LostClaims:
 
     def release(self, connection: Connection[Any]) -> None:
         self._release_at = time.monotonic() + _LATE_COMMIT / 10
-        for lease_id, give_up_at in list(self._until.items()):
+        for lease_id, until in list(self._until.items()):
+            give_up_at = self._until[lease_id] = until or time.monotonic() + _LATE_COMMIT
             answer = release_jobs(connection, lease_id, first=1)
             self._floors.lower_to(answer.lanes)
-            if answer.lanes or time.monotonic() > give_up_at:
+            if answer.lanes or (time.monotonic() > give_up_at and not answer.is_busy):
                 self.discard(lease_id)
 
 

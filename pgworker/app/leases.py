@@ -52,7 +52,7 @@ class HeldLease:
     is_doubtful: bool = False
     is_told: bool = False
     rows: Sequence[ClaimedRow] = ()
-    """What was claimed, in each position, for log lines about what has ended."""
+    """What was claimed, in each position, for log lines about what has ended; large arguments go with their jobs."""
 
     @property
     def has_news(self) -> bool:

@@ -39,6 +39,8 @@ from pgworker.model.payload import describe_error
 from pgworker.model.progress import Said
 from pgworker.model.state import CancelReason, Outcome
 
+_LARGE = 4096  # characters of arguments that are not kept for as long as the last job of their lease runs
+
 
 class Queue(Protocol):
     """What a worker needs of the place where jobs wait. `PostgresQueue` is the one there is."""
@@ -246,7 +248,7 @@ class PostgresQueue:
         lease = HeldLease(claim.lease_id, entry, len(rows), claimed_ns=claim.sent_ns)
         self.leases.append(lease)
         self._floors.rise(claim.floors, rows)
-        lease.rows = rows
+        lease.rows = [row if len(row.payload or "") < _LARGE else row._replace(payload=None) for row in rows]
         lease.outspoken = {position: row.job_id for position, row in enumerate(rows, 1) if row.checkpoint is not None}
         return [ClaimedJob(lease, position, row) for position, row in enumerate(rows, start=1)]
 

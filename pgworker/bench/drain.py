@@ -25,13 +25,12 @@ IS_EMPTY = """
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What is drained by whom. `flags` are those of `pgworker start`; `job` makes the job of each number."""
+    """What is drained by whom. `job` makes the job of each number."""
 
     jobs: int
     workers: int = 2
     slots: int = 1
     pools: int = 1
-    flags: tuple[str, ...] = ()
     job: Callable[[int], JobRequest] = typical
 
 
@@ -55,7 +54,7 @@ def drain(ground: Ground, load: Load) -> Drained:
     pause_queues(ground.connection, [QUEUE])
     begun = read_meter(ground)
     enqueue_seconds = enqueue_all(ground, load)
-    with ground.pools(load.pools, load.workers, "--slots", str(load.slots), *load.flags) as pools:
+    with ground.pools(load.pools, load.workers, "--slots", str(load.slots)) as pools:
         before = read_meter(ground, pools)
         started = time.perf_counter()
         resume_queues(ground.connection, [QUEUE])

@@ -45,13 +45,15 @@ class Conditions:
     full_page_writes: str
     shared_buffers: str
     host_cpus: int
+    pooler: bool
 
 
 class Ground:
     """A migrated database that only this measurement uses."""
 
-    def __init__(self, dsn: str, connection: Connection[Any], say: Say) -> None:
-        """`connection` is in autocommit mode, for questions."""
+    def __init__(self, dsn: str, connection: Connection[Any], say: Say, pooler: bool) -> None:
+        """`connection` is in autocommit mode, for questions. `pooler`: what is at the DSN keeps no session."""
+        self._pooler = pooler
         self.dsn = dsn
         self.connection = connection
         self.say = say
@@ -74,11 +76,14 @@ class Ground:
         """Those of this server and this host."""
         names = ("server_version", "fsync", "synchronous_commit", "full_page_writes", "shared_buffers")
         told = {name: self.value("select current_setting(%s)", name) for name in names}
-        return Conditions(version("pgworker"), platform.python_version(), **told, host_cpus=count_cpus())
+        return Conditions(
+            version("pgworker"), platform.python_version(), **told, host_cpus=count_cpus(), pooler=self._pooler
+        )
 
     @contextmanager
     def pools(self, count: int, workers: int, *flags: str) -> Iterator[list[Pool]]:
         """So many pools of `pgworker start`, each with so many workers, all of them ready; drained at the end."""
+        flags = (*flags, "--pooler") if self._pooler else flags
         with (
             tempfile.TemporaryDirectory(prefix="pgworker-bench-") as directory,
             running(self.dsn, Path(directory), count, workers, flags) as pools,
@@ -103,11 +108,15 @@ def own_database(server: str) -> Iterator[str]:
 
 
 @contextmanager
-def open_ground(server: str, say: Say) -> Iterator[Ground]:
+def open_ground(server: str, say: Say, pooler: bool = False) -> Iterator[Ground]:
     """A database of its own, with nothing left to be written of what was before."""
-    with own_database(server) as dsn, connect(dsn, application_name="pgworker bench") as connection:
+    prepared_from = None if pooler else 5  # uses of a statement; the driver's own default
+    with (
+        own_database(server) as dsn,
+        connect(dsn, application_name="pgworker bench", prepare_threshold=prepared_from) as connection,
+    ):
         checkpoint(connection)
-        yield Ground(dsn, connection, say)
+        yield Ground(dsn, connection, say, pooler)
 
 
 def checkpoint(connection: Connection[Any]) -> None:

@@ -36,9 +36,9 @@ class Latency:
     histogram_ms: list[tuple[float | None, int]]
 
 
-def measure_latency(ground: Ground, rate: float, seconds: float, workers: int, slots: int, *flags: str) -> Latency:
+def measure_latency(ground: Ground, rate: float, seconds: float, workers: int, slots: int) -> Latency:
     """One enqueue and one commit at a time, `rate` a second, at even distances."""
-    with ground.pools(1, workers, "--slots", str(slots), *flags):
+    with ground.pools(1, workers, "--slots", str(slots)):
         for _ in range(_WARM_UP):
             _enqueue(ground, time.monotonic_ns())
             time.sleep(0.02)

@@ -31,20 +31,27 @@ class Report:
 
 
 def run(
-    server: str, bench: str, measures: Sequence[Measure], say: Say, *, runs: int = 1, key: Key | None = None
+    server: str,
+    bench: str,
+    measures: Sequence[Measure],
+    say: Say,
+    *,
+    runs: int = 1,
+    key: Key | None = None,
+    pooler: bool = False,
 ) -> Report:
-    """The cases of each measure, which has a database of its own.
+    """The cases of each measure, which has a database of its own. `pooler`: the server is behind one.
 
     Of several runs each case is the one in the middle by `key`, whose value in all of them is its `runs`.
     """
-    with open_ground(server, say) as ground:
+    with open_ground(server, say, pooler) as ground:
         conditions = ground.conditions()
     every = []
     for number in range(runs):
         counted = f"run {number + 1} of {runs}: " if runs > 1 else ""
         cases: list[Any] = []
         for measure in measures:
-            with open_ground(server, partial(_say, say, counted)) as ground:
+            with open_ground(server, partial(_say, say, counted), pooler) as ground:
                 cases += measure(ground)
         every.append(cases)
     return Report(bench, conditions, [_median(repeated, key) for repeated in zip(*every, strict=True)])

@@ -51,6 +51,10 @@ def _runs(command: _Command) -> _Command:
     )(command)
 
 
+def _pooler(command: _Command) -> _Command:
+    return click.option("--pooler", is_flag=True, help="As `pgworker start --pooler`: the DSN leads to one.")(command)
+
+
 def _workers(default: int) -> Callable[[_Command], _Command]:
     return click.option("-w", "--workers", type=_COUNT, default=default, show_default=True)
 
@@ -60,6 +64,7 @@ def _workers(default: int) -> Callable[[_Command], _Command]:
 @_workers(2)
 @click.option("--slots", type=_COUNT, default=1, show_default=True, help="Of each worker.")
 @click.option("--pools", type=_COUNT, default=1, show_default=True)
+@_pooler
 @_runs
 @_where
 def drain(jobs: int, workers: int, slots: int, pools: int, runs: int, **where: Any) -> None:
@@ -134,6 +139,7 @@ def enqueue(jobs: int, seconds: float, connections: int, runs: int, **where: Any
 @click.option("--seconds", type=_POSITIVE, default=20.0, show_default=True)
 @_workers(1)
 @click.option("--slots", type=_COUNT, default=1, show_default=True)
+@_pooler
 @_where
 def latency(rate: float, seconds: float, workers: int, slots: int, **where: Any) -> None:
     """A steady load that leaves the pool idle: what a single job waits for, the commit of its enqueue included."""
@@ -216,13 +222,14 @@ def _run(
     as_json: bool,
     runs: int = 1,
     key: Key | None = None,
+    pooler: bool = False,
 ) -> None:
     from pgworker.bench.run import run
 
     for number in (signal.SIGTERM, signal.SIGHUP):  # whatever ends it, pools and databases are to go with it
         signal.signal(number, signal.default_int_handler)
     with open_server(dsn, embedded) as server:
-        report = run(server, name, measures, say, runs=runs, key=key)
+        report = run(server, name, measures, say, runs=runs, key=key, pooler=pooler)
     say("")
     print_report(report, as_json, shows)
 

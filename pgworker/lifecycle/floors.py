@@ -11,6 +11,10 @@ from pgworker.lifecycle.reclaim import Reclaimed
 from pgworker.lifecycle.release import Returned
 from pgworker.linux.floors import Floors
 
+_BEHIND_US = 250_000
+"""Microseconds that a floor stays behind the claim that raises it: what was enqueued a moment before may be committed a
+moment later, and whoever is told of it must find it."""
+
 
 class LaneFloors:
     """Those of the lanes that are served here. A floor rises with what is claimed, and comes down to what goes back."""
@@ -29,7 +33,7 @@ class LaneFloors:
         for (queue, priority), row in last.items():
             lane = self._lanes.index(queue, priority)
             if lane is not None:
-                self._floors.advance(lane, (seen[0][lane], seen[1][lane]), floor_of(row.run_at, row.job_id))
+                self._floors.advance(lane, (seen[0][lane], seen[1][lane]), _place_of(row))
 
     def lower(self, queue: str, priority: int, run_at: datetime, job_id: UUID) -> None:
         """Let claims find a job that is back in the queue, should its lane be served here."""
@@ -53,3 +57,10 @@ class LaneFloors:
         """Let claims look from the very beginning of each lane."""
         for lane in range(len(self._lanes)):
             self._floors.lower(lane, (0, 0))
+
+
+def _place_of(row: ClaimedRow) -> tuple[int, int]:
+    """Where this job was; or earlier, if it was claimed sooner than `_BEHIND_US` after it was due."""
+    run_at_us, job_id = floor_of(row.run_at, row.job_id)
+    behind_us = _BEHIND_US - int(row.waited * 1_000_000)
+    return (run_at_us, job_id) if behind_us <= 0 else (max(0, run_at_us - behind_us), 0)

@@ -48,6 +48,9 @@ HOLD_UP = 0.25
 BESIDE_TRIAL = 0.05
 """Seconds they wait for the end of a trial, during which nothing starts; many a suspect has ended by then."""
 
+MONITOR_HELD_UP = 1.5
+"""Seconds since the last beat of a monitor from which on nobody trusts it to tell of new jobs."""
+
 STARVED = 5.0
 """Seconds that a worker without a free file descriptor waits for its running jobs to end before it ends with them."""
 
@@ -97,6 +100,7 @@ class Clerk:
         self._starved_at = self._dry_until = self._settled_at = 0.0
         self._free_seen = self._put_ns = 0
         self._looks_for_all = False
+        self._begins_anew = False
         self.failure: PgworkerError | None = None
         """Why the clerk gave up; None: it has not."""
 
@@ -147,6 +151,7 @@ class Clerk:
                 self._trip(wanted)
                 if self._sweeper.sweep(self._link.connection()):
                     self._dry_until = 0.0
+                    self._board.tell_of_more()
         except SchemaError:
             raise
         except (psycopg.Error, OSError, PgworkerError) as error:
@@ -194,6 +199,7 @@ class Clerk:
         was_told = self._row.is_idle
         jobs = self._queue.claim(wanted)
         self._settled_at = time.monotonic()
+        self._begins_anew = False
         self._link.has_answered()
         self._reporter.send()
         if wanted:
@@ -206,6 +212,7 @@ class Clerk:
                 self._board.tell_of_more()
             if log.isEnabledFor(logging.DEBUG):
                 _tell_claims(jobs)
+            self._prefetch.weigh(len(jobs), sum(len(job.row.payload or "") for job in jobs))
             self._put_ns = time.monotonic_ns()
             self._runner.put(jobs)
 
@@ -232,6 +239,8 @@ class Clerk:
             return 0
         if not has_room:
             self._row.is_idle = False
+        if self._begins_anew and self._queue.has_results:
+            return 0  # whatever is wrong with a claim, what has ended is recorded without it
         if time.monotonic() < self._dry_until and (self._row.is_idle or not has_room):
             return 0  # while we are shown idle they tell us of new jobs
         if self._is_others_turn():
@@ -242,12 +251,18 @@ class Clerk:
     def _is_others_turn(self) -> bool:
         """Whether we sleep, were told of nothing, and somebody else of the pool looks at what is due by now."""
         now_ns = time.monotonic_ns()
-        sleeps = self._row.is_idle and self._dry_until > 0.0 and self._board.listens
+        sleeps = self._row.is_idle and self._dry_until > 0.0 and self._is_told
         if not sleeps or now_ns < self._board.rush_until_ns:
             self._looks_for_all = False
             return False
         self._looks_for_all = self._board.take_look(now_ns, int(self._settings.poll_interval * _SOONEST_LOOK * 1e9))
         return not self._looks_for_all
+
+    @property
+    def _is_told(self) -> bool:
+        """Whether the monitor listens for us, and is neither held up nor cut off."""
+        is_late = time.monotonic_ns() - self._board.monitor_beat_ns > MONITOR_HELD_UP * 1e9
+        return self._board.listens and self._board.is_connected and not is_late
 
     @property
     def _since_last_start(self) -> float:
@@ -317,7 +332,11 @@ class Clerk:
     # -- trouble
 
     def _after_error(self, error: psycopg.Error | OSError | PgworkerError) -> None:
-        """Keep what is finished, drop the connection, say it once a second, wait a little."""
+        """Keep what is finished, drop the connection, say it once a second, wait a little. Then settle before anything
+        is claimed, and claim little at first: it may have been too much."""
+        self._begins_anew = True
+        self._prefetch.begin_anew()
+        self._row.is_idle = False  # nobody need tell us of jobs that we can't claim
         pause = self._link.fail(error)
         self._leave_without_descriptors()
         if self._board.take_outage_line(time.monotonic_ns()):

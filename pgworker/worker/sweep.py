@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import psycopg
 from psycopg import Connection
 
 from pgworker.lifecycle.claim import Lanes, find_below_floor, find_dry_lanes
@@ -18,6 +19,7 @@ from pgworker.linux.board import Board
 _INTERVAL_NS = 800_000_000  # a little less than a second, between two looks of which it lies
 _REACH = 60.0  # seconds below the floor that the frequent look covers
 _FULL_COST_SHARE = 20  # the look from the very beginning may cost one part in so many
+_LONGEST_MS = 2000  # that it may take
 _MARGIN = 5.0  # seconds that a floor stays behind the clock where it rises
 
 
@@ -35,13 +37,23 @@ class Sweeper:
             return False
         before = time.monotonic_ns()
         if self._board.take_full_sweep(before, provisional_ns=60 * _INTERVAL_NS):
-            found = self._look_behind(connection, None)
+            found = self._look_behind_all(connection)
             now = time.monotonic_ns()
             self._board.put_off_full_sweep(now + max(_INTERVAL_NS, _FULL_COST_SHARE * (now - before)))
         else:
             found = self._look_behind(connection, _REACH)
         self._raise_floors(connection)
         return found
+
+    def _look_behind_all(self, connection: Connection[Any]) -> bool:
+        """From the very beginning, but not for long: this thread has jobs to settle. Dead entries by the million, which
+        an old transaction keeps from being removed, cost a second or more; then it is tried again when it has ended."""
+        try:
+            with connection.transaction():
+                connection.execute(f"set local statement_timeout = {_LONGEST_MS}".encode())
+                return self._look_behind(connection, None)
+        except psycopg.errors.QueryCanceled:
+            return False
 
     def _look_behind(self, connection: Connection[Any], reach: float | None) -> bool:
         floors = self._board.floors

@@ -7,12 +7,14 @@ import re
 import signal
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
 from tests.acceptance.test_cli import ROOT, command, environment, is_refused, objects, output, refusal, run
+from tests.chaos.pooler import Pooler
 from tests.process.pool import eventually
 from tests.sql.actors import ask, enqueue
 
@@ -39,6 +41,13 @@ def test_drain_says_what_it_did_and_what_that_cost(dsn: str) -> None:
     assert told.keys() >= COSTS
     assert told["wal_bytes_per_job"] > 0
     assert told["server_cpu_us_per_job"] is not None
+
+
+@pytest.mark.parametrize("words", [("drain", "--jobs", "300", "-w", "1"), ("latency", "--seconds", "1")])
+def test_it_goes_through_a_pooler_that_keeps_no_session(dsn: str, directory: Path, words: tuple[str, ...]) -> None:
+    with Pooler(dsn, directory, pool_size=5) as pooler:
+        assert measured(pooler.dsn, *words, "--pooler")["pooler"] is True
+        assert "prepared statement" not in pooler.log_file.read_text()
 
 
 def test_the_median_of_several_runs_is_printed_beside_them_all(dsn: str) -> None:

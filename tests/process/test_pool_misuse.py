@@ -346,3 +346,21 @@ def entries_read_in_a_second(scene: Scene) -> int:
     before, ends = int(scene.scalar(read)), time.monotonic() + 2
     eventually(lambda: time.monotonic() > ends, "two seconds")
     return (int(scene.scalar(read)) - before) // 2
+
+
+def test_while_no_claim_succeeds_what_has_ended_is_recorded_all_the_same(scene: Scene, start_pool: StartPool) -> None:
+    pool = start_pool(workers=1)
+    running = scene.enqueue(jobs.hold, "running")
+    scene.wait_for("start", "running")
+    scene.connection.execute("create function refuse() returns trigger language plpgsql as $$ begin raise 'no'; end $$")
+    scene.connection.execute(
+        "create trigger refuse before insert on pgworker.job_leases for each row execute function refuse()"
+    )
+    waits = scene.enqueue(jobs.quick, "waits")
+    scene.open_gate("running")
+    scene.wait_for_status("succeeded", running)
+    assert scene.status(waits) == "pending"
+    pool.wait_for_log("no. This is a bug of pgworker")
+    scene.connection.execute("drop trigger refuse on pgworker.job_leases")
+    scene.wait_for_status("succeeded", waits)
+    assert scene.outcomes(running) == [(1, "succeeded", 0)]

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from psycopg import Connection
 
-from pgworker.lifecycle.claim import Lanes, find_dry_lanes
+from pgworker.lifecycle.claim import Lanes, find_dry_lanes, floor_of
+from pgworker.lifecycle.floors import LaneFloors
+from pgworker.linux.board import Board
 from tests.sql.actors import Connect, Worker, ask, enqueue, now
 
 LANES = Lanes.of(["default", "other"])
@@ -91,3 +93,18 @@ def test_a_claim_from_floors_that_have_risen_finds_what_becomes_due_later(db: Co
     floors = [places[lane][0] for lane in range(len(LANES))], [places[lane][1] for lane in range(len(LANES))]
     assert Worker(db).claim(queues=["default", "other"], floors=floors).ids == [later]
     assert ask(db, "select task from pgworker.job_queue") == ["unserved"]
+
+
+@pytest.mark.parametrize(("waited", "behind"), [(0.0, 250_000), (0.2, 50_000), (0.25, 0), (9.0, 0)])
+def test_a_claim_of_what_is_just_due_leaves_room_for_what_commits_a_moment_later(
+    db: Connection[Any], waited: float, behind: int
+) -> None:
+    enqueue(db, 2)
+    held = Worker(db).claim()
+    last = held.rows[-1]._replace(waited=waited)
+    floors = LaneFloors(Board(1, len(LANES)).floors, LANES)
+    floors.rise(floors.read(), [held.rows[0], last])
+    at, part = floors.read()[0][LANE], floors.read()[1][LANE]
+    due, place = floor_of(last.run_at, last.job_id)
+    assert at == due - behind
+    assert part == (0 if behind else place)

@@ -120,6 +120,17 @@ def test_what_is_enqueued_is_claimed_in_order_and_settled_with_the_next_claim(
     assert list(owner.row.leases()) == []
 
 
+def test_large_arguments_are_held_for_as_long_as_their_job_and_no_longer(owner: Owner, db: Connection[Any]) -> None:
+    owner.queue.enqueue([JobRequest("t", f'{{"data": "{"x" * size}"}}') for size in (10, 10_000)])
+    small, large = owner.claim()
+    assert len(large.job().payload["data"]) == 10_000
+    [lease] = owner.queue.leases
+    assert [row.payload is None for row in lease.rows] == [False, True]
+    for job in (small, large):
+        owner.queue.succeed(job)
+    owner.settle()
+
+
 def test_jobs_of_one_lease_end_in_any_order_and_the_lease_with_the_last_of_them(
     owner: Owner, db: Connection[Any]
 ) -> None:

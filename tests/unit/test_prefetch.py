@@ -60,3 +60,23 @@ def test_with_many_slots_short_jobs_are_claimed_ahead_for_all_of_them() -> None:
     assert prefetch.wanted(waiting=0, free=0, since_last_start=0.01) == 199
     assert prefetch.wanted(waiting=150, free=0, since_last_start=0.01) == 0
     assert prefetch.wanted(waiting=0, free=0, since_last_start=0.06) == 0
+
+
+def test_large_arguments_are_claimed_a_few_mib_at_a_time_whatever_the_slots_and_small_ones_by_the_batch_again() -> None:
+    prefetch = settled(0.000001)
+    prefetch.weigh(500, 500 * 2**20)
+    assert prefetch.target == 32
+    prefetch.weigh(4, 4 * 2**30)
+    assert prefetch.target == 1
+    for _ in range(20):
+        prefetch.weigh(500, 500 * 100)
+    assert prefetch.target == pytest.approx(1000, abs=1)
+
+
+def test_it_can_forget_what_it_knows() -> None:
+    prefetch = settled(0.000001)
+    prefetch.weigh(500, 500 * 2**20)
+    prefetch.begin_anew()
+    assert prefetch.target == 1
+    prefetch.observe(500, 0.0005)
+    assert prefetch.target > 2
