@@ -5,18 +5,19 @@ from __future__ import annotations
 import logging
 import time
 
-from pgworker.errors import EXIT_CONFIGURATION, EXIT_CRASH_LOOP
+from pgworker.errors import EXIT_BUG, EXIT_CONFIGURATION, EXIT_CRASH_LOOP
 from pgworker.linux.pidfd import Exit
 from pgworker.master.children import WorkerChild
 from pgworker.model.retry import Backoff
 
+_PROVEN = 60.0  # seconds after which a worker that ends by a bug of ours is no sign that the next one will soon
 _BOOT_FAILURES = 3  # of every worker, none ever ready: the app is broken, not unlucky
 
 log = logging.getLogger("pgworker.master")
 
 
 class Restarts:
-    """Backoff for workers that end without having finished a job; and how often none of the pool could start."""
+    """Backoff for workers that finish no job or end by a bug of ours; and how often none of the pool could start."""
 
     def __init__(self, backoff: Backoff) -> None:
         self._backoff = backoff
@@ -24,7 +25,8 @@ class Restarts:
 
     def plan(self, child: WorkerChild, exit_: Exit, *, done: int, clean: bool) -> str:
         """Say when this place gets its next worker: in its `start_at`, and in words."""
-        proven = clean or (done > 0 and exit_.signal is not None)  # by a bug of ours (an exit code) it is not
+        lived = time.monotonic() - child.forked_at
+        proven = clean or (done > 0 and (exit_.code != EXIT_BUG or lived > _PROVEN))
         child.failures = 0 if proven else child.failures + 1
         delay = self._backoff.delay(child.failures, 0.0) if child.failures else 0.0
         child.start_at = time.monotonic() + delay

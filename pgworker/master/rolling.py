@@ -48,6 +48,7 @@ class Rolling:
         self._since: float | None = None
         """When the new app was first imported: a worker forked before that runs the old one. None: no roll."""
         self._once_more = False
+        self._had_worker = False
 
     @property
     def is_on(self) -> bool:
@@ -116,6 +117,9 @@ class Rolling:
         places = [child for child in self._workers if child.is_wanted]
         if self._since is not None and (late := self._find_late(places, now)) is not None:
             self._stop(f"worker {late.row.index} was not ready within {self._patience:g} s")
+        self._had_worker = self._had_worker or any(child.is_up for child in places)
+        if self._since is None and self._had_worker:  # a first start may take what it takes
+            self._end_the_late(now)
         if not all(child.is_up for child in places):
             return
         if self._since is None:
@@ -154,6 +158,16 @@ class Rolling:
                 child.empty_since = now
             elif now - child.empty_since > self._patience and not child.given_up:
                 child.give_up(f"it had drained and did not end within {self._patience:g} s (a stop hook that hangs?)")
+
+    def _end_the_late(self, now: float) -> None:
+        """Who is not ready by now hangs in an import or a start hook: its place would stay empty, and nobody would be
+        recycled any more."""
+        for child in self._workers:
+            if child.pid and not child.row.is_ready and now - child.forked_at > self._patience and not child.given_up:
+                child.give_up(
+                    f"it was not ready within {self._patience:g} s (an import or a start hook that waits?"
+                    " --boot-timeout gives it longer)"
+                )
 
     def _stop_the_long(self, now: float) -> None:
         """Who edits the app waits for the new one, not for a job of the old one."""

@@ -195,8 +195,7 @@ class Monitor:
                 return
             self._renew()
             if self._cancelled:
-                self._renewals.renew_due(connection, time.monotonic_ns(), self._cancelled)
-                self._cancelled = set()
+                self._cancelled = self._renewals.renew_due(connection, time.monotonic_ns(), self._cancelled)
             self._record_deaths(connection)
             self._renew()
             if now >= self._next_beat or self._beaten != self._shown_rows():
@@ -213,7 +212,8 @@ class Monitor:
         except (psycopg.Error, OSError, PgworkerError) as error:
             self._lose_connection(error)
             return
-        self._wakeups.look(now)
+        if self._wakeups.look(now):
+            self._cancelled |= self._renewals.all_held()  # what was cancelled while nobody listened
         if self._wakeups.is_deaf:  # what ended that connection may have ended ours: find out soon
             self._next_beat = min(self._next_beat, now + _IN_DOUBT)
 

@@ -6,6 +6,7 @@ In a thread with a connection of its own, because dropping copies what still wai
 from __future__ import annotations
 
 import time
+from datetime import datetime, timedelta, timezone
 from threading import Event, Thread
 from typing import Any
 
@@ -15,6 +16,7 @@ from psycopg import Connection
 from pgworker.db.connect import connect_to_schema, explain, is_outage
 from pgworker.db.patience import LONGEST
 from pgworker.errors import PgworkerError
+from pgworker.inspection.database import read_clock
 from pgworker.inspection.sample import count_default_jobs
 from pgworker.lifecycle.heartbeat import forget_workers
 from pgworker.lifecycle.partitions import make_partitions
@@ -24,6 +26,7 @@ from pgworker.observe import logs
 
 _EVERY = 3600.0
 _RETRY = 60.0
+_SECONDS_AHEAD = 86400.0  # that a server's clock may be, by ours
 
 log = logs.logger("monitor")
 
@@ -58,7 +61,7 @@ class Partitions:
                 is_made = self._make(connection)
                 self.tried.set()
                 self._look_at_default(connection)
-                is_pruned = self._prune(connection)
+                is_pruned = self._is_clock_right(connection) and self._prune(connection)
                 forget_workers(connection)
                 prune_progress(connection)
         except (psycopg.Error, OSError, PgworkerError) as error:
@@ -109,6 +112,18 @@ class Partitions:
                 f"{jobs - 1} or more" if jobs > 10_000 else jobs,
                 extra=logs.fields("default_partition_used", jobs=min(jobs, 10_000)),
             )
+
+    def _is_clock_right(self, connection: Connection[Any]) -> bool:
+        """By the clock of a server that is set years ahead all history has expired, and what is dropped is gone."""
+        ahead = (read_clock(connection) - datetime.now(timezone.utc)).total_seconds()
+        if ahead < _SECONDS_AHEAD:
+            return True
+        log.error(
+            "the clock of the server is %s ahead of this host's: nothing is dropped until the two agree",
+            timedelta(seconds=round(ahead)),
+            extra=logs.fields("partition_failed"),
+        )
+        return False
 
     def _prune(self, connection: Connection[Any]) -> bool:
         try:

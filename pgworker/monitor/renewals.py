@@ -38,8 +38,9 @@ class Renewals:
         self.is_any_held = True
         """Whether there was a lease at the last look at the board."""
 
-    def renew_due(self, connection: Connection[Any], now_ns: int, named: set[UUID] | None = None) -> None:
-        """Renew leases past a third of their life, or just those that are `named`; then pass on what came back.
+    def renew_due(self, connection: Connection[Any], now_ns: int, named: set[UUID] | None = None) -> set[UUID]:
+        """Renew leases past a third of their life, or just those that are `named`; then pass on what came back. Returns
+        those that somebody else had in hand: nothing was heard of them.
 
         Where nobody listens, a renewal is also how a cancel is heard of: then each is due with the polls.
         """
@@ -53,9 +54,13 @@ class Renewals:
             ]
         else:
             due = [held for held in self._held() if held[1].lease_id in named]
-        if due:
-            self._renew(connection, due)
+        busy = self._renew(connection, due) if due else set()
         self._metrics.renewed()
+        return busy
+
+    def all_held(self) -> set[UUID]:
+        """The leases that the board shows as ours."""
+        return {entry.lease_id for _, entry in self._held()}
 
     def pass_on_cancels(self) -> None:
         """Flag the runs whose jobs were cancelled, those too that have started since the mark was seen."""
@@ -89,7 +94,8 @@ class Renewals:
         late_ns = now_ns - int(patience * 1e9)
         return not any(0 < run.deadline_ns <= late_ns for run in row.runs_of(entry))
 
-    def _renew(self, connection: Connection[Any], due: list[tuple[Row, LeaseEntry]]) -> None:
+    def _renew(self, connection: Connection[Any], due: list[tuple[Row, LeaseEntry]]) -> set[UUID]:
+        busy = set()
         sent_ns = time.monotonic_ns()
         renewed = renew_leases(connection, [entry.lease_id for _, entry in due], self._settings.lease_ttl)
         for row, entry in due:
@@ -99,10 +105,12 @@ class Renewals:
                 continue
             self._missed.discard(entry.lease_id)
             if renewal.is_busy:
+                busy.add(entry.lease_id)
                 continue
             row.stamp_renewal(entry, sent_ns)
             if renewal.cancelled:
                 self._cancelled[entry.lease_id] = {position for position in renewal.cancelled if position is not None}
+        return busy
 
     def _miss(self, row: Row, entry: LeaseEntry) -> None:
         """Not returned: settled this very moment or, if it is still shown at the next tick, reclaimed by somebody.

@@ -235,6 +235,8 @@ CREATE INDEX job_executions_failed ON ONLY pgworker.job_executions USING btree (
 
 CREATE INDEX job_queue_claim ON pgworker.job_queue USING btree (queue, priority, run_at, job_id);
 
+CREATE INDEX worker_heartbeats_living ON pgworker.worker_heartbeats USING btree (host) WHERE (ended_at IS NULL);
+
 
 -- views
 
@@ -914,14 +916,15 @@ declare
     found record;
 begin
     perform pgworker.lock_for_ddl('job_executions', 'jobs');
-    execute format('insert into pgworker.%I select job.* from (select distinct job_id from pgworker.partition_writes) as noted '
+    execute format('insert into pgworker.%I select job.* from (select distinct job_id from pgworker.partition_writes where job_id < $1) as noted '
                    'cross join lateral (select * from pgworker.jobs where jobs.id = noted.job_id offset 0) as job '
-                   'where job.id < $1 on conflict do nothing', kept_jobs)
+                   'on conflict do nothing', kept_jobs)
         using beyond;
-    execute format('insert into pgworker.%I select e.* from (select distinct job_id from pgworker.partition_writes) as noted '
+    execute format('insert into pgworker.%I select e.* from (select distinct job_id from pgworker.partition_writes where job_id < $1) as noted '
                    'join pgworker.%I as keep on keep.id = noted.job_id cross join lateral '
                    '(select * from pgworker.job_executions where job_id = keep.id offset 0) as e on conflict do nothing',
-                   kept_executions, kept_jobs);
+                   kept_executions, kept_jobs)
+        using beyond;
     delete from pgworker.partition_writes;
     for found in select * from pgworker.expired_partitions(until) loop
         if found.kind = 'default' then

@@ -8,6 +8,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -36,6 +37,7 @@ TTL = 3.0
 """Seconds: a lease short enough to wait for its end, and long enough to be renewed on a busy machine."""
 
 StartPool = Callable[..., Pool]
+Connect = Callable[[], Connection[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -677,6 +679,29 @@ def test_a_cancelled_job_whose_handler_is_deaf_is_killed_alone(scene: Scene, sta
     assert "it was cancelled" in scene.executions(deaf)[0].cause
     assert [[run[1:] for run in scene.outcomes(job)] for job in behind] == [[("succeeded", 0)]] * 2
     assert not scene.leases()
+
+
+@pytest.mark.parametrize("missed", ["its lease is locked just then", "nobody listens"])
+def test_a_cancel_that_could_not_be_heard_at_once_is_heard_long_before_the_lease_is_renewed(
+    missed: str, scene: Scene, start_pool: StartPool, connect: Connect
+) -> None:
+    start_pool(workers=1, lease_ttl=600)
+    job = scene.enqueue(jobs.cooperate, "job")
+    scene.wait_for("start", "job")
+    db, other = scene.connection, connect()
+    lock = "select lease_id from pgworker.job_leases for update"
+    if missed == "nobody listens":
+        db.execute("select pg_terminate_backend(pid) from pg_stat_activity where application_name ~ 'listener$'")
+        cancel_job(db, job)
+    else:
+        with ThreadPoolExecutor(1) as thread, other.transaction():
+            with db.transaction():
+                cancel_job(db, job)
+                locking = thread.submit(other.execute, lock)
+                eventually(lambda: scene.scalar("select count(*) from pg_locks where not granted"), "who waits for it")
+            locking.result()
+            time.sleep(0.5)
+    scene.wait_for_status("cancelled", job)
 
 
 # -- the handler's own transaction

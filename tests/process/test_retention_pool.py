@@ -54,6 +54,21 @@ def test_while_a_reader_keeps_a_day_from_being_dropped_the_pool_works_and_says_s
     pool.wait_for_log(f"dropped jobs_{day_of(db, 9):%Y%m%d}: 1 jobs", within=90)
 
 
+def test_by_a_clock_that_is_years_ahead_nothing_is_dropped(scene: Scene, start_pool: StartPool) -> None:
+    """A function of that name stands in for a server whose clock is wrong: our statements find it first."""
+    db = scene.connection
+    enqueue_ago(db, 9)
+    there = partitions(db)
+    db.execute(
+        "create function public.clock_timestamp() returns timestamptz language sql as"
+        " $$ select pg_catalog.clock_timestamp() + interval '2 years' $$"
+    )
+    db.execute(f"alter database {db.info.dbname} set search_path = public, pg_catalog")
+    pool = start_pool(workers=1)
+    pool.wait_for_log("the clock of the server is 73[01] days.* ahead of this host's: nothing is dropped")
+    assert set(there) < set(partitions(db))
+
+
 def test_jobs_in_the_default_partition_are_an_alarm_in_the_log_and_on_the_page(
     scene: Scene, start_pool: StartPool
 ) -> None:

@@ -201,6 +201,17 @@ def test_a_new_worker_that_does_not_get_ready_stops_the_roll_and_the_others_go_o
     assert rolled.version() == "mended"
 
 
+def test_a_worker_that_hangs_before_it_is_ready_is_replaced_without_a_roll_too(fresh: Callable[..., Fresh]) -> None:
+    works = fresh(workers=2, boot_timeout=3)
+    assert works.version() == "version-1"
+    works.rewrite("hangs", IN_A_WORKER + "time.sleep(600)")
+    os.kill(works.pool.workers[0], signal.SIGKILL)
+    works.pool.wait_for_log(r"was killed: it was not ready within 3 s \(an import or a start hook that waits\?")
+    assert works.version() == "version-1"
+    works.rewrite("mended")
+    eventually(lambda: works.version() == "mended", "a worker that runs it", within=60)
+
+
 def test_a_stop_hook_that_hangs_does_not_hold_up_a_roll_for_ever(fresh: Callable[..., Fresh]) -> None:
     rolled = fresh(workers=2, boot_timeout=1)
     hangs = "@app.on_worker_stop\ndef hang(state): time.sleep(600)"

@@ -29,6 +29,7 @@ LIES = {
     "a cancel of nobody": "!cancel ",
     "a cancel of a lease that isn't there": f"!cancel {uuid4()}",
     "a cancel of something that is no lease": "!cancel " + "f" * 7000,
+    "a name without an end": "a" * 7900,
     "line ends": "default=1\n\r\u2028ERROR everything is lost",
 }
 
@@ -42,6 +43,7 @@ def test_whatever_a_login_notifies_the_monitor_lives_and_jobs_run(
     with psycopg.connect(login(*(() if fed_by == "nobody" else (fed_by,))), autocommit=True) as liar:
         for payload in LIES.values():
             liar.execute("select pg_notify('pgworker', %s)", [payload])
+            liar.execute("select pg_notify('pgworker', %s || number) from generate_series(1, 100) number", [payload])
     beats = "select min(beat_at) > %s from pgworker.worker_heartbeats where ended_at is null"
     now = scene.scalar("select clock_timestamp()")
     eventually(lambda: scene.scalar(beats, now), "a beat after all of it")

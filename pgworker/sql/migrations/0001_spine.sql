@@ -160,6 +160,8 @@ create table pgworker.worker_heartbeats (
     ended_how  text
 ) with (vacuum_truncate = off, fillfactor = 50);
 comment on column pgworker.worker_heartbeats.worker_id is 'one process incarnation: never a host name and a pid, which come back';
+-- Those that have ended stay for a week, and may be many. A beat changes neither column, so that it stays a HOT update.
+create index worker_heartbeats_living on pgworker.worker_heartbeats (host) where ended_at is null;
 
 create table pgworker.queues (
     name       pgworker.queue_name not null primary key,
