@@ -153,6 +153,8 @@ class Retry(JobControl):
     """Run the job again after `after` (seconds or timedelta; default: the task's backoff). Charged as a failure."""
 
     def __init__(self, reason: str = "", *, after: float | timedelta | None = None) -> None:
+        if not isinstance(reason, str):
+            raise TypeError(f"Retry takes a reason first: write Retry(after={reason!r})")
         super().__init__(reason or "the handler asked for a retry")
         _check_delay("Retry(after=...)", after)
         self.after = after

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any, Final
 from uuid import UUID
 
+from pgworker.app.signatures import is_async
 from pgworker.errors import InvalidJob, InvalidPayload, PgworkerError, RegistrationError
 from pgworker.model import exact, names
 from pgworker.model.durations import seconds
@@ -176,10 +177,11 @@ def _discard_on(value: object) -> tuple[type[BaseException], ...]:
     return value
 
 
-def _should_retry(value: ShouldRetry | None) -> ShouldRetry | None:
-    if value is not None and not callable(value):
-        raise RegistrationError(f"should_retry must be a function of job and error, not {_shown(value)}")
-    return value
+def _should_retry(value: Any) -> ShouldRetry | None:
+    if value is not None and (not callable(value) or is_async(value)):
+        raise RegistrationError(f"should_retry must be a plain function of job and error, not {_shown(value)}")
+    judge: ShouldRetry | None = value
+    return judge
 
 
 def _is_text(value: str) -> bool:

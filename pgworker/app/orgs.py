@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -51,8 +52,8 @@ def org_rules(require_org: object, org_config: Any) -> OrgRules:
     """The rules, checked. ConfigurationError for what can't be one."""
     if not isinstance(require_org, bool):
         raise ConfigurationError(f"require_org must be True or False, not {require_org!r:.60}")
-    if org_config is not None and not callable(org_config):
-        raise ConfigurationError(f"org_config must be a function of an org's id, not {org_config!r:.60}")
+    if org_config is not None and (not callable(org_config) or inspect.iscoroutinefunction(org_config)):
+        raise ConfigurationError(f"org_config must be a plain function of an org's id, not {org_config!r:.60}")
     return OrgRules(require_org, org_config)
 
 

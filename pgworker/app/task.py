@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextvars import copy_context
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import update_wrapper
 from types import CoroutineType
@@ -96,7 +96,7 @@ class Enqueuer(Generic[P, R]):
             "id": id,
         }
         given = job_options({name: value for name, value in all_options.items() if value is not UNSET})
-        return Enqueuer(self._sender, replace(self._template, **given), self._target, self._chosen.union(given))
+        return Enqueuer(self._sender, self._template._replace(**given), self._target, self._chosen.union(given))
 
     def job(self, *args: P.args, **kwargs: P.kwargs) -> JobRequest:
         """The job, unsent, with the org and headers of here and now. TypeError if the arguments don't fit the task,

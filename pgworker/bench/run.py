@@ -65,7 +65,7 @@ def _median(repeated: Sequence[Any], key: Key | None) -> dict[str, Any]:
     if len(repeated) == 1 or key is None:
         return _flat(asdict(repeated[0]))
     ordered = sorted(repeated, key=key)
-    return _flat(asdict(ordered[len(ordered) // 2])) | {"runs": [key(case) for case in repeated]}
+    return _flat(asdict(ordered[(len(ordered) - 1) // 2])) | {"runs": [key(case) for case in repeated]}
 
 
 def _flat(told: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -11,6 +11,7 @@ from uuid import UUID
 
 import click
 
+from pgworker.cli.bulk import confirm
 from pgworker.cli.database import open_database
 from pgworker.cli.options import dsn_option, filter_options, json_option, org_option, whole_uuid
 from pgworker.cli.output import Column, duration, hint, print_json, print_table
@@ -110,10 +111,16 @@ def requeue(job_ids: tuple[UUID, ...], everything: bool, queue: str | None, task
 
 @dead_letters.command()
 @_chosen
+@click.option("--yes", is_flag=True, help="Don't ask whether --all is meant.")
 @dsn_option
-def discard(job_ids: tuple[UUID, ...], everything: bool, queue: str | None, task: str | None, dsn: str | None) -> None:
+def discard(
+    job_ids: tuple[UUID, ...], everything: bool, queue: str | None, task: str | None, yes: bool, dsn: str | None
+) -> None:
     """Give them up for good: their jobs count as cancelled."""
     _require_choice(job_ids, everything, queue, task)
+    if everything:
+        of = "".join(f" of the {what} {name}" for what, name in (("queue", queue), ("task", task)) if name)
+        confirm(yes, lambda: f"Discard all dead letters{of}?")
     with open_database(dsn, "dead-letters discard") as connection:
         from pgworker.lifecycle.dead_letters import discard_dead_letters
 

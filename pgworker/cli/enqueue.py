@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import suppress
-from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -100,7 +99,7 @@ def enqueue(
     with open_database(dsn, "enqueue") as connection:
         from pgworker.lifecycle.enqueue import enqueue_jobs
 
-        due = request if wait is None else replace(request, run_at=_from_now(connection, wait))
+        due = request if wait is None else request._replace(run_at=_from_now(connection, wait))
         (job_id,) = enqueue_jobs(connection, [due])
         print(job_id, flush=True)
         if is_watched():

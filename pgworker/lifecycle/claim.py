@@ -121,11 +121,18 @@ def claim_job(
 
 
 def find_below_floor(
-    cursor: Cursor[Any], *, tasks: list[str], lanes: Lanes, floors: tuple[list[int], list[int]], reach: float | None
+    cursor: Cursor[Any],
+    *,
+    tasks: list[str],
+    lanes: Lanes,
+    floors: tuple[list[int], list[int]],
+    reach: float | None,
+    limit_ms: int | None = None,
 ) -> list[tuple[int, tuple[int, int]]]:
     """Due jobs below the floors, the first of each lane, as (lane, its place).
 
-    `reach` bounds the look to so many seconds below each floor; None looks from the very beginning.
+    `reach` bounds the look to so many seconds below each floor; None looks from the very beginning. `limit_ms`: for how
+    long at most; psycopg.errors.QueryCanceled after that.
     """
     reach_us = None if reach is None else round(reach * 1_000_000)
     parameters = {
@@ -133,6 +140,8 @@ def find_below_floor(
         "from_us": [0 if reach_us is None else max(0, floor - reach_us) for floor in floors[0]],
     }
     with by_index(cursor.connection):
+        if limit_ms is not None:
+            cursor.connection.execute(query("limit_time"), {"limit": limit_ms, "pid": None, "is_local": True})
         rows = cursor.execute(query("find_below_floor"), parameters).fetchall()
     found = []
     for queue, priority, run_at, job_id in rows:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from pgworker.model.retry import DEFAULT_MAX_ATTEMPTS, DEFAULT_TIMEOUT
@@ -14,8 +14,7 @@ DEFAULT_QUEUE = "default"
 DEFAULT_PRIORITY = 5
 
 
-@dataclass(frozen=True, slots=True)
-class JobRequest:
+class JobRequest(NamedTuple):
     """A job that has not been sent yet: the one unit of every enqueue.
 
     `payload` is JSON text of an object; `timeout` is in seconds, None means none; `run_at` is aware, None means now;

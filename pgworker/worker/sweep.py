@@ -49,16 +49,16 @@ class Sweeper:
         """From the very beginning, but not for long: this thread has jobs to settle. Dead entries by the million, which
         an old transaction keeps from being removed, cost a second or more; then it is tried again when it has ended."""
         try:
-            with connection.transaction():
-                connection.execute(f"set local statement_timeout = {_LONGEST_MS}".encode())
-                return self._look_behind(connection, None)
+            return self._look_behind(connection, None, _LONGEST_MS)
         except psycopg.errors.QueryCanceled:
             return False
 
-    def _look_behind(self, connection: Connection[Any], reach: float | None) -> bool:
+    def _look_behind(self, connection: Connection[Any], reach: float | None, limit_ms: int | None = None) -> bool:
         floors = self._board.floors
         with connection.cursor(binary=True) as cursor:
-            found = find_below_floor(cursor, tasks=self._tasks, lanes=self._lanes, floors=floors.read(), reach=reach)
+            found = find_below_floor(
+                cursor, tasks=self._tasks, lanes=self._lanes, floors=floors.read(), reach=reach, limit_ms=limit_ms
+            )
         for lane, place in found:
             floors.lower(lane, place)
         return bool(found)

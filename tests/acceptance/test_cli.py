@@ -736,7 +736,7 @@ def test_all_dead_letters_of_a_task_are_requeued_or_discarded_in_batches(dsn: st
     connection = connect()
     bury(connection, 1200)
     (other,) = bury(connection, 1, task="u")
-    assert output(run("dead-letters", "discard", "--all", "--task", "u", dsn=dsn)) == "discarded 1\n"
+    assert output(run("dead-letters", "discard", "--all", "--yes", "--task", "u", dsn=dsn)) == "discarded 1\n"
     assert ask(connection, "select pgworker.job_status(%s::uuid)", other) == ["cancelled"]
     assert output(run("dead-letters", "requeue", "--all", "-q", "default", dsn=dsn)) == "requeued 1200\n"
     assert ask(connection, "select count(*) from pgworker.job_queue") == [1200]
@@ -765,6 +765,7 @@ def test_why_a_job_was_given_up_is_read_on_a_terminal_of_80_columns_and_by_grep(
 def test_which_dead_letters_are_meant_must_be_said() -> None:
     is_refused("name the ids of dead letters, or give --all", 64, "dead-letters", "discard")
     is_refused("either ids, or --all", 64, "dead-letters", "discard", "--all", str(uuid4()))
+    is_refused("give --yes if it is meant", 64, "dead-letters", "discard", "--all")
     is_refused("name the ids of dead letters, or give --all", 64, "dead-letters", "requeue", "-q", "mail")
 
 

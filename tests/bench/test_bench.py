@@ -77,11 +77,17 @@ def test_enqueue_measures_every_door_beside_the_bare_statement(dsn: str) -> None
     cases = measured(dsn, "enqueue", "--jobs", "100", "--seconds", "0.2", "-c", "2")["cases"]
     doors = [(case["door"], case["connections"]) for case in cases]
     assert doors[:2] == [("bare COPY into both tables", 1), ("enqueue_many", 1)]
-    single = ["bare one-row INSERT", "SQL function", "enqueue", "enqueue_async"]
-    assert doors[2:10] == [(door, connections) for connections in (1, 2) for door in single]
-    assert doors[10:] == [("enqueue, pool polls", 2), ("enqueue, pool listens", 2)]
+    single = [
+        "bare one-row INSERT",
+        "SQL function",
+        "enqueue, using(connection)",
+        "enqueue, the App's own connection",
+        "enqueue_async, using(connection)",
+    ]
+    assert doors[2:12] == [(door, connections) for connections in (1, 2) for door in single]
+    assert doors[12:] == [("enqueue, pool polls", 2), ("enqueue, pool listens", 2)]
     assert all(case["jobs"] > 0 for case in cases)
-    assert [case["of_first"] is None for case in cases[:6]] == [True, False, True, False, False, False]
+    assert [case["of_first"] is None for case in cases[:7]] == [True, False, True, False, False, False, False]
 
 
 def test_backlog_measures_the_empty_system_first(dsn: str) -> None:

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from uuid import UUID
@@ -71,7 +70,7 @@ class Client:
         for _ in requests[len(ids) :]:
             ids.append(_new_id())
             self.ledger.note(f"PLAN {name}", ids[-1])
-        return [replace(request, id=job_id) for request, job_id in zip(requests, ids, strict=True)]
+        return [request._replace(id=job_id) for request, job_id in zip(requests, ids, strict=True)]
 
     def acknowledged(self, requests: Sequence[JobRequest]) -> None:
         for request in requests:
@@ -109,7 +108,7 @@ def _new_id() -> UUID:
 
 
 def _later(request: JobRequest, seconds: float = 3600.0) -> JobRequest:
-    return replace(request, run_at=datetime.now(timezone.utc) + timedelta(seconds=seconds))
+    return request._replace(run_at=datetime.now(timezone.utc) + timedelta(seconds=seconds))
 
 
 def many(client: Client) -> None:
@@ -174,7 +173,7 @@ def cancels(client: Client) -> None:
 
 
 def queues(client: Client) -> None:
-    client.enqueue("purged", replace(jobs.quick.job(client.directory), queue="nobodys"))
+    client.enqueue("purged", jobs.quick.job(client.directory)._replace(queue="nobodys"))
     pause_queues(client.connection, ["nobodys"])
     resume_queues(client.connection, ["nobodys"])
     purge_queue(client.connection, "nobodys")
@@ -192,9 +191,9 @@ def hastens(client: Client) -> None:
 def hold_up(client: Client) -> None:
     """Jobs behind one that takes its time, and behind one that holds its GIL."""
     d = client.directory
-    behind = [replace(jobs.quick.job(d), priority=8) for _ in range(6)]
-    client.enqueue("gil", *(replace(jobs.hold_the_gil.job(d, 1.3), priority=9) for _ in range(2)), *behind)
-    client.enqueue("slow", *(replace(jobs.tell.job(d, 0.7), priority=7) for _ in range(2)), *behind)
+    behind = [jobs.quick.job(d)._replace(priority=8) for _ in range(6)]
+    client.enqueue("gil", *(jobs.hold_the_gil.job(d, 1.3)._replace(priority=9) for _ in range(2)), *behind)
+    client.enqueue("slow", *(jobs.tell.job(d, 0.7)._replace(priority=7) for _ in range(2)), *behind)
 
 
 def dead_letters(client: Client) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+import psycopg
 import pytest
 from psycopg import Connection
 
-from pgworker.lifecycle.claim import Lanes, find_dry_lanes, floor_of
+from pgworker.lifecycle.claim import Lanes, find_below_floor, find_dry_lanes, floor_of
 from pgworker.lifecycle.floors import LaneFloors
 from pgworker.linux.board import Board
 from tests.sql.actors import Connect, Worker, ask, enqueue, now
@@ -108,3 +109,19 @@ def test_a_claim_of_what_is_just_due_leaves_room_for_what_commits_a_moment_later
     due, place = floor_of(last.run_at, last.job_id)
     assert at == due - behind
     assert part == (0 if behind else place)
+
+
+def test_a_look_that_takes_too_long_ends_and_its_connection_goes_on(db: Connection[Any], connect: Connect) -> None:
+    other = connect()
+    with other.transaction():
+        other.execute("lock table pgworker.job_queue")
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            look_behind(db, limit_ms=100)
+    assert look_behind(db, limit_ms=10_000) == []
+    assert ask(db, "show statement_timeout") == ["0"]
+
+
+def look_behind(db: Connection[Any], limit_ms: int) -> list[tuple[int, tuple[int, int]]]:
+    floors = floors_at(EPOCH)
+    cursor = db.cursor(binary=True)
+    return find_below_floor(cursor, tasks=["t"], lanes=LANES, floors=floors, reach=None, limit_ms=limit_ms)

@@ -587,6 +587,7 @@ def test_a_reclaim_sends_each_job_where_what_is_known_of_it_says(db: Connection[
     assert reclaimed is not None
     assert (reclaimed.lease_id, reclaimed.worker_id) == (held.lease_id, worker.worker_id)
     run_ats = dict(ask(db, "select id, run_at from pgworker.jobs"))
+    run_ats |= dict(ask(db, "select job_id, run_at from pgworker.job_queue where failures > 0"))  # with backoff
 
     def job(place: int, outcome: Outcome | None, failures: int, *, dead: bool = False, gone: bool = False) -> Reclaimed:
         run_at = None if dead or gone else run_ats[held.ids[place]]
@@ -627,8 +628,9 @@ def test_a_reclaim_sends_each_job_where_what_is_known_of_it_says(db: Connection[
     )  # fmt: skip
 
 
-def test_a_first_crash_runs_again_at_once_and_from_the_second_failure_on_with_backoff(
-    db: Connection[Any], worker: Worker
+@pytest.mark.parametrize("outcome", [Outcome.CRASHED, Outcome.TIMED_OUT])
+def test_a_first_crash_runs_again_at_once_and_a_timeout_or_a_second_failure_with_backoff(
+    outcome: Outcome, db: Connection[Any], worker: Worker
 ) -> None:
     [job] = enqueue(db)
     [due] = ask(db, "select run_at from pgworker.jobs")
@@ -641,13 +643,14 @@ def test_a_first_crash_runs_again_at_once_and_from_the_second_failure_on_with_ba
         [lease] = Monitor(db).reclaimable()
         before = now(db)
         backoff = Backoff(base=10, cap=100, jitter=0.5)
-        assert reclaim_lease(db, lease, lambda _: Findings([Outcome.CRASHED], [0], "killed"), backoff)
+        assert reclaim_lease(db, lease, lambda _: Findings([outcome], [0], "killed"), backoff)
         [run_at] = ask(db, "select run_at from pgworker.job_queue")
         waits.append((run_at - before).total_seconds())
-    assert waits[0] < 0
-    for waited, least in zip(waits[1:], [20, 40, 80, 100, 100, 100], strict=True):
+    if outcome is Outcome.CRASHED:
+        assert waits.pop(0) < 0
+    for waited, least in zip(waits, [10, 20, 40, 80, 100, 100, 100][-len(waits) :], strict=True):
         assert least <= waited <= 1.5 * least + 5
-    assert ended(db, job) == [(number, "crashed", number) for number in range(1, 8)]
+    assert ended(db, job) == [(number, outcome.value, number) for number in range(1, 8)]
 
 
 def die_with(connection: Connection[Any], findings: Findings) -> Held:

@@ -180,11 +180,16 @@ def test_a_config_that_nobody_provides_is_told_in_a_sentence(app: App) -> None:
         assert org.config
 
 
+async def config_async(org_id: str) -> str:
+    return org_id
+
+
 @pytest.mark.parametrize(
     ("options", "allowed"),
     [
         ({"require_org": 1}, "require_org must be True or False, not 1"),
-        ({"org_config": {}}, "org_config must be a function of an org's id"),
+        ({"org_config": {}}, "org_config must be a plain function of an org's id"),
+        ({"org_config": config_async}, "org_config must be a plain function of an org's id"),
     ],
 )
 def test_an_option_of_an_app_that_cannot_be_is_refused(options: dict[str, Any], allowed: str) -> None:

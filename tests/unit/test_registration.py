@@ -183,6 +183,10 @@ def test_a_function_is_decorated_once() -> None:
         app.task(name="again")(task)
 
 
+async def judge_async(_job: Job, _error: BaseException) -> bool:
+    return True
+
+
 @pytest.mark.parametrize(
     ("options", "allowed"),
     [
@@ -197,7 +201,8 @@ def test_a_function_is_decorated_once() -> None:
         ({"backoff": 30}, r"Backoff\(base=1, cap=30\)"),
         ({"discard_on": LookupError}, r"\(LookupError,\)"),
         ({"discard_on": ("LookupError",)}, r"\(LookupError,\)"),
-        ({"should_retry": True}, "a function of job and error"),
+        ({"should_retry": True}, "a plain function of job and error"),
+        ({"should_retry": judge_async}, "a plain function of job and error"),
     ],
 )
 def test_an_option_of_a_task_that_cannot_be_is_refused_with_what_is_allowed(

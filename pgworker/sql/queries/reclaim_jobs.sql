@@ -3,6 +3,7 @@
 -- unfinished positions count as running. Never started: back with a new number, no row, no charge.
 -- suspects > 1: so many jobs ran, and nobody knows of which the worker died. Each is spared: lost, uncharged; a trial will
 -- tell, see worker/runner.py. Not so where nobody could look, if the execution before ended so, too: what takes all of a pool with it would never end.
+-- Uncharged, or crashed for the first time: at once. Whoever records it knows no app, so a task's own backoff is not asked.
 -- What was claimed was due, whatever later time it was once scheduled for, and keeps its place.
 -- OFFSET 0 keeps the look-ups of executions and jobs one index scan each, where a join might read a week's history.
 with held as (
@@ -48,7 +49,7 @@ with held as (
 ), requeued as (
     insert into pgworker.job_queue (job_id, run_at, execution, priority, failures, queue, task, org_id)
     select job_id,
-           case when failures <= 1 or failures = failures_before then least(run_at, clock_timestamp())
+           case when failures = failures_before or (failures <= 1 and outcome = 'crashed') then least(run_at, clock_timestamp())
                 else clock_timestamp() + least(%(backoff_cap)s::float8, %(backoff_base)s::float8 * power(2, least(failures - 1, 30)))
                      * (1 + %(backoff_jitter)s::float8 * random()) * interval '1 second' end,
            execution + 1, priority, failures, queue, task, org_id
