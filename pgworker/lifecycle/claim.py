@@ -11,6 +11,7 @@ from uuid import UUID
 from psycopg import Cursor
 
 from pgworker.db.plan import by_index
+from pgworker.lifecycle.transaction import limit_transaction
 from pgworker.sql.load import query
 
 PRIORITIES = tuple(range(9, -1, -1))
@@ -141,7 +142,7 @@ def find_below_floor(
     }
     with by_index(cursor.connection):
         if limit_ms is not None:
-            cursor.connection.execute(query("limit_time"), {"limit": limit_ms, "pid": None, "is_local": True})
+            limit_transaction(cursor.connection, limit_ms)
         rows = cursor.execute(query("find_below_floor"), parameters).fetchall()
     found = []
     for queue, priority, run_at, job_id in rows:

@@ -21,7 +21,7 @@ def read_committed(connection: Connection[Any]) -> Iterator[Cursor[Any]]:
         # Should this process stop between two statements, its locks must not stop everybody else.
         cursor.execute("set local idle_in_transaction_session_timeout = '10s'")
         if _limits_each(connection):
-            _limit_transaction(connection)
+            limit_transaction(connection, server_limit_ms(connection.patience))
         try:
             yield cursor
             cursor.execute("commit")
@@ -83,13 +83,13 @@ def in_time(connection: Connection[Any]) -> Iterator[None]:
         yield
         return
     with connection.pipeline():
-        _limit_transaction(connection)
+        limit_transaction(connection, server_limit_ms(connection.patience))
         yield
 
 
-def _limit_transaction(connection: PatientConnection[Any]) -> None:
-    limit = {"limit": server_limit_ms(connection.patience), "pid": None, "is_local": True}
-    connection.execute(query("limit_time"), limit)
+def limit_transaction(connection: Connection[Any], limit_ms: int) -> None:
+    """In an open transaction, or a pipeline: each statement from now on has so many milliseconds at the server."""
+    connection.execute(query("limit_time"), {"limit": limit_ms, "pid": None, "is_local": True})
 
 
 def _limits_each(connection: Connection[Any]) -> TypeGuard[PatientConnection[Any]]:
