@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -34,6 +35,10 @@ ANSWERED: Final = 60.0
 _NAME: Final = "pgworker producer"
 _SLICE: Final = 0.5
 """Seconds between two looks at why no connection has come."""
+
+
+_FRESH: Final = 1.0
+"""Seconds after its last use during which a connection is asked nothing unless something has come from the server."""
 
 
 class Connections:
@@ -111,13 +116,14 @@ class _Pool:
         self.close = weakref.finalize(owner, self._close)  # at exit too: threads that wait then would hold it up
 
     @contextmanager
-    def connection(self) -> Iterator[Connection[Any]]:
+    def connection(self) -> Iterator[_Connection]:
         connection = self._checkout()
         connection.patience = ANSWERED
         try:
             yield connection
         finally:
             connection.patience = ANSWER
+            connection.used_at = time.monotonic()
             self._connections.putconn(connection)
 
     def _close(self) -> None:
@@ -148,6 +154,9 @@ class _Pool:
         self._failure = time.monotonic(), explain(error, self.dsn)
 
     def _check(self, connection: _Connection) -> None:
+        """Whether it lives, at the cost of a round trip where that is in doubt."""
+        if connection.is_fresh:
+            return
         try:
             ConnectionPool.check_connection(connection)
         except psycopg.Error:
@@ -159,6 +168,16 @@ class _Connection(PatientConnection[Any]):
     """Tells its pool why it can't be made: psycopg_pool only logs it."""
 
     patience = ANSWER
+    used_at = -_FRESH
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether it was used a moment ago, and the server has not spoken since: its last words would be an end."""
+        if time.monotonic() - self.used_at > _FRESH or self.closed:
+            return False
+        poll = select.poll()
+        poll.register(self.fileno(), select.POLLIN)
+        return not poll.poll(0)
 
     @classmethod
     def connect(  # type: ignore[override]
