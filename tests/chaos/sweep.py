@@ -284,9 +284,13 @@ _GUESSED = """
        or exists (select from pgworker.job_executions as e
                   where e.worker_id = worker.worker_id
                     and e.cause ~ '((^|: )its lease expired:| is gone, and its pool is silent$)')
+       or exists (select from pgworker.worker_heartbeats as last
+                  join pgworker.job_executions as e on e.worker_id = worker.worker_id and e.finished_at > last.beat_at
+                  where last.pool_id = worker.pool_id and last.ended_how ~ ' is gone, and its pool is silent$')
 """
 """Workers whose leases were taken back without the board: how much of them had run, nobody could tell. By their end or
-by the cause of what they lost: a pool that was only stopped says later how its worker ended."""
+by the cause of what they lost: a pool that was only stopped says later how its worker ended. Or something of it was
+recorded after the last beat of its pool, which had told of its end and died before it took back what it held."""
 
 
 def check(connection: Connection[Any], directory: Path) -> list[str]:
