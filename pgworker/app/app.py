@@ -12,6 +12,7 @@ from typing import Any, Concatenate, Protocol, TypeVar, overload
 from uuid import UUID
 
 from pgworker.app.arguments import Arguments, free_arguments, typed_arguments
+from pgworker.app.callables import is_async
 from pgworker.app.connections import Connections
 from pgworker.app.context import Context
 from pgworker.app.dead_letters import hook_arguments, hook_declaration, hook_name, hook_options
@@ -25,7 +26,7 @@ from pgworker.app.producer import Producer
 from pgworker.app.queue import Queue
 from pgworker.app.registration import check_handler, check_name, default_name, refuse_what_is_no_function
 from pgworker.app.scope import org_scope
-from pgworker.app.signatures import is_async, read_signature
+from pgworker.app.signatures import read_signature
 from pgworker.app.targets import Target
 from pgworker.app.task import P, R, Sender, Task
 from pgworker.config.layers import Sources, dsn_of_environment, find_dsn

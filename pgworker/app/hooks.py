@@ -7,8 +7,8 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+from pgworker.app.callables import is_async, refuse_generators
 from pgworker.app.origin import told
-from pgworker.app.signatures import is_async, refuse_generators
 from pgworker.errors import ConfigurationError, RegistrationError
 from pgworker.observe.logs import fields, logger
 

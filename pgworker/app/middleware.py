@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pgworker.app.callables import is_async, refuse_generators
 from pgworker.app.context import Context
-from pgworker.app.signatures import is_async, refuse_generators
 from pgworker.errors import RegistrationError
 from pgworker.model.job import Job
 

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any, Final
 from uuid import UUID
 
-from pgworker.app.signatures import is_async
+from pgworker.app.callables import is_async
 from pgworker.errors import InvalidJob, InvalidPayload, PgworkerError, RegistrationError
 from pgworker.model import exact, names
 from pgworker.model.durations import seconds

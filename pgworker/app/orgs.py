@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from pgworker.app.callables import is_async
 from pgworker.errors import ConfigurationError, Discard, InvalidJob
 from pgworker.model.job import Job
 
@@ -52,7 +52,7 @@ def org_rules(require_org: object, org_config: Any) -> OrgRules:
     """The rules, checked. ConfigurationError for what can't be one."""
     if not isinstance(require_org, bool):
         raise ConfigurationError(f"require_org must be True or False, not {require_org!r:.60}")
-    if org_config is not None and (not callable(org_config) or inspect.iscoroutinefunction(org_config)):
+    if org_config is not None and (not callable(org_config) or is_async(org_config)):
         raise ConfigurationError(f"org_config must be a plain function of an org's id, not {org_config!r:.60}")
     return OrgRules(require_org, org_config)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pgworker.app.signatures import refuse_generators
+from pgworker.app.callables import refuse_generators
 from pgworker.app.task import Task
 from pgworker.errors import InvalidJob, RegistrationError
 from pgworker.model.names import check_task

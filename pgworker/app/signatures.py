@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Final, get_args, get_origin, get_type_hints
 
+from pgworker.app.callables import is_async, refuse_generators
 from pgworker.app.context import Context
 from pgworker.errors import RegistrationError
 
@@ -40,28 +40,10 @@ def read_signature(function: Callable[..., Any], name: str) -> Signature:
     return Signature(takes_context, is_async(function), stored, stored_hints)
 
 
-def is_async(function: Callable[..., Any]) -> bool:
-    """Whether what it returns is to be awaited: `async def`, a partial of one, an object whose `__call__` is one."""
-    return any(inspect.iscoroutinefunction(code) for code in _codes(function))
-
-
-def refuse_generators(function: Callable[..., Any], what: str) -> None:
-    """RegistrationError for a function with `yield`: to call it runs nothing of it."""
-    if any(inspect.isgeneratorfunction(code) or inspect.isasyncgenfunction(code) for code in _codes(function)):
-        raise RegistrationError(f"{what}: a function with `yield` does nothing when it is called; return a result")
-
-
 def shown(hint: Any) -> str:
     """A type as its user wrote it, more or less."""
     is_class = isinstance(hint, type) and get_origin(hint) is None  # before Python 3.11 list[int] is a type too
     return hint.__qualname__ if is_class else repr(hint)
-
-
-def _codes(function: Callable[..., Any]) -> tuple[Any, Any]:
-    """The function itself, and what runs when an object is called."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    return function, getattr(type(function), "__call__", None)  # noqa: B004  not whether it can be called, but by what
 
 
 def _parameters(function: Callable[..., Any], name: str) -> tuple[inspect.Parameter, ...]:

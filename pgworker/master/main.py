@@ -119,7 +119,7 @@ class Master:
                 self._drain.enforce(self._ladders.killed)
                 self._dumps.collect(self._ladders.pids())
                 if not self._drain.is_on:
-                    self._rolling.go_on()
+                    self._rolling.go_on(had_worker=self._readiness.had_worker)
                     if self._readiness.announce(time.monotonic(), int(self._size)):
                         self._systemd.ready()
                 self._tell_systemd()

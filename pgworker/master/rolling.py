@@ -48,7 +48,6 @@ class Rolling:
         self._since: float | None = None
         """When the new app was first imported: a worker forked before that runs the old one. None: no roll."""
         self._once_more = False
-        self._had_worker = False
 
     @property
     def is_on(self) -> bool:
@@ -97,8 +96,8 @@ class Rolling:
         if is_new and not was_ready and exit_.code != 0:
             self._stop(f"worker {child.row.index} ended before it was ready ({exit_.describe()})")
 
-    def go_on(self) -> None:
-        """Take the next step, if it is due."""
+    def go_on(self, *, had_worker: bool) -> None:
+        """Take the next step, if it is due. `had_worker`: a worker of this pool has been ready."""
         now = time.monotonic()
         self._end_the_idle(now)
         self._stop_the_long(now)
@@ -117,8 +116,7 @@ class Rolling:
         places = [child for child in self._workers if child.is_wanted]
         if self._since is not None and (late := self._find_late(places, now)) is not None:
             self._stop(f"worker {late.row.index} was not ready within {self._patience:g} s")
-        self._had_worker = self._had_worker or any(child.is_up for child in places)
-        if self._since is None and self._had_worker:  # a first start may take what it takes
+        if self._since is None and had_worker:  # a first start may take what it takes
             self._end_the_late(now)
         if not all(child.is_up for child in places):
             return
