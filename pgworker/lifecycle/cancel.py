@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from psycopg import Connection
+from psycopg.pq import TransactionStatus
 
 from pgworker.db.plan import plan_for_these
 from pgworker.errors import JobNotFound
@@ -103,8 +104,8 @@ def cancel_waiting(connection: Connection[Any], chosen: JobFilter, cause: str, *
 
 def require_autocommit(connection: Connection[Any], function: str) -> None:
     """ValueError unless each statement is a transaction of its own."""
-    if not connection.autocommit:
-        raise ValueError(f"{function} needs a connection in autocommit mode: each look must be a new snapshot")
+    if not connection.autocommit or connection.info.transaction_status is not TransactionStatus.IDLE:
+        raise ValueError(f"{function} needs autocommit mode and no open transaction: each look must be a new snapshot")
 
 
 def _ask_to_stop(connection: Connection[Any], job_id: UUID) -> bool:

@@ -114,6 +114,13 @@ class Scene:
             lambda: f"{status}, not {[(self.status(job_id), self.executions(job_id)) for job_id in job_ids]}",
         )
 
+    def wait_for_locks(self, waiting: int) -> None:
+        """Until so many wait for a lock that another one holds."""
+        eventually(
+            lambda: self.scalar("select count(*) from pg_locks where not granted") == waiting,
+            f"{waiting} waiting for locks",
+        )
+
     def executions(self, job_id: UUID) -> list[Execution]:
         rows = self.connection.execute(
             """select execution, outcome::text, failures, coalesce(cause, ''), coalesce(error->>'message', ''),
@@ -688,17 +695,20 @@ def test_a_cancel_that_could_not_be_heard_at_once_is_heard_long_before_the_lease
     start_pool(workers=1, lease_ttl=600)
     job = scene.enqueue(jobs.cooperate, "job")
     scene.wait_for("start", "job")
-    db, other = scene.connection, connect()
-    lock = "select lease_id from pgworker.job_leases for update"
     if missed == "nobody listens":
-        db.execute("select pg_terminate_backend(pid) from pg_stat_activity where application_name ~ 'listener$'")
-        cancel_job(db, job)
+        listener = "select pg_terminate_backend(pid) from pg_stat_activity where application_name ~ 'listener$'"
+        scene.connection.execute(listener)
+        cancel_job(scene.connection, job)
     else:
-        with ThreadPoolExecutor(1) as thread, other.transaction():
-            with db.transaction():
-                cancel_job(db, job)
-                locking = thread.submit(other.execute, lock)
-                eventually(lambda: scene.scalar("select count(*) from pg_locks where not granted"), "who waits for it")
+        lock = "select lease_id from pgworker.job_leases for update"
+        with ThreadPoolExecutor(2) as threads, connect() as before, connect() as behind, behind.transaction():
+            with before.transaction():
+                before.execute(lock)
+                cancelling = threads.submit(cancel_job, connect(), job)
+                scene.wait_for_locks(1)
+                locking = threads.submit(behind.execute, lock)
+                scene.wait_for_locks(2)
+            assert cancelling.result() is CancelAnswer.REQUESTED
             locking.result()
             time.sleep(0.5)
     scene.wait_for_status("cancelled", job)

@@ -123,8 +123,11 @@ def test_what_a_lease_still_names_but_has_settled_is_not_marked(db: Connection[A
     assert statuses(db, [done, retried]) == ["succeeded", "cancelled"]
 
 
-def test_a_cancel_of_many_refuses_a_connection_whose_looks_would_share_a_snapshot(dsn: str) -> None:
+def test_a_cancel_of_many_refuses_a_connection_whose_looks_would_share_a_snapshot(dsn: str, connect: Connect) -> None:
     with psycopg.connect(dsn) as connection, pytest.raises(ValueError, match="autocommit"):
+        cancel_jobs(connection, JobFilter(queue="default"))
+    connection = connect()
+    with connection.transaction(), pytest.raises(ValueError, match="no open transaction"):
         cancel_jobs(connection, JobFilter(queue="default"))
 
 
