@@ -8,7 +8,8 @@ from datetime import datetime, timedelta, timezone
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from psycopg import Cursor
+from psycopg import Connection, Cursor
+from psycopg.types.string import ByteaBinaryLoader
 
 from pgworker.db.plan import by_index
 from pgworker.lifecycle.transaction import limit_transaction
@@ -17,6 +18,7 @@ from pgworker.sql.load import query
 PRIORITIES = tuple(range(9, -1, -1))
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MICROSECOND = timedelta(microseconds=1)
+_SERVERS_EPOCH_US = 946_684_800_000_000  # the year 2000, in microseconds of ours
 
 
 class ClaimedRow(NamedTuple):
@@ -24,7 +26,7 @@ class ClaimedRow(NamedTuple):
 
     `waited`: seconds from when it was due (or enqueued, or its last execution ended, if that was later) to the begin of
     the claiming transaction. `suspicions`: so many of its executions until now, without a gap, ended with their worker,
-    which perhaps died of this job; 1 at least if it was charged for one.
+    which perhaps died of this job; 1 at least if it was charged for one. The two times are as the server sends them.
     """
 
     job_id: UUID
@@ -32,17 +34,31 @@ class ClaimedRow(NamedTuple):
     payload: str | None
     execution: int
     failures: int
-    run_at: datetime
+    run_at_sent: bytes
     queue: str
     priority: int
     org_id: str | None
     max_attempts: int | None
     timeout_ms: int | None
     headers: str | None
-    created_at: datetime | None
+    created_at_sent: bytes | None
     checkpoint: str | None
     waited: float
     suspicions: int
+
+    @property
+    def run_at(self) -> datetime:
+        return _EPOCH + _microseconds(self.run_at_sent) * _MICROSECOND
+
+    @property
+    def created_at(self) -> datetime | None:
+        sent = self.created_at_sent
+        return None if sent is None else _EPOCH + _microseconds(sent) * _MICROSECOND
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Where it was in its lane, as `floor_of` says it."""
+        return _microseconds(self.run_at_sent), self.job_id.int >> 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +89,14 @@ def floor_of(run_at: datetime, job_id: UUID) -> tuple[int, int]:
     return (run_at - _EPOCH) // _MICROSECOND, job_id.int >> 64
 
 
+def claiming_cursor(connection: Connection[Any]) -> Cursor[Any]:
+    """For the rows of a claim: binary, and times as they come. Few ask for these, and to make two datetimes takes the
+    driver 0.7 of its 0.9 µs a row."""
+    cursor = connection.cursor(binary=True)
+    cursor.adapters.register_loader("timestamptz", ByteaBinaryLoader)
+    return cursor
+
+
 def claim_jobs(
     cursor: Cursor[Any],
     *,
@@ -85,7 +109,7 @@ def claim_jobs(
     lanes: Lanes,
     floors: tuple[list[int], list[int]],
 ) -> None:
-    """Send a claim of up to `jobs` jobs; the cursor then holds `ClaimedRow`s in run order. `ttl` in seconds."""
+    """Send a claim of up to `jobs` jobs; a `claiming_cursor` then has `ClaimedRow`s in run order. `ttl` in seconds."""
     parameters = {
         "lease_id": lease_id,
         "worker_id": worker_id,
@@ -168,6 +192,11 @@ def find_dry_lanes(
         if lane is not None:
             found.append((lane, ((at - _EPOCH) // _MICROSECOND, 0)))
     return found
+
+
+def _microseconds(sent: bytes) -> int:
+    """Of the epoch, of what the server sends as a time: its own microseconds, signed, in eight bytes."""
+    return int.from_bytes(sent, "big", signed=True) + _SERVERS_EPOCH_US
 
 
 def _where(tasks: list[str], lanes: Lanes, floors: tuple[list[int], list[int]]) -> dict[str, Any]:

@@ -61,6 +61,6 @@ class LaneFloors:
 
 def _place_of(row: ClaimedRow) -> tuple[int, int]:
     """Where this job was; or earlier, if it was claimed sooner than `_BEHIND_US` after it was due."""
-    run_at_us, job_id = floor_of(row.run_at, row.job_id)
+    run_at_us, job_id = row.place
     behind_us = _BEHIND_US - int(row.waited * 1_000_000)
     return (run_at_us, job_id) if behind_us <= 0 else (max(0, run_at_us - behind_us), 0)

@@ -30,7 +30,7 @@ from pgworker.worker.alarm import ASLEEP, AWAKE, GROUPING, Alarm
 from pgworker.worker.link import Link
 from pgworker.worker.prefetch import Prefetch
 from pgworker.worker.recycle import Recycling
-from pgworker.worker.runner import FinishedJob, Runner
+from pgworker.worker.runner import Runner
 from pgworker.worker.sweep import Sweeper
 
 RUSH_LOOK = 0.005
@@ -166,26 +166,30 @@ class Clerk:
         tells = log.isEnabledFor(logging.DEBUG)
         count = self._reporter.count
         while finished:
-            job = finished.popleft()
-            (lease, _, row), ended = job.claimed, job.ended
-            if ended is None:
-                if job.outcome is Outcome.LOST:
-                    queue.lost(job.claimed)
-                    failed += 1
-                else:
-                    queue.succeeded_itself(job.claimed)
-            elif ended.outcome is Outcome.SUCCEEDED:
-                queue.succeed(job.claimed, ended)
+            execution, ended = finished.popleft()
+            claimed, outcome = execution.claimed, ended.outcome
+            if execution.is_settled:
+                queue.succeeded_itself(claimed)
+                outcome = Outcome.SUCCEEDED
+            elif execution.is_lost:
+                queue.lost(claimed)
+                outcome = Outcome.LOST
+            elif outcome is Outcome.SUCCEEDED:
+                queue.succeed(claimed, ended)
             else:
-                queue.fail(job.claimed, ended)
-                failed += 1
-            if tells and job.outcome is Outcome.SUCCEEDED:
-                _tell_success(job)
+                queue.fail(claimed, ended)
+            lease, _, row = claimed
+            started_ns = execution.started_ns
+            took = (ended.finished_ns - started_ns) / 1e9
             # Until its claim began by the database's clock, from then on by ours: how the two differ is no matter.
-            waited = row.waited + (job.started_ns - lease.claimed_ns) / 1e9
-            count(row.queue, row.task, job.outcome, job.seconds, waited if waited > 0.0 else 0.0)
+            waited = row.waited + (started_ns - lease.claimed_ns) / 1e9
+            count(row.queue, row.task, outcome, took, waited if waited > 0.0 else 0.0)
             jobs += 1
-            seconds += job.seconds
+            seconds += took
+            if outcome is not Outcome.SUCCEEDED:
+                failed += 1
+            elif tells:
+                _tell_success(claimed, took)
         if jobs:
             self._prefetch.observe(jobs, seconds)
         if failed:
@@ -373,8 +377,6 @@ def _tell_claims(jobs: Sequence[ClaimedJob]) -> None:
         log.debug("claimed", extra=fields("job_claimed", **job.log_fields()))
 
 
-def _tell_success(job: FinishedJob) -> None:
-    told = job.claimed.log_fields()
-    log.debug(
-        "succeeded", extra=fields("job_succeeded", **told, outcome=job.outcome.value, duration=round(job.seconds, 6))
-    )
+def _tell_success(job: ClaimedJob, seconds: float) -> None:
+    told = fields("job_succeeded", **job.log_fields(), outcome=Outcome.SUCCEEDED.value, duration=round(seconds, 6))
+    log.debug("succeeded", extra=told)

@@ -13,7 +13,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
-from typing import NamedTuple
 
 from pgworker.app.app import App
 from pgworker.app.leases import ClaimedJob, HeldLease
@@ -29,16 +28,6 @@ from pgworker.worker.execution import Execution, Sayings, Slot, SlotTransactions
 from pgworker.worker.loop import EventLoop
 
 
-class FinishedJob(NamedTuple):
-    """A job that ran. No `ended`: its own transaction has recorded it, or has found its lease gone."""
-
-    claimed: ClaimedJob
-    ended: Ended | None
-    outcome: Outcome
-    started_ns: int
-    seconds: float
-
-
 class Runner:
     """Runs what is put into `todo`; puts what became of it into `finished`, or into `refused` what it may not start."""
 
@@ -52,7 +41,7 @@ class Runner:
     ) -> None:
         """One of `transactions` for each slot of `row`; `state` is what the start hooks of `app` made."""
         self.todo: deque[ClaimedJob] = deque()
-        self.finished: deque[FinishedJob] = deque()
+        self.finished: deque[tuple[Execution, Ended]] = deque()
         self.refused: deque[ClaimedJob] = deque()
         self.said: Sayings = {}
         """What running jobs say of how far they are; taken by the clerk."""
@@ -293,19 +282,12 @@ class Runner:
 
     def _finish(self, execution: Execution, ended: Ended) -> None:
         execution.end()
-        claimed = execution.claimed
         if execution.is_settled:
             if ended.outcome is not Outcome.SUCCEEDED:
                 execution.warn_of_failure_after_commit(ended)
-            took = (time.monotonic_ns() - execution.started_ns) / 1e9
-            self.finished.append(FinishedJob(claimed, None, Outcome.SUCCEEDED, execution.started_ns, took))
         elif execution.is_lost:
             execution.tell_loss()
-            took = (ended.finished_ns - execution.started_ns) / 1e9
-            self.finished.append(FinishedJob(claimed, None, Outcome.LOST, execution.started_ns, took))
-        else:
-            took = (ended.finished_ns - execution.started_ns) / 1e9
-            self.finished.append(FinishedJob(claimed, ended, ended.outcome, execution.started_ns, took))
+        self.finished.append((execution, ended))
         self._wake(False)
 
     async def close_async(self) -> None:

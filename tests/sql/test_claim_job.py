@@ -12,7 +12,7 @@ import pytest
 from psycopg import Connection
 
 from pgworker.control.queues import pause_queues
-from pgworker.lifecycle.claim import ClaimedRow, claim_job
+from pgworker.lifecycle.claim import ClaimedRow, claim_job, claiming_cursor
 from tests.sql.actors import DEADLINE, Connect, Held, Worker, ask, ended, enqueue, impatient, leases, statuses, waiting
 from tests.sql.invariants import STORED, offences
 
@@ -26,11 +26,11 @@ def db(connect: Connect) -> Connection[Any]:
 
 
 def claim(db: Connection[Any], job_id: UUID, *, tasks: tuple[str, ...] = ("t",), even_paused: bool = False) -> Held:
-    lease_id, worker_id, cursor = uuid4(), uuid4(), db.cursor()
+    lease_id, worker_id, cursor = uuid4(), uuid4(), claiming_cursor(db)
     claim_job(
         cursor, job_id, lease_id=lease_id, worker_id=worker_id, ttl=60, tasks=list(tasks), even_paused=even_paused
     )
-    return Held(lease_id, worker_id, [ClaimedRow(*row) for row in cursor.fetchall()])
+    return Held(lease_id, worker_id, [*map(ClaimedRow._make, cursor.fetchall())])
 
 
 def test_a_job_is_claimed_by_its_id_though_it_is_not_due_and_settled_like_any_other(db: Connection[Any]) -> None:

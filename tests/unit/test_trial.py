@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from datetime import datetime, timezone
 from threading import Event, Thread
 from types import SimpleNamespace
 from typing import Any
@@ -123,7 +122,7 @@ def unused(slots: int) -> list[SlotTransactions]:
 
 def claimed(row: Row, task: str, *, suspicions: int, names: tuple[str, ...]) -> list[ClaimedJob]:
     """Jobs of one lease, of which the first is suspected."""
-    now, lease_id = datetime.now(timezone.utc), uuid4()
+    now, lease_id = bytes(8), uuid4()
     rows = [
         ClaimedRow(
             uuid4(), task, f'{{"name": "{name}"}}', 1, 0, now, "default", 5, None, 25, None, None, now, None, 0.0,

@@ -30,18 +30,18 @@ with lane as materialized (
         limit %(jobs)s))
     returning job_id, run_at, execution, priority, failures, queue, task, org_id
 ), claimed as materialized (
-    select due.*, lane.place,
+    select due.*, array_position(%(lane_queues)s::text[], due.queue) as place,
            case when due.execution > 1 then (select array[date_part('epoch', last.ended_at), last.suspicions]
                                              from pgworker.last_execution(due.job_id, due.execution) as last) end as last
-    from due join lane using (queue, priority)
-    order by lane.place, due.run_at, due.job_id
+    from due
+    order by place, due.priority desc, due.run_at, due.job_id
 ), lease as (
     insert into pgworker.job_leases (lease_id, worker_id, claimed_at, expires_at, slots, job_ids, executions, failures)
     select %(lease_id)s::uuid, %(worker_id)s::uuid, clock_timestamp(),
            clock_timestamp() + %(ttl)s::float8 * interval '1 second', %(slots)s::smallint,
-           array_agg(job_id order by place, run_at, job_id),
-           array_agg(execution order by place, run_at, job_id),
-           array_agg(failures order by place, run_at, job_id)
+           array_agg(job_id order by place, priority desc, run_at, job_id),
+           array_agg(execution order by place, priority desc, run_at, job_id),
+           array_agg(failures order by place, priority desc, run_at, job_id)
     from claimed having count(*) > 0
 )
 select claimed.job_id, claimed.task, job.payload::text, claimed.execution, claimed.failures, claimed.run_at,
@@ -52,4 +52,4 @@ select claimed.job_id, claimed.task, job.payload::text, claimed.execution, claim
        coalesce(claimed.last[2], 0)::integer
 from claimed
 left join lateral (select * from pgworker.jobs where jobs.id = claimed.job_id offset 0) as job on true
-order by claimed.place, claimed.run_at, claimed.job_id
+order by claimed.place, claimed.priority desc, claimed.run_at, claimed.job_id

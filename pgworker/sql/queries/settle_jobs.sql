@@ -18,21 +18,25 @@ with part as materialized (
     returning worker_id, job_ids, executions, failures, cancelled
 ), lease as materialized (
     select * from part union all select * from whole
+), run as (  -- in the select list, where unnest is a third of the price that it has in FROM
+    select lease.worker_id, lease.cancelled, generate_series(%(first)s::integer, %(last)s::integer) as position,
+           unnest(lease.job_ids[%(first)s::integer:%(last)s::integer]) as job_id,
+           unnest(lease.executions[%(first)s::integer:%(last)s::integer]) as execution,
+           unnest(lease.failures[%(first)s::integer:%(last)s::integer]) as failures,
+           unnest(%(started_us)s::bigint[]) as started_us, unnest(%(finished_us)s::bigint[]) as finished_us,
+           unnest(%(outcomes)b::text[]) as outcome, unnest(%(charges)s::smallint[]) as charge,
+           unnest(%(nexts)s::smallint[]) as next, unnest(%(delays_ms)s::bigint[]) as delay_ms,
+           unnest(%(errors)b::text[]) as error, unnest(%(results)b::text[]) as result
+    from lease
 ), ended as materialized (
-    select lease.worker_id, run.job_id, run.execution, %(first)s::integer + run.place - 1 as position,
+    select run.worker_id, run.job_id, run.execution, run.position,
            run.failures + coalesce(run.charge, 0) as failures, run.next, run.delay_ms,
-           case when coalesce(run.next, 0) > 0 and run.job_id = any (lease.cancelled) then 'cancelled'
+           case when coalesce(run.next, 0) > 0 and run.job_id = any (run.cancelled) then 'cancelled'
                 else coalesce(run.outcome, 'succeeded') end as outcome,
            clock_timestamp() - run.started_us * interval '1 microsecond' as started_at,
            clock_timestamp() - run.finished_us * interval '1 microsecond' as finished_at,
            run.error, run.result
-    from lease, unnest(
-        lease.job_ids[%(first)s::integer:%(last)s::integer], lease.executions[%(first)s::integer:%(last)s::integer],
-        lease.failures[%(first)s::integer:%(last)s::integer], %(started_us)s::bigint[], %(finished_us)s::bigint[],
-        %(outcomes)b::text[], %(charges)s::smallint[], %(nexts)s::smallint[], %(delays_ms)s::bigint[],
-        %(errors)b::text[], %(results)b::text[])
-        with ordinality as run(job_id, execution, failures, started_us, finished_us, outcome, charge, next, delay_ms,
-                               error, result, place)
+    from run
     where run.job_id is not null and run.started_us is not null
       and not (%(is_repeated)s::boolean and exists (
           select from pgworker.job_executions e where e.job_id = run.job_id and e.execution = run.execution offset 0))
