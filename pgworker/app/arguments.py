@@ -20,7 +20,7 @@ from pgworker.model import exact, pydantic_models
 from pgworker.model.payload import encode_payload
 
 Decode = Callable[[str], dict[str, Any]]
-Bind = Callable[[tuple[Any, ...], Mapping[str, Any]], dict[str, Any]]
+Bind = Callable[[tuple[Any, ...], dict[str, Any]], dict[str, Any]]
 Check = Callable[[dict[str, Any], bytes], None]
 
 
@@ -39,7 +39,7 @@ class Arguments:
     check: Check
     decode: Decode
 
-    def encode(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    def encode(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         """The payload of a job with these arguments. TypeError: they don't fit; InvalidPayload: they can't be stored,
         or what is stored of them would not be what the annotations say."""
         named = self.bind(args, kwargs)
@@ -61,27 +61,27 @@ def typed_arguments(signature: Signature, name: str) -> Arguments:
 def free_arguments(name: str, *, is_async: bool) -> Arguments:
     """For a handler object, the task `name`: whatever was given by name, as plain JSON values."""
 
-    def bind(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    def bind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         if args:
             raise TypeError(f"{name}: a handler object has no parameters to match, so pass its arguments by name")
-        return dict(kwargs)
+        return kwargs
 
     decode = msgspec.json.Decoder(dict[str, Any]).decode
     return Arguments(True, is_async, bind, lambda _named, _text: None, decode)
 
 
 def _binder(signature: Signature, name: str) -> Bind:
-    """Python's own, which takes 3 µs and says best what is wrong, only when something is: 0.5 µs otherwise."""
+    """Python's own, which takes 3 µs and says best what is wrong, only when something is: 0.2 to 0.5 µs otherwise."""
     parameters = signature.parameters
     whole = inspect.Signature(parameters)
     positional = [each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD]
     known = {each.name for each in parameters}
     required = {each.name for each in parameters if each.default is each.empty}
 
-    def bind(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        named = dict(zip(positional, args))  # noqa: B905  the number of them is looked at below
-        named.update(kwargs)
-        if len(named) == len(args) + len(kwargs) and required <= named.keys() <= known:
+    def bind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        named = dict(zip(positional, args)) | kwargs if args else kwargs  # noqa: B905  their number is looked at below
+        is_whole = named.keys() == known or required <= named.keys() <= known  # the first is the faster one
+        if is_whole and len(named) == len(args) + len(kwargs):
             return named
         try:
             return whole.bind(*args, **kwargs).arguments

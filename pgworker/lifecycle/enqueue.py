@@ -9,6 +9,7 @@ from uuid import UUID
 from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor
 from psycopg.rows import tuple_row
 
+from pgworker.db.arrays import number_array
 from pgworker.lifecycle.transaction import in_time
 from pgworker.model.job import JobRequest
 from pgworker.sql.load import query
@@ -106,15 +107,15 @@ def _values(request: JobRequest) -> dict[str, Any]:
     }
 
 
-def _columns(requests: Group) -> dict[str, list[Any]]:
+def _columns(requests: Group) -> dict[str, object]:
     return {
         "tasks": [request.task for request in requests],
         "payloads": [request.payload for request in requests],
         "queues": [request.queue for request in requests],
-        "priorities": [request.priority for request in requests],
+        "priorities": number_array(request.priority for request in requests),
         "run_ats": [request.run_at for request in requests],
-        "max_attempts": [request.max_attempts for request in requests],
-        "timeouts_ms": [_milliseconds(request.timeout) for request in requests],
+        "max_attempts": number_array(request.max_attempts for request in requests),
+        "timeouts_ms": number_array(_milliseconds(request.timeout) for request in requests),
         "org_ids": [request.org_id for request in requests],
         "headers": [request.headers for request in requests],
         "ids": [request.id for request in requests],

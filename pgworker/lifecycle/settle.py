@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import Enum
@@ -11,6 +11,7 @@ from uuid import UUID
 
 from psycopg import AsyncCursor, Cursor
 
+from pgworker.db.arrays import number_array
 from pgworker.db.plan import by_index
 from pgworker.model.state import Outcome
 from pgworker.sql.load import query
@@ -135,22 +136,16 @@ def _parameters(settlement: Settlement, now_ns: int, commit_within_ms: int | Non
         "ends_lease": settlement.ends_lease,
         "is_repeated": settlement.is_repeated,
         "commit_within_ms": commit_within_ms,
-        "started_us": _array(None if run is None else (now_ns - run.started_ns) // 1000 for run in ended),
-        "finished_us": _array(None if run is None else (now_ns - run.finished_ns) // 1000 for run in ended),
+        "started_us": number_array(None if run is None else (now_ns - run.started_ns) // 1000 for run in ended),
+        "finished_us": number_array(None if run is None else (now_ns - run.finished_ns) // 1000 for run in ended),
         "results": results if any(result is not None for result in results) else None,
     }
     if all(run is None or run.outcome is Outcome.SUCCEEDED for run in ended):
         return parameters | dict.fromkeys(("outcomes", "charges", "nexts", "delays_ms", "errors"))
     return parameters | {
         "outcomes": [None if run is None else run.outcome.value for run in ended],
-        "charges": _array(None if run is None else int(run.outcome.is_charged) for run in ended),
-        "nexts": _array(None if run is None else run.next.value for run in ended),
-        "delays_ms": _array(None if run is None else round(run.delay * 1000) for run in ended),
+        "charges": number_array(None if run is None else int(run.outcome.is_charged) for run in ended),
+        "nexts": number_array(None if run is None else run.next.value for run in ended),
+        "delays_ms": number_array(None if run is None else round(run.delay * 1000) for run in ended),
         "errors": [None if run is None else run.error for run in ended],
     }
-
-
-def _array(numbers: Iterable[int | None]) -> str:
-    """As PostgreSQL spells an array. The driver would choose the smallest integer type that holds them all, and with it
-    another prepared statement for almost every call."""
-    return "{" + ",".join(map(str, numbers)).replace("None", "null") + "}"

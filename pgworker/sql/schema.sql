@@ -578,26 +578,25 @@ AS $function$
 declare
     first bigint := ('x' || encode(substring(uuid_send(gen_random_uuid()) from 9), 'hex'))::bit(64)::bigint;
     stored uuid[];
+    created timestamptz[];
+    due timestamptz[];
     asleep text;
 begin
     if array_remove(ids, null) <> '{}' then
         perform pgworker.check_job_id(given.id) from unnest(ids) as given(id);
     end if;
-    with given as materialized (
-        select coalesce(asked.id, encode(int8send(pgworker.uuid7_time_half(now)) || int8send(first + asked.place), 'hex')::uuid) as id,
-               now, greatest(asked.run_at, now) as run_at, asked.task, asked.payload, asked.queue, asked.priority,
-               asked.max_attempts, asked.timeout_ms, asked.org_id, asked.headers, asked.place
-        from unnest(tasks, payloads, queues, priorities, run_ats, max_attempts, timeouts_ms, org_ids, headers, ids)
-             with ordinality as asked(task, payload, queue, priority, run_at, max_attempts, timeout_ms, org_id, headers, id, place)
-             cross join lateral (select asked.place, clock_timestamp() as now offset 0) as clock(of, now) -- for each of them
-    ), stored_job as (
-        insert into pgworker.jobs (id, created_at, run_at, timeout_ms, priority, max_attempts, queue, task, payload, org_id, headers)
-        select id, now, run_at, timeout_ms, priority, max_attempts, queue, task, payload, org_id, headers from given
-    ), waiting as (
-        insert into pgworker.job_queue (job_id, run_at, execution, priority, failures, queue, task, org_id)
-        select id, run_at, 1, priority, 0, queue, task, org_id from given
-    )
-    select array_agg(id order by place) into stored from given;
+    -- unnest in select lists: in FROM it takes three times as long.
+    select array_agg(coalesce(asked.id, encode(int8send(pgworker.uuid7_time_half(now)) || int8send(first + asked.place), 'hex')::uuid)),
+           array_agg(now), array_agg(greatest(asked.run_at, now))
+    into stored, created, due
+    from (select given.*, clock_timestamp() as now -- for each of them
+          from (select generate_series(1, cardinality(tasks)) as place, unnest(ids) as id, unnest(run_ats) as run_at) as given
+          offset 0) as asked;
+    insert into pgworker.jobs (id, created_at, run_at, timeout_ms, priority, max_attempts, queue, task, payload, org_id, headers)
+    select unnest(stored), unnest(created), unnest(due), unnest(timeouts_ms), unnest(priorities), unnest(max_attempts),
+           unnest(queues), unnest(tasks), unnest(payloads), unnest(org_ids), unnest(headers);
+    insert into pgworker.job_queue (job_id, run_at, execution, priority, failures, queue, task, org_id)
+    select unnest(stored), unnest(due), 1, unnest(priorities), 0, unnest(queues), unnest(tasks), unnest(org_ids);
 
     -- A sleeping pool holds a shared advisory lock on its queue's name. Notify only then, and once: a commit that
     -- notifies takes a lock that all notifying commits of the cluster share.
