@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple
@@ -65,8 +64,7 @@ class Settlement:
 
 def settle_jobs(cursor: Cursor[Any], settlement: Settlement, now_ns: int) -> None:
     """Send one settlement; `is_settled` reads its answer. Durations travel as "µs ago", counted from `now_ns`."""
-    looks_up_jobs = any(run is not None and run.next is not Next.END for run in settlement.ended)
-    with by_index(cursor.connection) if looks_up_jobs else nullcontext():
+    with by_index(cursor.connection):
         cursor.execute(query("settle_jobs"), _parameters(settlement, now_ns))
 
 

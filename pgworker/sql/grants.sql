@@ -25,7 +25,8 @@ grant select, insert, update, delete on pgworker.job_progress, pgworker.dead_let
     to pgworker_worker;
 grant execute on function pgworker.create_partition, pgworker.count_default_jobs, pgworker.list_expired_partitions,
     pgworker.watch_expired_partitions, pgworker.drop_expired_partitions, pgworker.job_status(uuid),
-    pgworker.somebody_sleeps, pgworker.is_suspect, pgworker.last_execution to pgworker_worker;
+    pgworker.somebody_sleeps, pgworker.is_suspect, pgworker.last_execution, pgworker.stored_job, pgworker.is_recorded
+    to pgworker_worker;
 
 -- An operator: see everything, cancel, requeue, discard, pause, purge, prune. Jobs and dead letters are copied, never edited.
 grant select on pgworker.job_status, pgworker.executions, pgworker.worker_heartbeats, pgworker.schema_migrations,

@@ -647,6 +647,16 @@ begin
     return ((clock_timestamp() - older_than) at time zone 'UTC')::date;
 end $function$;
 
+CREATE OR REPLACE FUNCTION pgworker.is_recorded(job_id uuid, execution integer)
+ RETURNS boolean
+ LANGUAGE plpgsql
+ STABLE
+AS $function$
+begin
+    return exists (select from pgworker.job_executions e
+                   where e.job_id = is_recorded.job_id and e.execution = is_recorded.execution);
+end $function$;
+
 CREATE OR REPLACE FUNCTION pgworker.is_suspect(job_id uuid, execution integer)
  RETURNS boolean
  LANGUAGE plpgsql
@@ -904,6 +914,15 @@ begin
         end if;
     end loop;
     return true;
+end $function$;
+
+CREATE OR REPLACE FUNCTION pgworker.stored_job(job_id uuid)
+ RETURNS SETOF pgworker.jobs
+ LANGUAGE plpgsql
+ STABLE ROWS 1
+AS $function$
+begin
+    return query select * from pgworker.jobs where jobs.id = stored_job.job_id;
 end $function$;
 
 CREATE OR REPLACE FUNCTION pgworker.swap_expired_partitions(until date, beyond uuid, kept_jobs text, kept_executions text)

@@ -71,7 +71,7 @@ CALLS: dict[str, str] = {
     "pgworker_enqueuer": "enqueue enqueue_many schema_version current_org protect_table",
     "pgworker_worker": (
         "enqueue enqueue_many schema_version current_org protect_table create_partition job_status somebody_sleeps"
-        " is_suspect last_execution"
+        " is_suspect last_execution stored_job is_recorded"
         " uuid7_first count_default_jobs list_expired_partitions watch_expired_partitions drop_expired_partitions"
     ),
     "pgworker_admin": (

@@ -257,6 +257,23 @@ begin
     return stored;
 end $$;
 
+-- What a settle asks for some jobs only: those that go on, those it was told of before. By functions, as its plan would
+-- lock every partition else, and be made anew each time, which takes as long as the rest of it.
+create function pgworker.stored_job(job_id uuid) returns setof pgworker.jobs
+    language plpgsql stable rows 1
+as $$
+begin
+    return query select * from pgworker.jobs where jobs.id = stored_job.job_id;
+end $$;
+
+create function pgworker.is_recorded(job_id uuid, execution integer) returns boolean
+    language plpgsql stable
+as $$
+begin
+    return exists (select from pgworker.job_executions e
+                   where e.job_id = is_recorded.job_id and e.execution = is_recorded.execution);
+end $$;
+
 -- Sleepers share the lock. Who gets it alone knows that there is none; who can share it while it can't be had alone,
 -- that there is one. Neither: another enqueuer is asking this very moment, so ask again, and in doubt notify.
 create function pgworker.somebody_sleeps(queue text) returns boolean

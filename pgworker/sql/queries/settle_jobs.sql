@@ -38,8 +38,7 @@ with part as materialized (
            run.error, run.result
     from run
     where run.job_id is not null and run.started_us is not null
-      and not (%(is_repeated)s::boolean and exists (
-          select from pgworker.job_executions e where e.job_id = run.job_id and e.execution = run.execution offset 0))
+      and not (%(is_repeated)s::boolean and pgworker.is_recorded(run.job_id, run.execution))
 ), recorded as (
     insert into pgworker.job_executions
         (job_id, lease_id, worker_id, started_at, finished_at, execution, outcome, position, failures, error, result)
@@ -50,7 +49,7 @@ with part as materialized (
 ), onward as materialized (
     select ended.*, recorded.outcome as final, job.*
     from recorded join ended using (position)
-    left join lateral (select * from pgworker.jobs where jobs.id = ended.job_id offset 0) as job on true
+    left join lateral pgworker.stored_job(ended.job_id) as job on true
     where ended.next > 0 and recorded.outcome <> 'cancelled'
 ), requeued as (
     insert into pgworker.job_queue (job_id, run_at, execution, priority, failures, queue, task, org_id)
