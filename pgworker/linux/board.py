@@ -418,6 +418,23 @@ class Row:
 
     # -- who may start: the runner says where it is, the monitor may draw a line
 
+    def may_start(self, index: int, position: int, renewed_since_ns: int) -> bool:
+        """Show that a position starts, then look whether anybody objects; in this order, see `draw_line`.
+
+        False, and not shown any more: it is beyond a line, or the lease is lost, or was not renewed since then.
+        """
+        self.show_started(index, position)
+        words, at = self._words, self._leases_at + index * _LEASE_WORDS
+        beyond = words[at + _LEASE_KEEP]
+        if (
+            (not beyond or position < beyond)
+            and not words[at + _LEASE_LOST]
+            and words[at + _LEASE_RENEWED_NS] > renewed_since_ns
+        ):
+            return True
+        self.show_started(index, position - 1)
+        return False
+
     def show_started(self, index: int, position: int) -> None:
         self._words[self._lease_at(index) + _LEASE_STARTED] = position
 

@@ -229,20 +229,12 @@ class Runner:
         return task is not None and task.is_async
 
     def _may_start(self, claimed: ClaimedJob) -> bool:
-        """Show the start on the board, then look whether anybody objects; in this order, see `Row.draw_line`."""
-        row, entry = self._row, claimed.lease.entry
-        if claimed.lease is self._closed:  # one position refused, all after it refused: a lease is run in order
+        lease = claimed.lease
+        if lease is self._closed:  # one position refused, all after it refused: a lease is run in order
             return False
-        row.show_started(entry, claimed.position)
-        line = row.line(entry)
-        if (
-            (line is None or claimed.position <= line)
-            and not row.is_lost(entry)
-            and time.monotonic_ns() - row.renewed_ns(entry) < self._start_within_ns
-        ):
+        if self._row.may_start(lease.entry, claimed.position, time.monotonic_ns() - self._start_within_ns):
             return True
-        row.show_started(entry, claimed.position - 1)
-        self._closed = claimed.lease
+        self._closed = lease
         return False
 
     # -- one job
