@@ -37,6 +37,8 @@ _SLICE: Final = 0.5
 """Seconds between two looks at why no connection has come."""
 
 
+_PREPARE: Final = 5  # times that a statement is sent before the server keeps it, where no pooler is in between
+
 _FRESH: Final = 1.0
 """Seconds after its last use during which a connection is asked nothing unless something has come from the server."""
 
@@ -103,7 +105,6 @@ class _Pool:
         self._connections = ConnectionPool(
             conninfo(dsn, _NAME),
             connection_class=_Connection,
-            # A pooler in transaction mode keeps no prepared statements.
             kwargs={"failed": self._note, "autocommit": True, "prepare_threshold": None},
             check=self._check,
             name=_NAME,
@@ -190,6 +191,8 @@ class _Connection(PatientConnection[Any]):
             except BaseException:
                 connection.close()
                 raise
+            if not connection.limits_each:  # a pooler in transaction mode keeps no prepared statements either
+                connection.prepare_threshold = _PREPARE
         except (psycopg.Error, OSError) as error:
             failed(error)
             raise

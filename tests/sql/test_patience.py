@@ -182,6 +182,16 @@ def test_nobody_else_gets_the_limits_of_an_app_through_a_pooler(app: App) -> Non
         assert look(stranger, "show statement_timeout") == "0"
 
 
+def test_the_server_keeps_the_statements_of_an_app_unless_a_pooler_is_in_between(
+    app: App, request: pytest.FixtureRequest
+) -> None:
+    for _ in range(20):
+        ASKED["enqueue"](app)
+    with app._connections.connection() as connection:
+        kept = look(connection, "select count(*) from pg_prepared_statements where statement ~ 'enqueue'")
+    assert kept == (0 if "[a pooler]" in request.node.name else 1)
+
+
 def test_a_role_that_waits_less_long_goes_on_to(app: App, connect: Callable[[], psycopg.Connection[Any]]) -> None:
     other = connect()
     database = look(other, "select current_database()")
