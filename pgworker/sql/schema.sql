@@ -651,6 +651,7 @@ CREATE OR REPLACE FUNCTION pgworker.is_recorded(job_id uuid, execution integer)
  RETURNS boolean
  LANGUAGE plpgsql
  STABLE
+ SET search_path TO 'pg_catalog', 'pg_temp'
 AS $function$
 begin
     return exists (select from pgworker.job_executions e
@@ -920,6 +921,7 @@ CREATE OR REPLACE FUNCTION pgworker.stored_job(job_id uuid)
  RETURNS SETOF pgworker.jobs
  LANGUAGE plpgsql
  STABLE ROWS 1
+ SET search_path TO 'pg_catalog', 'pg_temp'
 AS $function$
 begin
     return query select * from pgworker.jobs where jobs.id = stored_job.job_id;

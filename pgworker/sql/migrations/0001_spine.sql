@@ -260,14 +260,14 @@ end $$;
 -- What a settle asks for some jobs only: those that go on, those it was told of before. By functions, as its plan would
 -- lock every partition else, and be made anew each time, which takes as long as the rest of it.
 create function pgworker.stored_job(job_id uuid) returns setof pgworker.jobs
-    language plpgsql stable rows 1
+    language plpgsql stable rows 1 set search_path = pg_catalog, pg_temp
 as $$
 begin
     return query select * from pgworker.jobs where jobs.id = stored_job.job_id;
 end $$;
 
 create function pgworker.is_recorded(job_id uuid, execution integer) returns boolean
-    language plpgsql stable
+    language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
 begin
     return exists (select from pgworker.job_executions e
