@@ -151,7 +151,7 @@ def _enqueue_one(connection: Connection[Any]) -> None:
 
 
 def _enqueue_by_app(dsn: str) -> Once:
-    """Each process has connections of its own, looks before each use whether they live, and prepares nothing."""
+    """Each process has an App of its own, which opens and keeps its connections."""
     task = App(dsn).task(name=noop.name)(do_nothing)
     return lambda _connection: task.enqueue(**PAYLOAD)
 
