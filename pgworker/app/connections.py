@@ -39,6 +39,9 @@ _SLICE: Final = 0.5
 
 _PREPARE: Final = 5  # times that a statement is sent before the server keeps it, where no pooler is in between
 
+_IN_DOUBT: Final = frozenset({"26000", "42P05", "57014"})
+"""No such prepared statement, one more of that name, cancelled: driver and server may not agree on what is prepared."""
+
 _FRESH: Final = 1.0
 """Seconds after its last use during which a connection is asked nothing unless something has come from the server."""
 
@@ -77,7 +80,10 @@ class Connections:
             try:
                 yield connection
             except psycopg.Error as error:
-                raise explain_use(error, connection, pool.dsn) from error
+                explained = explain_use(error, connection, pool.dsn)
+                if error.sqlstate in _IN_DOUBT:
+                    connection.close()
+                raise explained from error
 
     @contextmanager
     def statement(self) -> Iterator[Connection[Any]]:

@@ -46,6 +46,10 @@ _SPARE_PLACES = 8  # at least so many, or as many again as there are workers
 _DESCRIPTORS_PER_PLACE = 3  # a pipe, and a file for stacks
 _OTHER_DESCRIPTORS = 64
 
+_YOUNG_OBJECTS = 2500
+"""So many more objects than went set off Python's cyclic collector. 500 claimed jobs are some thousands, which live
+until they are settled: with the 700 of Python 3.11 the collector takes 1 µs a job."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Children:
@@ -94,6 +98,7 @@ def start_pool(dsn: str, app_path: str, settings: PoolSettings, *, starts_server
         code = boot.in_child(partial(boot.check, dsn, app_path, settings, _say, migrates=starts_server))
         if code:
             return code
+        gc.set_threshold(_YOUNG_OBJECTS)  # before the app is imported, wherever that is: it may know better
         opened = boot.preload(app_path) if settings.preload else frozenset()
         undoing.pop_all()
     _warn_of_memory(settings)

@@ -19,6 +19,8 @@ from pgworker.sql.load import query
 
 _ROUNDS = 3
 
+_OPEN = (TransactionStatus.ACTIVE, TransactionStatus.INTRANS, TransactionStatus.INERROR)
+
 BATCH = 10_000
 """Waiting jobs that are cancelled in one transaction."""
 
@@ -104,7 +106,7 @@ def cancel_waiting(connection: Connection[Any], chosen: JobFilter, cause: str, *
 
 def require_autocommit(connection: Connection[Any], function: str) -> None:
     """ValueError unless each statement is a transaction of its own."""
-    if not connection.autocommit or connection.info.transaction_status is not TransactionStatus.IDLE:
+    if not connection.autocommit or connection.info.transaction_status in _OPEN:
         raise ValueError(f"{function} needs autocommit mode and no open transaction: each look must be a new snapshot")
 
 

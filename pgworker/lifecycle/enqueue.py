@@ -112,14 +112,19 @@ def _columns(requests: Group) -> dict[str, object]:
         "tasks": [request.task for request in requests],
         "payloads": [request.payload for request in requests],
         "queues": [request.queue for request in requests],
-        "priorities": number_array(request.priority for request in requests),
+        "priorities": number_array(_plain(request.priority) for request in requests),
         "run_ats": [request.run_at for request in requests],
-        "max_attempts": number_array(request.max_attempts for request in requests),
+        "max_attempts": number_array(_plain(request.max_attempts) for request in requests),
         "timeouts_ms": number_array(_milliseconds(request.timeout) for request in requests),
         "org_ids": [request.org_id for request in requests],
         "headers": [request.headers for request in requests],
         "ids": [request.id for request in requests],
     }
+
+
+def _plain(number: object) -> Any:
+    """Of an IntEnum its number, not its name. What is no integer is the server's to refuse."""
+    return int(number) if isinstance(number, int) else number
 
 
 def _milliseconds(timeout: float | None) -> int | None:

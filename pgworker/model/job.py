@@ -35,7 +35,10 @@ class JobRequest(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A claimed job. `failures` are those charged before this execution; `timeout` is in seconds, None means none."""
+    """A claimed job. `failures` are those charged before this execution; `timeout` is in seconds, None means none.
+
+    Times are in UTC.
+    """
 
     id: UUID
     task: str

@@ -39,10 +39,6 @@ from pgworker.worker.transaction_async import AsyncJobTransactions
 _SWITCH_INTERVAL = 0.0005
 """Seconds: how soon the clerk gets the GIL from a busy handler. Python's 5 ms would add to every claim and settle."""
 
-_YOUNG_OBJECTS = 2500
-"""So many more objects than went set off Python's cyclic collector; an app may change it in a start hook. 500 claimed
-jobs are some thousands, which live until they are settled: with Python's own 700 the collector takes 1 µs a job."""
-
 log = logs.logger("worker")
 
 
@@ -104,9 +100,9 @@ def run_worker(dsn: str, app_path: str, settings: PoolSettings, place: WorkerPla
     try:
         app = load_app(app_path)
         app.use_dsn(dsn)
-        state = app.start_worker()
         gc.collect()
-        gc.freeze()  # what there is by now stays, so no collection need look at it
+        gc.freeze()  # what the import has made stays, so no collection need look at it
+        state = app.start_worker()
         logs.enable_own()
     except PgworkerError as error:
         log.error("%s", error, extra=logs.fields("worker_refused"))
@@ -133,7 +129,6 @@ def _become_worker(settings: PoolSettings, place: WorkerPlace) -> None:
     logs.set_process(f"worker {place.index}")
     setproctitle.setproctitle(f"pgworker: worker {place.index} ({','.join(settings.queues)})")
     sys.setswitchinterval(_SWITCH_INTERVAL)
-    gc.set_threshold(_YOUNG_OBJECTS)
     logs.name_jobs(job_here)
     stacks.install(place.stacks)
     leave_terminal()

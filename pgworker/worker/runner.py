@@ -258,6 +258,7 @@ class Runner:
         self._finish(execution, ended)
         if execution.context is not None:
             self._slots[slot].transactions.sync.reset()
+            execution.context = None  # each knows the other: arguments would stay until the next cyclic collection
 
     async def run_async(self, execution: Execution, slot: int) -> None:
         self._start(execution)
@@ -271,6 +272,7 @@ class Runner:
         self._finish(execution, ended)
         if execution.context is not None:
             await self._slots[slot].transactions.on_loop.reset()
+            execution.context = None  # as above
 
     def _finish(self, execution: Execution, ended: Ended) -> None:
         execution.end()

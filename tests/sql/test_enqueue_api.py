@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
+from enum import Enum
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -151,6 +152,17 @@ def test_many_jobs_are_stored_in_order_a_thousand_per_statement_and_all_or_none(
         app.enqueue_many([*(task.job("x") for _ in range(MANY)), JobRequest("not a name", "{}")], connection)
     assert len(stored(connect())) == MANY
     assert app.enqueue_many([], connection) == []
+
+
+class Urgency(int, Enum):
+    HIGH = 9
+
+
+def test_a_priority_that_has_a_name_is_stored_as_its_number_alone_and_among_many(app: App, connect: Connect) -> None:
+    db, request = connect(), JobRequest("t", "{}", priority=Urgency.HIGH)
+    app.enqueue_many([request], db)
+    app.enqueue_many([request, request], db)
+    assert db.execute("select array_agg(priority::integer) from pgworker.jobs").fetchone() == ([9, 9, 9],)
 
 
 def test_many_jobs_on_an_async_connection_are_stored_in_order_and_his_to_commit(
