@@ -36,7 +36,6 @@ _NAME: Final = "pgworker producer"
 _SLICE: Final = 0.5
 """Seconds between two looks at why no connection has come."""
 
-
 _PREPARE: Final = 5  # times that a statement is sent before the server keeps it, where no pooler is in between
 
 _IN_DOUBT: Final = frozenset({"26000", "42P05", "57014"})

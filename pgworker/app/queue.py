@@ -26,7 +26,7 @@ from pgworker.app.producer import enqueue_on
 from pgworker.app.task import Task
 from pgworker.app.verdict import judge_anyhow
 from pgworker.lifecycle.cancel import cancel_waiting_job
-from pgworker.lifecycle.claim import ClaimedRow, Lanes, claim_jobs, claiming_cursor
+from pgworker.lifecycle.claim import ClaimedRow, Lanes, claim_jobs, claimed_rows, claiming_cursor
 from pgworker.lifecycle.floors import LaneFloors
 from pgworker.lifecycle.progress import forget_progress, save_progress
 from pgworker.lifecycle.purge import purge_queue
@@ -219,7 +219,7 @@ class PostgresQueue:
             unsettled = [(lease, told) for cursor, lease, told in settling if not is_settled(cursor, told)]
         for lease, settlement in unsettled:
             self._losses.look(connection, lease, settlement)
-        return [] if claim is None else [*map(ClaimedRow._make, claiming.fetchall())]
+        return [] if claim is None else claimed_rows(claiming)
 
     def _send(self, cursor: Cursor[Any], claim: Claim) -> None:
         claim_jobs(

@@ -149,18 +149,18 @@ def _survey(value: Any, limit: int) -> bool:
             kind = type(node)
             if kind is str or kind is bytes:
                 size += len(node)
-            elif kind is int or kind is float:
-                if not -_TOO_LARGE < node < _TOO_LARGE:  # false for NaN too
-                    raise _Unstorable(_NO_NUMBER)
             elif kind in _CONTAINERS:
                 size += 2 * len(node)  # each takes a byte and a comma or bracket at the least
                 if size <= limit:
                     below += node
                     below += node.values() if kind is dict else ()
+            elif kind is int or kind is float:
+                if not -_TOO_LARGE < node < _TOO_LARGE:  # false for NaN too
+                    raise _Unstorable(_NO_NUMBER)
             elif kind not in _SCALARS:
                 plain = False
-        if size > limit:
-            raise _too_large(limit)
+            if size > limit:
+                raise _too_large(limit)
         if not below:
             return plain
         level = below

@@ -17,7 +17,7 @@ from uuid import UUID, uuid4
 import psycopg
 from psycopg import Connection, Cursor
 
-from pgworker.lifecycle.claim import ClaimedRow, Lanes, claim_jobs, claiming_cursor
+from pgworker.lifecycle.claim import ClaimedRow, Lanes, claim_jobs, claimed_rows, claiming_cursor
 from pgworker.lifecycle.enqueue import enqueue_jobs
 from pgworker.lifecycle.heartbeat import PoolIdentity, WorkerProcess, end_worker
 from pgworker.lifecycle.reclaim import (
@@ -109,7 +109,7 @@ class Worker:
             lanes=lanes,
             floors=floors or ([0] * len(lanes), [0] * len(lanes)),
         )
-        return Held(lease_id, self.worker_id, [*map(ClaimedRow._make, cursor.fetchall())])
+        return Held(lease_id, self.worker_id, claimed_rows(cursor))
 
     def settle(self, settlement: Settlement) -> bool:
         """Whether every position was recorded just now."""

@@ -12,7 +12,7 @@ import pytest
 from psycopg import Connection
 
 from pgworker.control.queues import pause_queues
-from pgworker.lifecycle.claim import ClaimedRow, claim_job, claiming_cursor
+from pgworker.lifecycle.claim import claim_job, claimed_rows, claiming_cursor
 from tests.sql.actors import DEADLINE, Connect, Held, Worker, ask, ended, enqueue, impatient, leases, statuses, waiting
 from tests.sql.invariants import STORED, offences
 
@@ -30,7 +30,7 @@ def claim(db: Connection[Any], job_id: UUID, *, tasks: tuple[str, ...] = ("t",),
     claim_job(
         cursor, job_id, lease_id=lease_id, worker_id=worker_id, ttl=60, tasks=list(tasks), even_paused=even_paused
     )
-    return Held(lease_id, worker_id, [*map(ClaimedRow._make, cursor.fetchall())])
+    return Held(lease_id, worker_id, claimed_rows(cursor))
 
 
 def test_a_job_is_claimed_by_its_id_though_it_is_not_due_and_settled_like_any_other(db: Connection[Any]) -> None:

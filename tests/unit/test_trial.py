@@ -10,11 +10,12 @@ from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
-from pgworker import App
+from pgworker import App, Context
 from pgworker.app.leases import ClaimedJob, HeldLease
 from pgworker.lifecycle.claim import ClaimedRow
 from pgworker.linux.board import Board, Row
 from pgworker.model.graces import Graces
+from pgworker.model.state import Outcome
 from pgworker.model.trial import trial
 from pgworker.worker.execution import Slot, SlotTransactions
 from pgworker.worker.runner import Runner
@@ -100,6 +101,27 @@ def test_the_end_of_a_trial_is_not_that_of_the_next_one() -> None:
     runner._lock = Contended(runner._lock, lambda: runner._put_on_trial(second, suspicions=20))  # type: ignore[assignment]
     runner.end_trial()
     assert runner.trial_left > 0.0
+
+
+def test_what_has_finished_knows_its_context_no_more_which_knows_its_arguments() -> None:
+    """Each would keep the other until the next cyclic collection."""
+    app = App()
+
+    @app.task(name="look")
+    def look(ctx: Context, name: str) -> None:
+        assert ctx.job.payload == {"name": name}
+
+    @app.task(name="look_async")
+    async def look_async(ctx: Context, name: str) -> None:
+        assert ctx.job.payload == {"name": name}
+
+    row = Board(1, lanes=1, slots=2).rows[0]
+    with running(app, row) as runner:
+        for task in ("look", "look_async"):
+            runner.put(claimed(row, task, suspicions=0, names=("first", "second")))
+        eventually(lambda: len(runner.finished) == 4, "the end of all")
+        assert {ended.outcome for _, ended in runner.finished} == {Outcome.SUCCEEDED}
+        eventually(lambda: not any(execution.context for execution, _ in runner.finished), "all are let go of")
 
 
 @contextmanager
