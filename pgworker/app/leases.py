@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 from uuid import UUID
 
 from pgworker.lifecycle.claim import ClaimedRow
@@ -140,7 +139,8 @@ class HeldLease:
         return not self.is_going_back and len(self.ended) >= self.count
 
 
-class ClaimedJob(NamedTuple):
+@dataclass(slots=True)
+class ClaimedJob:
     """A job to run: its row, and its place in a lease."""
 
     lease: HeldLease

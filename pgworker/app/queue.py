@@ -25,6 +25,7 @@ from pgworker.app.one_by_one import UNSTORABLE, tell_one_by_one
 from pgworker.app.producer import enqueue_on
 from pgworker.app.task import Task
 from pgworker.app.verdict import judge_anyhow
+from pgworker.db.plan import by_index
 from pgworker.lifecycle.cancel import cancel_waiting_job
 from pgworker.lifecycle.claim import ClaimedRow, Lanes, claim_jobs, claimed_rows, claiming_cursor
 from pgworker.lifecycle.floors import LaneFloors
@@ -202,12 +203,13 @@ class PostgresQueue:
         try:
             with connection.pipeline():
                 _begin(connection, settles=bool(news))
-                for told in news:
-                    settling += _tell(connection, told)
-                if silenced := [job_id for told in news for job_id in told.silenced]:
-                    forget_progress(connection, silenced)
-                if claim is not None:
-                    self._send(claiming, claim)
+                with by_index(connection):
+                    for told in news:
+                        settling += _tell(connection, told)
+                    if silenced := [job_id for told in news for job_id in told.silenced]:
+                        forget_progress(connection, silenced)
+                    if claim is not None:
+                        self._send(claiming, claim)
                 connection.execute("commit")
         except (*UNSTORABLE, psycopg.errors.QueryCanceled) as error:
             if claim is not None:

@@ -113,7 +113,10 @@ def claim_jobs(
     lanes: Lanes,
     floors: tuple[list[int], list[int]],
 ) -> None:
-    """Send a claim of up to `jobs` jobs on a `claiming_cursor`; its rows come in run order. `ttl` in seconds."""
+    """Send a claim of up to `jobs` jobs on a `claiming_cursor`; its rows come in run order. `ttl` in seconds.
+
+    `by_index` is for the caller, once for all that goes in his transaction.
+    """
     parameters = {
         "lease_id": lease_id,
         "worker_id": worker_id,
@@ -122,8 +125,7 @@ def claim_jobs(
         "jobs": jobs,
         **_where(tasks, lanes, floors),
     }
-    with by_index(cursor.connection):
-        cursor.execute(query("claim_jobs"), parameters)
+    cursor.execute(query("claim_jobs"), parameters)
 
 
 def claim_job(
@@ -145,8 +147,7 @@ def claim_job(
         "tasks": tasks,
         "even_paused": even_paused,
     }
-    with by_index(cursor.connection):
-        cursor.execute(query("claim_job"), parameters)
+    cursor.execute(query("claim_job"), parameters)
 
 
 def find_below_floor(

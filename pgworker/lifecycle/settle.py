@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import UUID
 
 from psycopg import AsyncCursor, Cursor
 
 from pgworker.db.arrays import number_array
-from pgworker.db.plan import by_index
 from pgworker.model.state import Outcome
 from pgworker.sql.load import query
 
@@ -24,7 +23,8 @@ class Next(int, Enum):
     BURY = 2
 
 
-class Ended(NamedTuple):
+@dataclass(slots=True)
+class Ended:
     """One ended execution. Times: nanoseconds of the monotonic clock; `delay`: seconds until a requeued job is due."""
 
     job_id: UUID
@@ -63,9 +63,11 @@ class Settlement:
 
 
 def settle_jobs(cursor: Cursor[Any], settlement: Settlement, now_ns: int) -> None:
-    """Send one settlement; `is_settled` reads its answer. Durations travel as "µs ago", counted from `now_ns`."""
-    with by_index(cursor.connection):
-        cursor.execute(query("settle_jobs"), _parameters(settlement, now_ns))
+    """Send one settlement; `is_settled` reads its answer. Durations travel as "µs ago", counted from `now_ns`.
+
+    `by_index` is for the caller, once for all that goes in his transaction.
+    """
+    cursor.execute(query("settle_jobs"), _parameters(settlement, now_ns))
 
 
 def settle_success(cursor: Cursor[Any], settlement: Settlement, now_ns: int, commit_within_ms: int) -> bool:

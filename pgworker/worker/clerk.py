@@ -178,11 +178,10 @@ class Clerk:
                 queue.succeed(claimed, ended)
             else:
                 queue.fail(claimed, ended)
-            lease, _, row = claimed
-            started_ns = execution.started_ns
+            row, started_ns = claimed.row, execution.started_ns
             took = (ended.finished_ns - started_ns) / 1e9
             # Until its claim began by the database's clock, from then on by ours: how the two differ is no matter.
-            waited = row.waited + (started_ns - lease.claimed_ns) / 1e9
+            waited = row.waited + (started_ns - claimed.lease.claimed_ns) / 1e9
             count(row.queue, row.task, outcome, took, waited if waited > 0.0 else 0.0)
             jobs += 1
             seconds += took

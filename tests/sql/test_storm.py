@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import random
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Event, Thread
 from typing import Any
 from uuid import UUID, uuid4
@@ -276,9 +276,9 @@ class Claimer(Actor):
                 return
             with handler.transaction(force_rollback=True):
                 handler.execute("insert into chaos.effect values (%s, %s)", [row.job_id, row.execution])
-        failed = self.run_job(row)._replace(outcome=Outcome.FAILED, next=Next.REQUEUE, started_ns=started_ns)
+        failed = replace(self.run_job(row), outcome=Outcome.FAILED, next=Next.REQUEUE, started_ns=started_ns)
         if row.failures + 1 >= (row.max_attempts or 0):
-            failed = failed._replace(next=Next.BURY)
+            failed = replace(failed, next=Next.BURY)
         self.settle(Settlement(held.lease_id, position, [failed], is_last))
 
     def die(self) -> None:
