@@ -25,14 +25,13 @@ from pgworker.app.one_by_one import UNSTORABLE, tell_one_by_one
 from pgworker.app.producer import enqueue_on
 from pgworker.app.task import Task
 from pgworker.app.verdict import judge_anyhow
-from pgworker.db.plan import by_index
 from pgworker.lifecycle.cancel import cancel_waiting_job
 from pgworker.lifecycle.claim import ClaimedRow, Lanes, claim_jobs, claimed_rows, claiming_cursor
 from pgworker.lifecycle.floors import LaneFloors
 from pgworker.lifecycle.progress import forget_progress, save_progress
 from pgworker.lifecycle.purge import purge_queue
 from pgworker.lifecycle.settle import Ended, Settlement, is_settled, settle_jobs
-from pgworker.lifecycle.transaction import limit_statements
+from pgworker.lifecycle.transaction import one_trip
 from pgworker.linux.board import Row
 from pgworker.linux.floors import Floors
 from pgworker.model.job import JobRequest
@@ -201,16 +200,13 @@ class PostgresQueue:
         if claim is not None:
             self._lost_claims.add(claim.lease_id)  # until its answer is here
         try:
-            with connection.pipeline():
-                _begin(connection, settles=bool(news))
-                with by_index(connection):
-                    for told in news:
-                        settling += _tell(connection, told)
-                    if silenced := [job_id for told in news for job_id in told.silenced]:
-                        forget_progress(connection, silenced)
-                    if claim is not None:
-                        self._send(claiming, claim)
-                connection.execute("commit")
+            with one_trip(connection, is_durable=bool(news)):  # a durable settle implies its claim
+                for told in news:
+                    settling += _tell(connection, told)
+                if silenced := [job_id for told in news for job_id in told.silenced]:
+                    forget_progress(connection, silenced)
+                if claim is not None:
+                    self._send(claiming, claim)
         except (*UNSTORABLE, psycopg.errors.QueryCanceled) as error:
             if claim is not None:
                 self._lost_claims.discard(claim.lease_id)  # rolled back
@@ -283,13 +279,6 @@ class PostgresQueue:
             if lease.is_going_back:
                 self._tails.release(self._connect(), lease)
         self._drop_ended_leases()
-
-
-def _begin(connection: Connection[Any], *, settles: bool) -> None:
-    connection.execute("begin isolation level read committed")
-    limit_statements(connection)
-    if not settles:
-        connection.execute("set local synchronous_commit = off")  # a durable settle implies its claim
 
 
 def _tell(connection: Connection[Any], news: News) -> list[tuple[Cursor[Any], HeldLease, Settlement]]:

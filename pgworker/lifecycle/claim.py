@@ -11,6 +11,7 @@ from uuid import UUID
 from psycopg import Connection, Cursor
 from psycopg.types.string import ByteaBinaryLoader
 
+from pgworker.db.arrays import number_array, text_array
 from pgworker.db.plan import by_index
 from pgworker.lifecycle.transaction import limit_transaction
 from pgworker.sql.load import query
@@ -115,7 +116,7 @@ def claim_jobs(
 ) -> None:
     """Send a claim of up to `jobs` jobs on a `claiming_cursor`; its rows come in run order. `ttl` in seconds.
 
-    `by_index` is for the caller, once for all that goes in his transaction.
+    Fit for large tables in `one_trip`, or `by_index`.
     """
     parameters = {
         "lease_id": lease_id,
@@ -211,9 +212,9 @@ def _microseconds(sent: bytes) -> int:
 def _where(tasks: list[str], lanes: Lanes, floors: tuple[list[int], list[int]]) -> dict[str, Any]:
     """What every look into job_queue is told: which tasks, in which lanes, from where."""
     return {
-        "tasks": tasks,
-        "lane_queues": list(lanes.queues),
-        "lane_priorities": list(lanes.priorities),
-        "floor_us": floors[0],
-        "floor_ids": floors[1],
+        "tasks": text_array(tasks),
+        "lane_queues": text_array(lanes.queues),
+        "lane_priorities": number_array(lanes.priorities),
+        "floor_us": number_array(floors[0]),
+        "floor_ids": number_array(floors[1]),
     }

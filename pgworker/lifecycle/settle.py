@@ -65,7 +65,7 @@ class Settlement:
 def settle_jobs(cursor: Cursor[Any], settlement: Settlement, now_ns: int) -> None:
     """Send one settlement; `is_settled` reads its answer. Durations travel as "µs ago", counted from `now_ns`.
 
-    `by_index` is for the caller, once for all that goes in his transaction.
+    Fit for large tables in `one_trip`, or `by_index`.
     """
     cursor.execute(query("settle_jobs"), _parameters(settlement, now_ns))
 

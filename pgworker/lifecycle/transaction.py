@@ -57,16 +57,25 @@ def in_one_trip(
             raise
 
 
-def limit_statements(connection: Connection[Any]) -> None:
-    """In an open transaction: each statement ends at the server before we give up its answer. What is only begun then
-    is not done later, with nobody there to hear of it."""
+@contextmanager
+def one_trip(connection: Connection[Any], *, is_durable: bool) -> Iterator[None]:
+    """What is sent inside is one transaction at READ COMMITTED, by index, in one round trip; its rows are read after.
+
+    Each statement ends at the server before we give up its answer: what is only begun then is not done later, with
+    nobody there to hear of it. If not `is_durable`, the commit does not wait for the disk.
+    """
     patience = connection.patience if isinstance(connection, PatientConnection) else None
-    if limit := server_limit_ms(patience):
-        connection.execute("select set_config('statement_timeout', %s, true)", [str(limit)])
+    limit_ms = server_limit_ms(patience)
+    settings = {"limit_ms": str(limit_ms) if limit_ms else None, "commit": None if is_durable else "off"}
+    with connection.pipeline():
+        connection.execute("begin isolation level read committed")
+        connection.execute(query("set_up_trip"), settings)
+        yield
+        connection.execute("commit")
 
 
 def limit_session(connection: PatientConnection[Any], patience: float) -> None:
-    """As `limit_statements`, for all that is sent by this connection with at least this patience.
+    """As in `one_trip`, for all that is sent by this connection with at least this patience.
 
     Behind a pooler, which would hand the setting of the session to others, it is for what is sent in `read_committed`
     or `in_time`: a pooler gives its clients pids that are not a backend's.

@@ -15,11 +15,6 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "pgworker"
 SQL_MAY_BE_EXECUTED_IN = {"lifecycle", "control", "inspection", "db", "bench", "demo"}
 TRANSACTION_CONTROL = {
-    "app/queue.py": {
-        "'begin isolation level read committed'",
-        "'set local synchronous_commit = off'",
-        "'commit'",
-    },
     "worker/transaction.py": {"*settings_of(execution)", "'discard all'"},
     "worker/transaction_async.py": {"*settings_of(execution)", "'discard all'"},
 }
@@ -131,7 +126,7 @@ def test_a_master_loads_the_standard_library_and_four_packages_of_ours_and_nothi
     assert others <= sys.stdlib_module_names | {name for name in others if name.startswith("_sysconfigdata")}
 
 
-def test_sql_is_executed_in_four_packages_and_transactions_are_opened_by_queue_and_worker() -> None:
+def test_sql_is_executed_in_four_packages_and_what_a_handlers_transaction_needs_by_the_worker() -> None:
     found: dict[str, set[str]] = defaultdict(set)
     for path, tree in _sources():
         if path.parent.name in SQL_MAY_BE_EXECUTED_IN:

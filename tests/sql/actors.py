@@ -17,6 +17,7 @@ from uuid import UUID, uuid4
 import psycopg
 from psycopg import Connection, Cursor
 
+from pgworker.db.plan import by_index
 from pgworker.lifecycle.claim import ClaimedRow, Lanes, claim_jobs, claimed_rows, claiming_cursor
 from pgworker.lifecycle.enqueue import enqueue_jobs
 from pgworker.lifecycle.heartbeat import PoolIdentity, WorkerProcess, end_worker
@@ -98,17 +99,18 @@ class Worker:
         lease_id = lease_id or uuid4()
         lanes = Lanes.of(queues)
         cursor = claiming_cursor(self.connection)
-        claim_jobs(
-            cursor,
-            lease_id=lease_id,
-            worker_id=self.worker_id,
-            ttl=ttl,
-            slots=slots,
-            jobs=jobs,
-            tasks=list(tasks),
-            lanes=lanes,
-            floors=floors or ([0] * len(lanes), [0] * len(lanes)),
-        )
+        with by_index(self.connection):
+            claim_jobs(
+                cursor,
+                lease_id=lease_id,
+                worker_id=self.worker_id,
+                ttl=ttl,
+                slots=slots,
+                jobs=jobs,
+                tasks=list(tasks),
+                lanes=lanes,
+                floors=floors or ([0] * len(lanes), [0] * len(lanes)),
+            )
         return Held(lease_id, self.worker_id, claimed_rows(cursor))
 
     def settle(self, settlement: Settlement) -> bool:
@@ -169,7 +171,8 @@ def again(settlement: Settlement) -> Settlement:
 
 
 def settle(cursor: Cursor[Any], settlement: Settlement) -> bool:
-    settle_jobs(cursor, settlement, time.monotonic_ns())
+    with by_index(cursor.connection):
+        settle_jobs(cursor, settlement, time.monotonic_ns())
     return is_settled(cursor, settlement)
 
 

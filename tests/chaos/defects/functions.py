@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -131,7 +132,7 @@ def _take_failures_for_success(bed: Bed) -> None:
 
     def succeed_or_fail(queue: PostgresQueue, job: ClaimedJob, ended: Ended | BaseException) -> None:
         if isinstance(ended, Ended) and ended.outcome is Outcome.FAILED:
-            queue.succeed(job, ended._replace(outcome=Outcome.SUCCEEDED, next=Next.END, error=None))
+            queue.succeed(job, replace(ended, outcome=Outcome.SUCCEEDED, next=Next.END, error=None))
         else:
             fail(queue, job, ended)
 
