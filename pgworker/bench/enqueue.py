@@ -14,11 +14,11 @@ from psycopg import Connection
 from psycopg.types.json import Jsonb
 
 from pgworker.app.app import App
-from pgworker.bench.drain import IS_EMPTY
 from pgworker.bench.ground import QUEUE, Ground
 from pgworker.bench.jobs import PAYLOAD, app, do_nothing, noop, typical
 from pgworker.bench.meter import Cost, cost, read_meter
 from pgworker.bench.producers import Once, count_in_parallel
+from pgworker.control.queues import pause_queues
 from pgworker.db.connect import connect_async
 
 BARE_COPY = "bare COPY into both tables"
@@ -37,6 +37,7 @@ _COPY_JOBS = """
 _COPY_QUEUE = """
     copy pgworker.job_queue (job_id, run_at, execution, priority, failures, queue, task) from stdin (format binary)
 """
+_UNSERVED = "unserved"
 _SETTLE = 1.0  # seconds for a pool to fall asleep
 _CALL_FUNCTION = "select pgworker.enqueue(%s, %s, queue => %s)"
 
@@ -80,7 +81,7 @@ def enqueue_one_by_one(ground: Ground, connections: int, seconds: float) -> list
     cases.append(
         _measure(
             ground,
-            "enqueue_async, using(connection)",
+            "enqueue_async, one process",
             connections,
             bare,
             lambda: (asyncio.run(_count_async(ground.dsn, connections, seconds)), seconds),
@@ -91,14 +92,14 @@ def enqueue_one_by_one(ground: Ground, connections: int, seconds: float) -> list
 
 
 def enqueue_beside_a_pool(ground: Ground, connections: int, seconds: float) -> list[Enqueued]:
-    """As `enqueue`, with a pool of one worker that runs the jobs: one that polls, then one that is told of them."""
-    cases: list[Enqueued] = []
-    for door, flags in (("enqueue, pool polls", ("--pooler",)), ("enqueue, pool listens", ())):
-        with ground.pools(1, 1, *flags):
-            time.sleep(_SETTLE)
-            cases.append(_one_by_one(ground, door, connections, seconds, cases[0] if cases else None, _enqueue_one))
-            ground.wait(IS_EMPTY, doing="draining")
-    return cases
+    """What wake-ups cost who enqueues, beside a pool of one worker that sleeps: for a queue that it does not serve, so
+    that nobody is told, and for its own, which is paused, so that nothing but telling and looking comes of it."""
+    pause_queues(ground.connection, [QUEUE])
+    with ground.pools(1, 1):
+        time.sleep(_SETTLE)
+        unheard = _one_by_one(ground, "enqueue, nobody is told", connections, seconds, None, _enqueue_unheard)
+        heard = _one_by_one(ground, "enqueue, a pool is told", connections, seconds, unheard, _enqueue_one)
+    return [unheard, heard]
 
 
 def _one_by_one(
@@ -148,6 +149,10 @@ def _call_function(connection: Connection[Any]) -> None:
 
 def _enqueue_one(connection: Connection[Any]) -> None:
     noop.using(connection).enqueue(**PAYLOAD)
+
+
+def _enqueue_unheard(connection: Connection[Any]) -> None:
+    noop.options(queue=_UNSERVED).using(connection).enqueue(**PAYLOAD)
 
 
 def _enqueue_by_app(dsn: str) -> Once:

@@ -13,20 +13,31 @@ _EDGES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 20.0, 50.0, 100.0
 
 @dataclass(frozen=True, slots=True)
 class Quantiles:
-    """In milliseconds; `count` of them were measured."""
+    """In milliseconds; `count` of them were measured. None: of too few, so that it would be the longest of them."""
 
     count: int
     p50_ms: float
-    p95_ms: float
-    p99_ms: float
-    p999_ms: float
+    p95_ms: float | None
+    p99_ms: float | None
+    p999_ms: float | None
     max_ms: float
 
     @classmethod
     def of(cls, durations: Sequence[float]) -> Quantiles:
         """`durations` in milliseconds, at least one."""
         ordered = sorted(durations)
-        return cls(len(ordered), *(percentile(ordered, part) for part in (50, 95, 99, 99.9, 100)))
+
+        def of_many(part: float, least: int) -> float | None:
+            return percentile(ordered, part) if len(ordered) >= least else None
+
+        return cls(
+            len(ordered),
+            percentile(ordered, 50),
+            of_many(95, 20),
+            of_many(99, 100),
+            of_many(99.9, 1000),
+            ordered[-1],
+        )
 
 
 def percentile(values: Sequence[float], part: float) -> float:

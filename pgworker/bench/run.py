@@ -1,10 +1,11 @@
-"""A measurement from begin to end: as often as asked for, each time in a new database, and the median of each case."""
+"""A measurement from begin to end: as often as asked for, each time in a new database, and the medians."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from statistics import median_low
 from typing import Any
 
 from pgworker.bench.ground import Conditions, Ground, Say, open_ground
@@ -13,7 +14,7 @@ Measure = Callable[[Ground], Sequence[Any]]
 """Returns its cases: dataclasses, always the same ones in the same order."""
 
 Key = Callable[[Any], float]
-"""What cases of several runs are ordered by."""
+"""The figure of a case that is told of each of several runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ def run(
 ) -> Report:
     """The cases of each measure, which has a database of its own. `pooler`: the server is behind one.
 
-    Of several runs each case is the one in the middle by `key`, whose value in all of them is its `runs`.
+    Of several runs each figure of a case is the median of its own; `runs` has what `key` says of each of them.
     """
     with open_ground(server, say, pooler) as ground:
         conditions = ground.conditions()
@@ -64,8 +65,13 @@ def _say(say: Say, counted: str, told: str) -> None:
 def _median(repeated: Sequence[Any], key: Key | None) -> dict[str, Any]:
     if len(repeated) == 1 or key is None:
         return _flat(asdict(repeated[0]))
-    ordered = sorted(repeated, key=key)
-    return _flat(asdict(ordered[(len(ordered) - 1) // 2])) | {"runs": [key(case) for case in repeated]}
+    first, *others = (_flat(asdict(case)) for case in repeated)
+    medians = {
+        name: median_low([value, *(other[name] for other in others)])
+        for name, value in first.items()
+        if isinstance(value, int | float)
+    }
+    return first | medians | {"runs": [key(case) for case in repeated]}
 
 
 def _flat(told: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

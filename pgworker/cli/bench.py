@@ -149,7 +149,7 @@ def latency(rate: float, seconds: float, workers: int, slots: int, **where: Any)
 
 
 @bench.command(short_help="How long a killed job waits until it runs again.")
-@click.option("--kills", type=_COUNT, default=30, show_default=True, help="Of workers.")
+@click.option("--kills", type=_COUNT, default=100, show_default=True, help="Of workers.")
 @click.option("--hosts", type=click.IntRange(min=0), default=3, show_default=True, help="Of whole pools.")
 @_workers(2)
 @click.option(

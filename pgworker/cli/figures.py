@@ -37,7 +37,8 @@ def _print_conditions(report: Report) -> None:
     print(f"pgworker {on.pgworker_version}, Python {on.python_version}, {on.host_cpus} CPUs here")
     print(
         f"PostgreSQL {on.server_version}: fsync {on.fsync}, synchronous_commit {on.synchronous_commit},"
-        f" full_page_writes {on.full_page_writes}, shared_buffers {on.shared_buffers}\n"
+        f" full_page_writes {on.full_page_writes}, shared_buffers {on.shared_buffers}"
+        f"{', behind a pooler' if on.pooler else ''}\n"
     )
 
 

@@ -20,13 +20,13 @@ from psycopg import Connection
 from psycopg.types.json import Jsonb, set_json_loads
 
 from pgworker.bench.failure import BenchFailed
+from pgworker.bench.jobs import PAYLOAD
 from pgworker.db.connect import connect
 
 BATCH = 500
 
 _PATIENCE = 60.0  # seconds for all processes to be connected
 _NAME = "pgworker bare loop"
-_PAYLOAD = {"user_id": 12345, "email": "someone@example.com", "template": "welcome", "note": "x" * 40}
 _LOWEST = (datetime(2000, 1, 1, tzinfo=timezone.utc), UUID(int=0))
 _TABLES = Path(__file__).with_suffix(".sql").read_bytes()
 _COPY_JOBS = "copy bare.jobs (id, queue, task, payload) from stdin (format binary)"
@@ -81,7 +81,7 @@ def _enqueue(connection: Connection[Any], jobs: int) -> float:
         with cursor.copy(_COPY_JOBS) as rows:
             rows.set_types(["uuid", "text", "text", "jsonb"])
             for job_id in ids:
-                rows.write_row((job_id, "default", "email", Jsonb(_PAYLOAD, dumps=msgspec.json.encode)))
+                rows.write_row((job_id, "default", "email", Jsonb(PAYLOAD, dumps=msgspec.json.encode)))
         with cursor.copy(_COPY_QUEUE) as rows:
             rows.set_types(["uuid", "text", "timestamptz", "text"])
             for job_id in ids:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -50,7 +51,8 @@ def main(
     """pgworker's drain beside the bare loop of its own statements and beside others, by turns.
 
     Each enqueues the same number of no-op jobs of about 100 bytes by its best bulk call, then as many worker processes
-    drain them; each time in a new database. The table has medians, and pgworker's rate by that of the row.
+    drain them; each time in a new database, that of the others analyzed. The table has medians, and pgworker's rate by
+    that of the row.
     """
     if len({peer.name for peer in peers}) < len(peers):
         raise click.UsageError("a peer is given twice")
@@ -80,10 +82,12 @@ def compare(
     every: dict[str, list[Run]] = {name: [] for name in contestants}
     with open_ground(server, say) as ground:
         conditions = ground.conditions()
+    turns = deque(contestants.items())
     for number in range(runs):
-        for name, run in contestants.items():
+        for name, run in turns:
             say(f"run {number + 1} of {runs}: {name}")
             every[name].append(run())
+        turns.rotate()  # whoever comes first finds the machine as no other does
     return conditions, every
 
 
