@@ -8,10 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 import psycopg
-from psycopg import Connection
+from psycopg import Connection, Cursor
 from psycopg.pq import TransactionStatus
 
 from pgworker.app.leases import HeldLease, News
+from pgworker.db.plan import by_index
 from pgworker.lifecycle.progress import forget_progress, save_progress
 from pgworker.lifecycle.settle import Settlement, is_settled, settle_jobs
 from pgworker.observe.logs import fields, logger
@@ -57,22 +58,27 @@ def _settle(connection: Connection[Any], news: News) -> list[Settlement]:
                 unsettled.append(single)
     if settlement.ends_lease:
         with connection.cursor() as cursor:
-            settle_jobs(cursor, Settlement(settlement.lease_id, 1, [], ends_lease=True), time.monotonic_ns())
+            _send(cursor, Settlement(settlement.lease_id, 1, [], ends_lease=True))
     return unsettled
 
 
 def _is_settled_alone(connection: Connection[Any], lease: HeldLease, single: Settlement) -> bool:
     with connection.cursor() as cursor:
         try:
-            settle_jobs(cursor, single, time.monotonic_ns())
+            _send(cursor, single)
         except UNSTORABLE as error:
             log.error(
                 "the server would not store the result or error of a job; it is recorded without",
                 extra=fields("result_not_stored", **lease.log_fields(single.first), error=_why(error)),
             )
             bare = replace(single, ended=[replace(single.executions[0], result=None, error=None)])
-            settle_jobs(cursor, bare, time.monotonic_ns())
+            _send(cursor, bare)
         return is_settled(cursor, single)
+
+
+def _send(cursor: Cursor[Any], settlement: Settlement) -> None:
+    with by_index(cursor.connection):  # the plan that is made now stays
+        settle_jobs(cursor, settlement, time.monotonic_ns())
 
 
 def _why(error: psycopg.Error) -> str:

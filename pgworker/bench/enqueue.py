@@ -37,14 +37,14 @@ _COPY_JOBS = """
 _COPY_QUEUE = """
     copy pgworker.job_queue (job_id, run_at, execution, priority, failures, queue, task) from stdin (format binary)
 """
-_UNSERVED = "unserved"
+_unheard = noop.options(queue="unserved")
 _SETTLE = 1.0  # seconds for a pool to fall asleep
 _CALL_FUNCTION = "select pgworker.enqueue(%s, %s, queue => %s)"
 
 
 @dataclass(frozen=True, slots=True)
 class Enqueued:
-    """One door. `of_first`: its rate by that of the first case of its group, which has None."""
+    """One door. `of_first`: its rate by that of the first case of its group in the same run; None for that one."""
 
     door: str
     connections: int
@@ -152,7 +152,7 @@ def _enqueue_one(connection: Connection[Any]) -> None:
 
 
 def _enqueue_unheard(connection: Connection[Any]) -> None:
-    noop.options(queue=_UNSERVED).using(connection).enqueue(**PAYLOAD)
+    _unheard.using(connection).enqueue(**PAYLOAD)
 
 
 def _enqueue_by_app(dsn: str) -> Once:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from statistics import median_low
+from statistics import median
 from typing import Any
 
 from pgworker.bench.ground import Conditions, Ground, Say, open_ground
@@ -67,9 +67,9 @@ def _median(repeated: Sequence[Any], key: Key | None) -> dict[str, Any]:
         return _flat(asdict(repeated[0]))
     first, *others = (_flat(asdict(case)) for case in repeated)
     medians = {
-        name: median_low([value, *(other[name] for other in others)])
+        name: median([value, *(other[name] for other in others)])
         for name, value in first.items()
-        if isinstance(value, int | float)
+        if all(isinstance(case[name], int | float) for case in (first, *others))
     }
     return first | medians | {"runs": [key(case) for case in repeated]}
 

@@ -122,7 +122,7 @@ def mixed(jobs: int, workers: int, in_flight: int, milliseconds: float, runs: in
 @_runs
 @_where
 def enqueue(jobs: int, seconds: float, connections: int, runs: int, **where: Any) -> None:
-    """In bulk, one by one, and beside a pool that is told of each; bare COPY and INSERT are the measure of it."""
+    """In bulk, one by one, and beside a pool that is told; bare COPY and INSERT are the measure of it."""
     from pgworker.bench.enqueue import enqueue_beside_a_pool, enqueue_in_bulk, enqueue_one_by_one
 
     measures: list[Measure] = [

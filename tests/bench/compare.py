@@ -87,7 +87,7 @@ def compare(
         for name, run in turns:
             say(f"run {number + 1} of {runs}: {name}")
             every[name].append(run())
-        turns.rotate()  # whoever comes first finds the machine as no other does
+        turns.rotate(-1)  # whoever comes first finds the machine as no other does
     return conditions, every
 
 

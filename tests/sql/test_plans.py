@@ -18,6 +18,8 @@ from psycopg import Connection, sql
 from psycopg.abc import Params
 from psycopg.pq import TransactionStatus
 
+from pgworker.db.connect import connect as connect_patiently
+from pgworker.db.plan import by_index
 from pgworker.inspection.queues import Count, find_unserved
 from pgworker.inspection.results import find_results
 from pgworker.lifecycle.cancel import cancel_waiting
@@ -25,6 +27,7 @@ from pgworker.lifecycle.claim import Lanes, find_below_floor, find_dry_lanes, fl
 from pgworker.lifecycle.progress import forget_progress, save_progress
 from pgworker.lifecycle.release import release_jobs
 from pgworker.lifecycle.settle import Next, find_unsettled
+from pgworker.lifecycle.transaction import one_trip
 from pgworker.model.progress import say
 from pgworker.model.selection import JobFilter
 from pgworker.model.state import Outcome, Status
@@ -467,3 +470,38 @@ BURY = """
          queue, task, payload)
     select job_id, run_at, run_at, run_at, 1, priority, 1, 1, 'failed', queue, task, '{}' from gone
 """
+
+
+SETTINGS = ("enable_seqscan", "enable_bitmapscan", "enable_sort", "plan_cache_mode", "jit")
+
+
+def settings(connection: Connection[Any], *more: str) -> list[str]:
+    return [ask(connection, "select current_setting(%s)", name)[0] for name in (*SETTINGS, *more)]
+
+
+def test_a_trip_is_planned_like_what_goes_by_index_and_leaves_nothing_behind(connect: Connect) -> None:
+    with patient(connect, 2.0) as db:
+        before = settings(db, "statement_timeout", "synchronous_commit")
+        with db.transaction(), by_index(db):
+            by_itself = settings(db)
+        with one_trip(db, is_durable=True):
+            durable = settings(db, "statement_timeout", "synchronous_commit")
+        with one_trip(db, is_durable=False):
+            light = settings(db, "statement_timeout", "synchronous_commit")
+        assert settings(db, "statement_timeout", "synchronous_commit") == before
+    assert before[:-2] != by_itself
+    assert durable == [*by_itself, "1600ms", "on"]
+    assert light == [*by_itself, "1600ms", "off"]
+
+
+def test_a_trip_without_patience_keeps_the_limit_and_the_commit_of_its_session(connect: Connect) -> None:
+    db = connect()
+    db.execute("set statement_timeout = '7s'; set synchronous_commit = 'local'")
+    with one_trip(db, is_durable=True):
+        assert settings(db, "statement_timeout", "synchronous_commit")[-2:] == ["7s", "local"]
+
+
+@contextmanager
+def patient(connect: Connect, seconds: float) -> Iterator[Connection[Any]]:
+    with connect_patiently(connect().info.dsn, application_name="patient", patience=seconds) as connection:
+        yield connection

@@ -32,6 +32,7 @@ from pgworker.lifecycle.release import release_jobs
 from pgworker.lifecycle.renew import renew_leases
 from pgworker.lifecycle.retry import retry_job
 from pgworker.lifecycle.settle import Ended, Next, Settlement, find_unsettled, is_settled, settle_jobs
+from pgworker.lifecycle.transaction import one_trip
 from pgworker.model.progress import say
 from pgworker.model.selection import JobFilter
 from pgworker.model.state import CancelAnswer, Outcome, RetryAnswer, Status
@@ -472,12 +473,10 @@ class Machine(RuleBasedStateMachine):
         """Settle, and perhaps claim, in one transaction and one round trip."""
         worker = self.workers[who]
         cursor = worker.connection.cursor()
-        with worker.connection.pipeline():
-            worker.connection.execute("begin isolation level read committed")
+        with one_trip(worker.connection, is_durable=True):
             settle_jobs(cursor, told, time.monotonic_ns())
             forget_progress(worker.connection, [run.job_id for run in told.executions])
             held = worker.claim(5, queues=QUEUES) if claims else None
-            worker.connection.execute("commit")
         is_new = is_settled(cursor, told)
         assert is_new is self.model.settle(told)
         ledger = [(run.job_id, run.execution, told.lease_id) for run in told.executions]

@@ -23,6 +23,7 @@ from pgworker.lifecycle.progress import forget_progress, save_progress
 from pgworker.lifecycle.release import release_jobs
 from pgworker.lifecycle.renew import renew_leases
 from pgworker.lifecycle.settle import Ended, Next, Settlement, find_unsettled, is_settled, settle_jobs
+from pgworker.lifecycle.transaction import one_trip
 from pgworker.model.progress import say
 from pgworker.model.state import CancelAnswer, Outcome
 from tests.sql.actors import Connect, Held, Monitor, Worker, again, ask, enqueue, settle
@@ -237,7 +238,7 @@ class Claimer(Actor):
 
     def settle_and_claim(self, cursor: psycopg.Cursor[Any], settlement: Settlement) -> None:
         """One trip, as the clerk makes it."""
-        with self.connection.pipeline():
+        with one_trip(self.connection, is_durable=True):
             settle_jobs(cursor, settlement, time.monotonic_ns())
             forget_progress(self.connection, [run.job_id for run in settlement.executions])
             held = self.claim(self.dice.randint(1, 30), 60, uuid4())
