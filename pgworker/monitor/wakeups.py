@@ -1,7 +1,7 @@
 """Wake-ups: one LISTEN for the pool, a pipe to each worker, and the lock that tells enqueuers that somebody sleeps.
 
 Commits that notify wait for each other, fsync and all: 16 connections enqueued a third of what they could without. So
-when notifications come in a rush the lock is let go for a second, and idle workers look for jobs by themselves.
+when notifications come in a rush the lock is let go for a while, and idle workers look for jobs by themselves.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from pgworker.observe.logs import Throttle, fields, logger
 _STAY_ALERT = 2.0  # seconds that enqueuers go on notifying after the last worker was seen idle
 _MANY = 20  # notifications within `_SPELL` that make a rush
 _SPELL = 0.1  # seconds
-_RUSH = 1.0  # seconds that it is taken to last; then it shows again whether it does
+_RUSH = 1.0  # seconds that it is taken to last; then it shows again whether it does, and lasts twice as long
+_LONGEST_RUSH = 8.0  # seconds, after some that followed each other
+_AGAIN = 0.5  # seconds within which one follows another
 _OVERLAP = 0.5  # seconds that workers go on looking by themselves after each tick of a rush
 _RETRY = 1.0  # seconds between two tries to listen
 _DIGITS = 9  # of a number of jobs
@@ -59,6 +61,7 @@ class Wakeups:
         self._next_try = 0.0
         self._alert_until = 0.0
         self._spell_since = self._calm_at = 0.0
+        self._rush = _RUSH
         self._is_rush = False
         self._told = 0
         self._next = 0
@@ -154,7 +157,8 @@ class Wakeups:
         now = time.monotonic()
         begins = self._told >= _MANY
         if begins:
-            self._is_rush, self._calm_at, self._alert_until = True, now + _RUSH, 0.0
+            self._rush = min(2 * self._rush, _LONGEST_RUSH) if now < self._calm_at + _AGAIN else _RUSH
+            self._is_rush, self._calm_at, self._alert_until = True, now + self._rush, 0.0
             self._unsay(listener)
         if self._is_rush:
             self._board.rush_until_ns = int((now + _OVERLAP) * 1e9)
