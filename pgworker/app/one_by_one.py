@@ -9,7 +9,6 @@ from typing import Any
 
 import psycopg
 from psycopg import Connection, Cursor
-from psycopg.pq import TransactionStatus
 
 from pgworker.app.leases import HeldLease, News
 from pgworker.db.plan import by_index
@@ -26,8 +25,6 @@ log = logger("queue")
 def tell_one_by_one(connection: Connection[Any], news: Sequence[News]) -> list[tuple[HeldLease, Settlement]]:
     """After a transaction with it has failed; each now commits by itself. What the server has not recorded just now,
     as `is_settled` says, of which lease."""
-    if connection.info.transaction_status is not TransactionStatus.IDLE:
-        connection.rollback()
     for told in news:
         _save_progress(connection, told)
     unsettled = [(told.lease, single) for told in news for single in _settle(connection, told)]

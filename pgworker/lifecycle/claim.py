@@ -12,8 +12,6 @@ from psycopg import Connection, Cursor
 from psycopg.types.string import ByteaBinaryLoader
 
 from pgworker.db.arrays import number_array, text_array
-from pgworker.db.plan import by_index
-from pgworker.lifecycle.transaction import limit_transaction
 from pgworker.sql.load import query
 
 PRIORITIES = tuple(range(9, -1, -1))
@@ -158,22 +156,17 @@ def find_below_floor(
     lanes: Lanes,
     floors: tuple[list[int], list[int]],
     reach: float | None,
-    limit_ms: int | None = None,
 ) -> list[tuple[int, tuple[int, int]]]:
     """Due jobs below the floors, the first of each lane, as (lane, its place).
 
-    `reach` bounds the look to so many seconds below each floor; None looks from the very beginning. `limit_ms`: for how
-    long at most; psycopg.errors.QueryCanceled after that.
+    `reach` bounds the look to so many seconds below each floor; None looks from the very beginning. Planned as a claim.
     """
     reach_us = None if reach is None else round(reach * 1_000_000)
     parameters = {
         **_where(tasks, lanes, floors),
         "from_us": [0 if reach_us is None else max(0, floor - reach_us) for floor in floors[0]],
     }
-    with by_index(cursor.connection):
-        if limit_ms is not None:
-            limit_transaction(cursor.connection, limit_ms)
-        rows = cursor.execute(query("find_below_floor"), parameters).fetchall()
+    rows = cursor.execute(query("find_below_floor"), parameters).fetchall()
     found = []
     for queue, priority, run_at, job_id in rows:
         lane = lanes.index(queue, priority)
@@ -185,13 +178,15 @@ def find_below_floor(
 def find_dry_lanes(
     cursor: Cursor[Any], *, tasks: list[str], lanes: Lanes, floors: tuple[list[int], list[int]], margin: float
 ) -> list[tuple[int, tuple[int, int]]]:
-    """Lanes with no job of ours between their floor and `margin` seconds ago, and that place, to which it may rise."""
+    """Lanes with no job of ours between their floor and `margin` seconds ago, and that place, to which it may rise.
+
+    Planned as a claim.
+    """
     parameters = {
         **_where(tasks, lanes, floors),
         "margin": margin,
     }
-    with by_index(cursor.connection):
-        rows = cursor.execute(query("find_dry_lanes"), parameters).fetchall()
+    rows = cursor.execute(query("find_dry_lanes"), parameters).fetchall()
     found = []
     for queue, priority, at in rows:
         lane = lanes.index(queue, priority)

@@ -58,20 +58,24 @@ def in_one_trip(
 
 
 @contextmanager
-def one_trip(connection: Connection[Any], *, is_durable: bool) -> Iterator[None]:
-    """What is sent inside is one transaction at READ COMMITTED, by index, in one round trip; its rows are read after.
+def one_trip(connection: Connection[Any], *, is_durable: bool, limit_ms: int | None = None) -> Iterator[None]:
+    """What is sent inside is one transaction at READ COMMITTED, by index, in one round trip if its rows are read after.
 
-    Each statement ends at the server before we give up its answer: what is only begun then is not done later, with
-    nobody there to hear of it. If not `is_durable`, the commit does not wait for the disk.
+    Each statement ends at the server after `limit_ms`, by default before we give up its answer: what is only begun then
+    is not done later, with nobody there to hear of it. If not `is_durable`, the commit does not wait for the disk.
     """
-    patience = connection.patience if isinstance(connection, PatientConnection) else None
-    limit_ms = server_limit_ms(patience)
+    if limit_ms is None:
+        limit_ms = server_limit_ms(connection.patience if isinstance(connection, PatientConnection) else None)
     settings = {"limit_ms": str(limit_ms) if limit_ms else None, "commit": None if is_durable else "off"}
-    with connection.pipeline():
-        connection.execute("begin isolation level read committed")
-        connection.execute(query("set_up_trip"), settings)
-        yield
-        connection.execute("commit")
+    try:
+        with connection.pipeline():
+            connection.execute("begin isolation level read committed")
+            connection.execute(query("set_up_trip"), settings)
+            yield
+            connection.execute("commit")
+    except BaseException:
+        _roll_back(connection)
+        raise
 
 
 def limit_session(connection: PatientConnection[Any], patience: float) -> None:

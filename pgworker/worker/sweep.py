@@ -14,6 +14,7 @@ import psycopg
 from psycopg import Connection
 
 from pgworker.lifecycle.claim import Lanes, find_below_floor, find_dry_lanes
+from pgworker.lifecycle.transaction import one_trip
 from pgworker.linux.board import Board
 
 _INTERVAL_NS = 800_000_000  # a little less than a second, between two looks of which it lies
@@ -36,29 +37,31 @@ class Sweeper:
         if not self._tasks or not self._board.take_sweep(time.monotonic_ns(), _INTERVAL_NS):
             return False
         before = time.monotonic_ns()
-        if self._board.take_full_sweep(before, provisional_ns=60 * _INTERVAL_NS):
-            found = self._look_behind_all(connection)
-            now = time.monotonic_ns()
-            self._board.put_off_full_sweep(now + max(_INTERVAL_NS, _FULL_COST_SHARE * (now - before)))
-        else:
-            found = self._look_behind(connection, _REACH)
-        self._raise_floors(connection)
+        if not self._board.take_full_sweep(before, provisional_ns=60 * _INTERVAL_NS):
+            return self._look(connection, _REACH, None)
+        found = self._look_from_the_beginning(connection)
+        now = time.monotonic_ns()
+        self._board.put_off_full_sweep(now + max(_INTERVAL_NS, _FULL_COST_SHARE * (now - before)))
         return found
 
-    def _look_behind_all(self, connection: Connection[Any]) -> bool:
-        """From the very beginning, but not for long: this thread has jobs to settle. Dead entries by the million, which
-        an old transaction keeps from being removed, cost a second or more; then it is tried again when it has ended."""
+    def _look_from_the_beginning(self, connection: Connection[Any]) -> bool:
+        """But not for long: this thread has jobs to settle. Dead entries by the million, which an old transaction keeps
+        from being removed, cost a second or more; then it is tried again when it has ended."""
         try:
-            return self._look_behind(connection, None, _LONGEST_MS)
+            return self._look(connection, None, _LONGEST_MS)
         except psycopg.errors.QueryCanceled:
             return False
 
-    def _look_behind(self, connection: Connection[Any], reach: float | None, limit_ms: int | None = None) -> bool:
+    def _look(self, connection: Connection[Any], reach: float | None, limit_ms: int | None) -> bool:
+        with one_trip(connection, is_durable=False, limit_ms=limit_ms):
+            found = self._look_behind(connection, reach)
+            self._raise_floors(connection)
+        return found
+
+    def _look_behind(self, connection: Connection[Any], reach: float | None) -> bool:
         floors = self._board.floors
         with connection.cursor(binary=True) as cursor:
-            found = find_below_floor(
-                cursor, tasks=self._tasks, lanes=self._lanes, floors=floors.read(), reach=reach, limit_ms=limit_ms
-            )
+            found = find_below_floor(cursor, tasks=self._tasks, lanes=self._lanes, floors=floors.read(), reach=reach)
         for lane, place in found:
             floors.lower(lane, place)
         return bool(found)

@@ -11,6 +11,7 @@ from psycopg import Connection
 
 from pgworker.lifecycle.claim import Lanes, find_below_floor, find_dry_lanes, floor_of
 from pgworker.lifecycle.floors import LaneFloors
+from pgworker.lifecycle.transaction import one_trip
 from pgworker.linux.board import Board
 from tests.sql.actors import Connect, Worker, ask, enqueue, now
 
@@ -123,5 +124,5 @@ def test_a_look_that_takes_too_long_ends_and_its_connection_goes_on(db: Connecti
 
 def look_behind(db: Connection[Any], limit_ms: int) -> list[tuple[int, tuple[int, int]]]:
     floors = floors_at(EPOCH)
-    cursor = db.cursor(binary=True)
-    return find_below_floor(cursor, tasks=["t"], lanes=LANES, floors=floors, reach=None, limit_ms=limit_ms)
+    with one_trip(db, is_durable=False, limit_ms=limit_ms):
+        return find_below_floor(db.cursor(binary=True), tasks=["t"], lanes=LANES, floors=floors, reach=None)

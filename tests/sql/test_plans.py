@@ -225,9 +225,10 @@ def test_a_look_below_the_floors_reads_no_more_than_a_row_of_each_lane_however_i
     sweeper = connect()
     floors = floors_now(admin, seconds=3600)
     for _ in range(TIMES_TO_PREPARE):
-        find_below_floor(sweeper.cursor(), tasks=["nobody's"], lanes=LANES, floors=floors, reach=None)
+        with by_index(sweeper):
+            find_below_floor(sweeper.cursor(), tasks=["nobody's"], lanes=LANES, floors=floors, reach=None)
     fill_queue(admin, ROWS)
-    with explained(sweeper) as scans, sweeper.transaction():
+    with explained(sweeper) as scans, sweeper.transaction(), by_index(sweeper):
         assert len(find_below_floor(sweeper.cursor(), tasks=["t"], lanes=LANES, floors=floors, reach=None)) == 1
     assert {scan.is_kept for scan in scans} == {True}
     assert_reads_no_more_than(scans, rows=1, buffers=5 * len(LANES))
@@ -242,9 +243,10 @@ def test_a_look_for_dry_lanes_stops_at_the_first_row_that_is_ours_however_it_was
     scenario(admin)
     sweeper = connect()
     for _ in range(TIMES_TO_PREPARE):
-        find_dry_lanes(sweeper.cursor(), tasks=["nobody's"], lanes=LANES, floors=FROM_THE_BEGINNING, margin=0)
+        with by_index(sweeper):
+            find_dry_lanes(sweeper.cursor(), tasks=["nobody's"], lanes=LANES, floors=FROM_THE_BEGINNING, margin=0)
     fill_queue(admin, ROWS)
-    with explained(sweeper) as scans, sweeper.transaction():
+    with explained(sweeper) as scans, sweeper.transaction(), by_index(sweeper):
         dry = find_dry_lanes(sweeper.cursor(), tasks=["t"], lanes=LANES, floors=FROM_THE_BEGINNING, margin=0)
     assert len(dry) == len(LANES) - 1
     assert {scan.is_kept for scan in scans} == {True}
@@ -332,7 +334,7 @@ def test_dead_entries_that_an_old_transaction_keeps_cost_a_claim_above_them_and_
         with explained(worker.connection) as scans, worker.connection.transaction():
             assert len(worker.claim(BATCH, floors=floors).rows) == BATCH
         assert_reads_no_more_than(scans, rows=4 * BATCH, buffers=10 * BATCH)
-        with explained(worker.connection) as scans, worker.connection.transaction():
+        with explained(worker.connection) as scans, worker.connection.transaction(), by_index(worker.connection):
             find_below_floor(worker.connection.cursor(), tasks=["t"], lanes=LANES, floors=floors, reach=60)
         assert_reads_no_more_than(scans, rows=1, buffers=5 * len(LANES))
 
