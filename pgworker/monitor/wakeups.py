@@ -7,7 +7,6 @@ when notifications come in a rush the lock is let go for a while, and idle worke
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Sequence
 from uuid import UUID
 
@@ -25,7 +24,7 @@ _MANY = 20  # notifications within `_SPELL` that make a rush
 _SPELL = 0.1  # seconds
 _RUSH = 1.0  # seconds that it is taken to last; then it shows again whether it does, and lasts twice as long
 _LONGEST_RUSH = 8.0  # seconds, after some that followed each other
-_AGAIN = 0.5  # seconds within which one follows another
+_AGAIN = 0.5  # seconds after one within which another follows it
 _OVERLAP = 0.5  # seconds that workers go on looking by themselves after each tick of a rush
 _RETRY = 1.0  # seconds between two tries to listen
 _DIGITS = 9  # of a number of jobs
@@ -84,7 +83,7 @@ class Wakeups:
                 self._heard_at = now
                 self.wake_all()  # what was enqueued while nobody listened
             if self.listener is not None:
-                self._see_rush(self.listener)
+                self._see_rush(self.listener, now)
                 if now >= self._calm_at:
                     self._say_who_sleeps(self.listener, now)
                 if now - self._heard_at > _DOUBT:
@@ -152,12 +151,12 @@ class Wakeups:
         elif now >= self._alert_until:
             self._unsay(listener)
 
-    def _see_rush(self, listener: Listener) -> None:
-        """Workers look by themselves from its begin until the locks are held again, and a little longer each time."""
-        now = time.monotonic()
+    def _see_rush(self, listener: Listener, now: float) -> None:
+        """Workers look by themselves from its begin until the locks are held again, and `_OVERLAP` beyond each tick."""
         begins = self._told >= _MANY
         if begins:
-            self._rush = min(2 * self._rush, _LONGEST_RUSH) if now < self._calm_at + _AGAIN else _RUSH
+            if now >= self._calm_at:  # before that they are of the same one, which only lasts longer
+                self._rush = min(2 * self._rush, _LONGEST_RUSH) if now < self._calm_at + _AGAIN else _RUSH
             self._is_rush, self._calm_at, self._alert_until = True, now + self._rush, 0.0
             self._unsay(listener)
         if self._is_rush:

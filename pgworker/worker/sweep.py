@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -20,7 +21,7 @@ from pgworker.linux.board import Board
 _INTERVAL_NS = 800_000_000  # a little less than a second, between two looks of which it lies
 _REACH = 60.0  # seconds below the floor that the frequent look covers
 _FULL_COST_SHARE = 20  # the look from the very beginning may cost one part in so many
-_LONGEST_MS = 2000  # that it may take
+_LONGEST_MS = 2000  # that each of the two statements of a look may take
 _MARGIN = 5.0  # seconds that a floor stays behind the clock where it rises
 
 
@@ -38,22 +39,17 @@ class Sweeper:
             return False
         before = time.monotonic_ns()
         if not self._board.take_full_sweep(before, provisional_ns=60 * _INTERVAL_NS):
-            return self._look(connection, _REACH, None)
-        found = self._look_from_the_beginning(connection)
+            return self._look(connection, _REACH)
+        found = self._look(connection, None)
         now = time.monotonic_ns()
         self._board.put_off_full_sweep(now + max(_INTERVAL_NS, _FULL_COST_SHARE * (now - before)))
         return found
 
-    def _look_from_the_beginning(self, connection: Connection[Any]) -> bool:
-        """But not for long: this thread has jobs to settle. Dead entries by the million, which an old transaction keeps
-        from being removed, cost a second or more; then it is tried again when it has ended."""
-        try:
-            return self._look(connection, None, _LONGEST_MS)
-        except psycopg.errors.QueryCanceled:
-            return False
-
-    def _look(self, connection: Connection[Any], reach: float | None, limit_ms: int | None) -> bool:
-        with one_trip(connection, is_durable=False, limit_ms=limit_ms):
+    def _look(self, connection: Connection[Any], reach: float | None) -> bool:
+        """Not for long: this thread has jobs to settle. Dead entries by the million, which an old transaction keeps
+        from being removed, cost a second or more; what was not looked at then is so the next time."""
+        found = False
+        with suppress(psycopg.errors.QueryCanceled), one_trip(connection, is_durable=False, limit_ms=_LONGEST_MS):
             found = self._look_behind(connection, reach)
             self._raise_floors(connection)
         return found

@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from psycopg.pq import TransactionStatus
 
 from pgworker import App, OutcomeUnknown, WaitTimeout
 from pgworker.app import connections
@@ -119,8 +120,7 @@ def test_a_trip_that_a_lock_holds_up_is_given_up_by_the_server_and_leaves_no_cla
             with pytest.raises(psycopg.errors.QueryCanceled):
                 queue.claim(1)
         assert not queue.has_lost_claims
-        assert not connection.closed
-        connection.rollback()
+        assert connection.info.transaction_status is TransactionStatus.IDLE
         assert queue.claim(1) == []
 
 
