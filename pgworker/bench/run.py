@@ -65,13 +65,14 @@ def _say(say: Say, counted: str, told: str) -> None:
 def _median(repeated: Sequence[Any], key: Key | None) -> dict[str, Any]:
     if len(repeated) == 1 or key is None:
         return _flat(asdict(repeated[0]))
-    first, *others = (_flat(asdict(case)) for case in repeated)
+    told = [_flat(asdict(case)) for case in repeated]
+    every = {name: [case[name] for case in told] for name in told[0]}
     medians = {
-        name: median([value, *(other[name] for other in others)])
-        for name, value in first.items()
-        if all(isinstance(case[name], int | float) for case in (first, *others))
+        name: median(values)
+        for name, values in every.items()
+        if all(isinstance(value, int | float) for value in values)
     }
-    return first | medians | {"runs": [key(case) for case in repeated]}
+    return told[0] | medians | {"runs": [key(case) for case in repeated]}
 
 
 def _flat(told: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

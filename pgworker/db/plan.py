@@ -20,12 +20,19 @@ def by_index(connection: Connection[Any]) -> Iterator[None]:
     and one round trip of its own. No session state is left behind.
     """
     if _is_under_way(connection):
-        connection.execute(query("plan_by_index"))
+        plan_by_index(connection)
         yield
     else:
         with connection.pipeline():
-            connection.execute(query("plan_by_index"))
+            plan_by_index(connection)
             yield
+
+
+def plan_by_index(connection: Connection[Any], *, limit_ms: int | None = None, commit: str | None = None) -> None:
+    """Send what `by_index` does, and what else is set for the open transaction, None: nothing: a limit for each
+    statement, and a value of synchronous_commit."""
+    settings = {"limit_ms": None if limit_ms is None else str(limit_ms), "commit": commit}
+    connection.execute(query("plan_by_index"), settings)
 
 
 def plan_for_these(cursor: Cursor[Any]) -> None:

@@ -164,7 +164,7 @@ def find_below_floor(
     reach_us = None if reach is None else round(reach * 1_000_000)
     parameters = {
         **_where(tasks, lanes, floors),
-        "from_us": [0 if reach_us is None else max(0, floor - reach_us) for floor in floors[0]],
+        "from_us": number_array(0 if reach_us is None else max(0, floor - reach_us) for floor in floors[0]),
     }
     rows = cursor.execute(query("find_below_floor"), parameters).fetchall()
     found = []

@@ -10,6 +10,7 @@ import psycopg
 from psycopg import Connection, Cursor
 
 from pgworker.db.patience import PatientConnection, server_limit_ms
+from pgworker.db.plan import plan_by_index
 from pgworker.sql.load import query
 
 
@@ -41,20 +42,10 @@ def in_one_trip(
     The server commits without waiting for us: what is locked must not stay so when this process is stopped meanwhile.
     """
     with connection.cursor() as cursor:
-        try:
-            with connection.pipeline():
-                try:
-                    connection.execute("begin isolation level read committed")
-                    connection.execute(setting.encode())
-                    cursor.execute(statement, parameters)
-                    connection.execute("commit")
-                except KeyboardInterrupt:  # between two calls of the driver, which cancels what it waits for itself
-                    connection.cancel_safe()
-                    raise
-            return cursor.fetchall()
-        except BaseException:
-            _roll_back(connection)
-            raise
+        with _sent_together(connection):
+            connection.execute(setting.encode())
+            cursor.execute(statement, parameters)
+        return cursor.fetchall()
 
 
 @contextmanager
@@ -64,18 +55,11 @@ def one_trip(connection: Connection[Any], *, is_durable: bool, limit_ms: int | N
     Each statement ends at the server after `limit_ms`, by default before we give up its answer: what is only begun then
     is not done later, with nobody there to hear of it. If not `is_durable`, the commit does not wait for the disk.
     """
-    if limit_ms is None:
-        limit_ms = server_limit_ms(connection.patience if isinstance(connection, PatientConnection) else None)
-    settings = {"limit_ms": str(limit_ms) if limit_ms else None, "commit": None if is_durable else "off"}
-    try:
-        with connection.pipeline():
-            connection.execute("begin isolation level read committed")
-            connection.execute(query("set_up_trip"), settings)
-            yield
-            connection.execute("commit")
-    except BaseException:
-        _roll_back(connection)
-        raise
+    if limit_ms is None and isinstance(connection, PatientConnection):
+        limit_ms = server_limit_ms(connection.patience) or None
+    with _sent_together(connection):
+        plan_by_index(connection, limit_ms=limit_ms, commit=None if is_durable else "off")
+        yield
 
 
 def limit_session(connection: PatientConnection[Any], patience: float) -> None:
@@ -107,6 +91,23 @@ def limit_transaction(connection: Connection[Any], limit_ms: int) -> None:
 
 def _limits_each(connection: Connection[Any]) -> TypeGuard[PatientConnection[Any]]:
     return isinstance(connection, PatientConnection) and connection.limits_each
+
+
+@contextmanager
+def _sent_together(connection: Connection[Any]) -> Iterator[None]:
+    """One transaction in one pipeline, rolled back if anything in it fails."""
+    try:
+        with connection.pipeline():
+            try:
+                connection.execute("begin isolation level read committed")
+                yield
+                connection.execute("commit")
+            except KeyboardInterrupt:  # between two calls of the driver, which cancels what it waits for itself
+                connection.cancel_safe()
+                raise
+    except BaseException:
+        _roll_back(connection)
+        raise
 
 
 def _roll_back(connection: Connection[Any]) -> None:

@@ -482,7 +482,7 @@ def settings(connection: Connection[Any], *more: str) -> list[str]:
 
 
 def test_a_trip_is_planned_like_what_goes_by_index_and_leaves_nothing_behind(connect: Connect) -> None:
-    with patient(connect, 2.0) as db:
+    with connect_patiently(connect().info.dsn, application_name="patient", patience=2.0) as db:
         before = settings(db, "statement_timeout", "synchronous_commit")
         with db.transaction(), by_index(db):
             by_itself = settings(db)
@@ -501,9 +501,3 @@ def test_a_trip_without_patience_keeps_the_limit_and_the_commit_of_its_session(c
     db.execute("set statement_timeout = '7s'; set synchronous_commit = 'local'")
     with one_trip(db, is_durable=True):
         assert settings(db, "statement_timeout", "synchronous_commit")[-2:] == ["7s", "local"]
-
-
-@contextmanager
-def patient(connect: Connect, seconds: float) -> Iterator[Connection[Any]]:
-    with connect_patiently(connect().info.dsn, application_name="patient", patience=seconds) as connection:
-        yield connection
