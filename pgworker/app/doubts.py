@@ -16,7 +16,7 @@ from pgworker.app.leases import HeldLease
 from pgworker.lifecycle.floors import LaneFloors
 from pgworker.lifecycle.reclaim import Findings, Reclaimable, ReclaimedLease, TakenLease, reclaim_lease
 from pgworker.lifecycle.renew import renew_leases
-from pgworker.linux.board import Row
+from pgworker.linux.row import Row
 from pgworker.model.retry import Backoff
 from pgworker.observe.logs import fields, logger
 

@@ -13,7 +13,7 @@ from psycopg import Connection
 from pgworker.app.leases import ClaimedJob, HeldLease
 from pgworker.lifecycle.floors import LaneFloors
 from pgworker.lifecycle.release import release_jobs
-from pgworker.linux.board import Row
+from pgworker.linux.row import Row
 from pgworker.observe.logs import fields, logger
 
 _LATE_COMMIT = 5.0  # seconds after which a claim without an answer can't commit any more at a backend that is gone

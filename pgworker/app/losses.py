@@ -10,7 +10,7 @@ from psycopg import Connection
 from pgworker.app.leases import HeldLease
 from pgworker.lifecycle.claim import ClaimedRow
 from pgworker.lifecycle.settle import Settlement, find_unsettled
-from pgworker.linux.board import Row
+from pgworker.linux.row import Row
 from pgworker.model.state import Outcome
 from pgworker.observe.logs import fields, logger
 

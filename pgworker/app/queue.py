@@ -32,8 +32,8 @@ from pgworker.lifecycle.progress import forget_progress, save_progress
 from pgworker.lifecycle.purge import purge_queue
 from pgworker.lifecycle.settle import Ended, Settlement, is_settled, settle_jobs
 from pgworker.lifecycle.transaction import one_trip
-from pgworker.linux.board import Row
 from pgworker.linux.floors import Floors
+from pgworker.linux.row import Row
 from pgworker.model.job import JobRequest
 from pgworker.model.payload import describe_error
 from pgworker.model.progress import Said

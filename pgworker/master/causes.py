@@ -6,8 +6,8 @@ import re
 import signal
 from collections.abc import Mapping, Sequence
 
-from pgworker.linux.board import Run
 from pgworker.linux.pidfd import Exit
+from pgworker.linux.row import Run
 from pgworker.model.state import CancelReason, Outcome
 
 _WHY = {

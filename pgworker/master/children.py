@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from uuid import uuid4
 
 from pgworker.linux import stacks
-from pgworker.linux.board import Row
 from pgworker.linux.control import ControlChannel, Shared
 from pgworker.linux.fork import fork_child
 from pgworker.linux.pidfd import kill_group
+from pgworker.linux.row import Row
 from pgworker.linux.wake import wake
 
 RunWorker = Callable[[int], int]

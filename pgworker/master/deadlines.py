@@ -14,8 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from pgworker.linux import process, stacks
-from pgworker.linux.board import Row, Run
 from pgworker.linux.pidfd import kill_group
+from pgworker.linux.row import Row, Run
 from pgworker.linux.stacks import StackFile
 from pgworker.model.graces import Graces
 from pgworker.model.lease import lease_margin

@@ -7,8 +7,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pgworker.linux.board import Run
 from pgworker.linux.pidfd import kill_group
+from pgworker.linux.row import Run
 from pgworker.linux.stacks import StackFile
 from pgworker.master.children import WorkerChild
 from pgworker.master.deadlines import Ladder, climb, find_overdue, is_stopped_past_lease

@@ -16,8 +16,9 @@ from uuid import UUID
 import psutil
 
 from pgworker.lifecycle.heartbeat import Activity, RunningJob
-from pgworker.linux.board import Board, Row
+from pgworker.linux.board import Board
 from pgworker.linux.memory import private_bytes
+from pgworker.linux.row import Row
 from pgworker.model.state import WorkerState
 
 _LOOK_EVERY = 15.0  # seconds between two looks at the memory of a process

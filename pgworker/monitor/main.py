@@ -33,9 +33,9 @@ from pgworker.lifecycle.reclaim import Reclaimed
 from pgworker.lifecycle.release import release_jobs
 from pgworker.lifecycle.transaction import limit_session
 from pgworker.linux import process, stacks
-from pgworker.linux.board import Row
 from pgworker.linux.control import ControlChannel, Death, Shared
 from pgworker.linux.pidfd import kill_group
+from pgworker.linux.row import Row
 from pgworker.model.names import host_name
 from pgworker.model.retry import Backoff
 from pgworker.model.state import Outcome
@@ -48,23 +48,23 @@ from pgworker.monitor.partitions import Partitions
 from pgworker.monitor.reclaims import Reclaims
 from pgworker.monitor.renewals import Renewals, draw_lines
 from pgworker.monitor.samples import Samples
+from pgworker.monitor.slow_line import SlowLine
 from pgworker.monitor.steadiness import Steadiness
+from pgworker.monitor.vitals import Vitals
 from pgworker.monitor.wakeups import Wakeups
 from pgworker.observe import logs
 from pgworker.observe.events import receive
-from pgworker.observe.metrics import PoolMetrics, PoolState, WorkerGauge
+from pgworker.observe.metrics import PoolMetrics
 
 _TICK = 0.1  # seconds: how soon a cancel mark or a due renewal is noticed
 _IDLE_TICK = 0.25  # seconds while no worker holds a lease: nothing to renew or to cancel, and the rest may wait so long
 _LOOK = 1.5  # seconds between two looks for leases at most: so much longer than its TTL may a lost host hold its jobs
 _URGENT = 0.5  # the same while somebody has just died
 _IN_DOUBT = 0.5  # seconds to the next beat while the other connection is lost
-_STUCK = 15.0  # seconds without a tick after which /healthz says so
 _PATIENCE = 20.0  # seconds for one answer at most: renewals wait behind it, and who is still for 30 s is replaced
 _HELD_UP_NS = 1_000_000_000  # a clerk hands back after a quarter of it; what is still there then, its clerk can't
 _LAST_CLAIMS = 1.5  # seconds during which a claim of a worker that was just killed may still commit
 _SWITCH_INTERVAL = 0.001  # seconds: how soon a round gets the GIL from a scrape, which may take it for 50 ms
-_ROUND_TRIPS = 5  # that a lease must outlast: one when a third of it is over, behind another, and a reserve
 _SILENT_BEATS = 2  # beats that a worker of another pool has missed when we look whether its process is gone
 _ORPHAN_PATIENCE = 4.0  # seconds to see the workers of a dead master end and to reclaim what they held
 
@@ -97,7 +97,8 @@ class Monitor:
         self._control = control
         self._floors = LaneFloors(shared.board.floors, Lanes.of(settings.queues))
         self._activities = Activities(shared.board)
-        self._metrics = PoolMetrics(version, self._state)
+        self._vitals = Vitals(shared.board, self._activities)
+        self._metrics = PoolMetrics(version, self._vitals.state)
         self._pool = PoolIdentity(pool_id, host_name(), process.pid_space(), settings.queues)
         self._renewals = Renewals(self._board, settings, self._metrics)
         self._silence = _SILENT_BEATS * settings.heartbeat_interval
@@ -119,8 +120,7 @@ class Monitor:
         self._asked_at = 0.0
         self._steadiness = Steadiness(settings.heartbeat_interval, settings.lease_ttl)
         self._clock = DatabaseClock()
-        self._is_line_slow = False
-        self._throttle = logs.Throttle(interval=60.0)
+        self._line = SlowLine(settings.lease_ttl)
         self._is_stopping = False
         self._orphaned_at: float | None = None
 
@@ -138,7 +138,8 @@ class Monitor:
     def run(self) -> int:
         if self._shared.listening is not None:
             bearer = Bearer(self._settings.metrics_token_file)
-            pages = Pages(self._shared.listening, self._metrics.registry, bearer, self._is_healthy, self._is_ready)
+            vitals = self._vitals
+            pages = Pages(self._shared.listening, self._metrics.registry, bearer, vitals.is_healthy, vitals.is_ready)
             pages.serve_in_thread()
         Thread(target=self._hear_workers, name="events", daemon=True).start()
         self._activities.look_in_thread()
@@ -262,7 +263,7 @@ class Monitor:
         """Whether the database's clock was set since our last beat."""
         sent = time.monotonic()
         shown, answered = read_clock(connection), time.monotonic()
-        self._warn_of_slow_line(answered - sent)
+        self._line.note_trip(answered - sent)
         by = self._clock.see(shown, sent, answered)
         if by:
             log.warning(
@@ -276,21 +277,6 @@ class Monitor:
         if by < 0.0:  # the floors are where that clock has been: what is enqueued from now on lies below them
             self._floors.lower_all()
         return by != 0.0
-
-    def _warn_of_slow_line(self, trip: float) -> None:
-        """After a round trip of so many seconds, if the one before was slow too: leases can't be kept with those."""
-        ttl, was_slow = self._settings.lease_ttl, self._is_line_slow
-        self._is_line_slow = trip * _ROUND_TRIPS > ttl
-        if was_slow and self._is_line_slow and (more := self._throttle.admit("slow line")) is not None:
-            log.warning(
-                "the database takes %.1f s for an answer: leases of %g s can't be renewed in time, and their jobs are"
-                " stopped. Set --lease-ttl to %.0f s or more%s",
-                trip,
-                ttl,
-                2 * _ROUND_TRIPS * trip + 1,
-                more,
-                extra=logs.fields("line_slow"),
-            )
 
     def _shown_rows(self) -> set[tuple[UUID, int]]:
         return {_shown(row) for row in self._board.rows if row.pid}
@@ -413,30 +399,6 @@ class Monitor:
                 death = Death(row.index, row.pid, str(row.worker_id), how, lost, [lost] * row.slots, "")
                 self._reclaims.note(death)
                 row.pid = 0
-
-    # -- what the pages say
-
-    def _state(self) -> PoolState:
-        workers = [
-            WorkerGauge(row.index, row.is_ready, row.slots, len(row.runs()), usage.uss_bytes)
-            for row in self._board.rows
-            if (usage := self._activities.usage(row)) is not None
-        ]
-        return PoolState(
-            workers,
-            self._activities.cpu_by_place(),
-            self._board.workers_wanted,
-            is_paused=self._board.is_paused,
-            is_connected=self._board.is_connected,
-        )
-
-    def _is_healthy(self) -> bool:
-        return time.monotonic_ns() - self._board.monitor_beat_ns < _STUCK * 1e9
-
-    def _is_ready(self) -> bool:
-        return self._board.is_connected and any(
-            row.pid and row.is_ready and not row.is_draining for row in self._board.rows
-        )
 
 
 def _shown(row: Row) -> tuple[UUID, int]:

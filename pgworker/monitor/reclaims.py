@@ -25,8 +25,9 @@ from pgworker.lifecycle.reclaim import (
     find_reclaimable,
     reclaim_lease,
 )
-from pgworker.linux.board import Board, LeaseEntry, Run
+from pgworker.linux.board import Board
 from pgworker.linux.control import Death
+from pgworker.linux.row import LeaseEntry, Run
 from pgworker.model.retry import Backoff
 from pgworker.model.state import Outcome
 from pgworker.observe.logs import fields, logger

@@ -12,7 +12,8 @@ from psycopg import Connection
 from pgworker.config.settings import PoolSettings
 from pgworker.lifecycle.renew import renew_leases
 from pgworker.linux import process
-from pgworker.linux.board import Board, LeaseEntry, Row
+from pgworker.linux.board import Board
+from pgworker.linux.row import LeaseEntry, Row
 from pgworker.model.state import CancelReason
 from pgworker.observe.logs import fields, logger
 from pgworker.observe.metrics import PoolMetrics

@@ -23,7 +23,8 @@ from pgworker.inspection.jobs import ExecutionRecord, show_job
 from pgworker.inspection.waiting import list_waiting_jobs
 from pgworker.lifecycle.claim import Lanes
 from pgworker.lifecycle.dead_letters import declare_hooks
-from pgworker.linux.board import Board, Row
+from pgworker.linux.board import Board
+from pgworker.linux.row import Row
 from pgworker.model.job import Job
 from pgworker.model.payload import decode
 from pgworker.model.state import Outcome

@@ -22,7 +22,8 @@ from pgworker.config.settings import PoolSettings
 from pgworker.db.connect import explain, is_outage
 from pgworker.errors import EXIT_BUG, PgworkerError, SchemaError
 from pgworker.lifecycle.claim import Lanes
-from pgworker.linux.board import Board, Row
+from pgworker.linux.board import Board
+from pgworker.linux.row import Row
 from pgworker.model.state import Outcome
 from pgworker.observe.events import Reporter
 from pgworker.observe.logs import fields, logger

@@ -23,7 +23,7 @@ from pgworker.app.task import Task
 from pgworker.app.verdict import judge_anyhow
 from pgworker.errors import EXIT_BUG, Discard
 from pgworker.lifecycle.settle import Ended, Next
-from pgworker.linux.board import Row
+from pgworker.linux.row import Row
 from pgworker.model.payload import describe_error, encode_result
 from pgworker.model.progress import Said, say
 from pgworker.model.state import CancelReason, Outcome

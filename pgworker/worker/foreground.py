@@ -12,7 +12,7 @@ from pgworker.app.app import App
 from pgworker.app.queue import PostgresQueue
 from pgworker.lifecycle.settle import Ended
 from pgworker.linux import fork
-from pgworker.linux.board import Row
+from pgworker.linux.row import Row
 from pgworker.model.state import Outcome
 from pgworker.worker.execution import Execution, Sayings, Slot, SlotTransactions
 from pgworker.worker.loop import end_left_behind

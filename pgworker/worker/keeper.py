@@ -27,8 +27,8 @@ from pgworker.lifecycle.heartbeat import (
 from pgworker.lifecycle.progress import save_progress
 from pgworker.lifecycle.renew import renew_leases
 from pgworker.linux import process
-from pgworker.linux.board import Row
 from pgworker.linux.memory import private_bytes
+from pgworker.linux.row import Row
 from pgworker.model.names import host_name
 from pgworker.model.progress import Said
 from pgworker.model.state import CancelReason, WorkerState

@@ -20,8 +20,9 @@ from pgworker.app.scope import job_here
 from pgworker.config.settings import PoolSettings
 from pgworker.errors import PgworkerError
 from pgworker.linux import stacks
-from pgworker.linux.board import Board, Row
+from pgworker.linux.board import Board
 from pgworker.linux.memory import limit_data
+from pgworker.linux.row import Row
 from pgworker.linux.wake import wake
 from pgworker.model.graces import Graces
 from pgworker.observe import logs

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from pgworker.config.settings import PoolSettings
-from pgworker.linux.board import Row
 from pgworker.linux.memory import private_bytes
+from pgworker.linux.row import Row
 from pgworker.model.recycle import RecycleReason
 from pgworker.observe.logs import fields, logger
 

@@ -18,7 +18,7 @@ from pgworker.app.app import App
 from pgworker.app.leases import ClaimedJob, HeldLease
 from pgworker.lifecycle.settle import Ended
 from pgworker.linux import fork
-from pgworker.linux.board import Row
+from pgworker.linux.row import Row
 from pgworker.model.graces import Graces
 from pgworker.model.lease import lease_margin
 from pgworker.model.progress import Said

@@ -18,7 +18,7 @@ from pgworker.app.queue import Claim
 from pgworker.errors import DatabaseUnavailable
 from pgworker.lifecycle.claim import Lanes, claim_job
 from pgworker.lifecycle.settle import Ended, Next
-from pgworker.linux.board import Row
+from pgworker.linux.row import Row
 from pgworker.model.state import Outcome
 from pgworker.observe.logs import fields, logger
 from pgworker.worker.execution import Execution

@@ -30,7 +30,9 @@ import pytest
 from psycopg import Connection, sql
 from psycopg.conninfo import make_conninfo
 
-from pgworker.db import embedded
+from pgworker.db.account import ENVIRONMENT, give, run, server_account, spawn
+from pgworker.db.binaries import find_binaries, major_version, reachable_binaries
+from pgworker.db.cluster import initialise, lock_file
 from pgworker.db.migrate import migrate
 from tests.process.pool import ROOT, eventually, free_port
 
@@ -152,8 +154,8 @@ class PostgresServer:
         with_clock: bool = False,
         binaries: Path | None = None,
     ) -> None:
-        self._account = embedded._account()
-        self._binaries = embedded._reachable_binaries((binaries or _binaries()).resolve(), self._account)
+        self._account = server_account()
+        self._binaries = reachable_binaries((binaries or _binaries()).resolve(), self._account)
         self._cleanup = ExitStack()
         self._process: subprocess.Popen[bytes] | None = None
         self._pids: list[int] = []
@@ -252,7 +254,7 @@ class PostgresServer:
 
         def look() -> bool:
             assert self.is_running, f"{self.name} has ended:\n{self.log[-2000:]}"
-            lock = embedded._lock_file(self.data)
+            lock = lock_file(self.data)
             return lock[:1] == [pid] and lock[7:8] in (["ready"], ["standby"])
 
         eventually(look, lambda: f"{self.name} ready:\n{self.log[-2000:]}", within)
@@ -416,10 +418,10 @@ class PostgresServer:
         )
         self.directory.chmod(0o755)
         self.sockets.mkdir(mode=0o700)
-        embedded._give(self.sockets, self._account)
+        give(self.sockets, self._account)
         if self._small_disk is not None:
             undo.enter_context(_small_disk(self._disk, self._disk_mib))
-            embedded._give(self._disk, self._account)
+            give(self._disk, self._account)
         if self._with_clock:
             self.clock = SteppedClock(self.directory)
         undo.callback(self._end)
@@ -436,12 +438,12 @@ class PostgresServer:
             self.crash()
         for pid in self._pids:
             SteppedClock.forget(pid)
-        for line in embedded._lock_file(self.data)[6:7]:
+        for line in lock_file(self.data)[6:7]:
             subprocess.run(["ipcrm", "-m", line.split()[1]], capture_output=True, check=False)
 
     def _initialise(self) -> None:
         home = self._disk if self._small_disk == "data" else self.directory
-        version = embedded._major_version(self._binaries, self._account)
+        version = major_version(self._binaries, self._account)
         made = _initialised(self._binaries, version, self._account)
         subprocess.run(["cp", "-a", "--reflink=auto", str(made), str(home / "data")], check=True)
         if home != self.directory:
@@ -449,7 +451,7 @@ class PostgresServer:
         if self._small_disk == "wal":
             shutil.copytree(self.data / "pg_wal", self._disk / "pg_wal")
             for path in (self._disk / "pg_wal", *(self._disk / "pg_wal").rglob("*")):
-                embedded._give(path, self._account)
+                give(path, self._account)
             shutil.rmtree(self.data / "pg_wal")
             (self.data / "pg_wal").symlink_to(self._disk / "pg_wal")
 
@@ -465,12 +467,12 @@ class PostgresServer:
 
     def _make_room(self) -> None:
         self._tablespace.mkdir(mode=0o700)
-        embedded._give(self._tablespace, self._account)
+        give(self._tablespace, self._account)
 
     def _launch(self, command: list[str]) -> subprocess.Popen[bytes]:
         with (self.directory / "postgres.log").open("ab") as log:
-            environment = {**embedded._ENVIRONMENT, **self.environment}
-            return embedded._spawn(command, self._account, subprocess.DEVNULL, log.fileno(), log.fileno(), environment)
+            environment = {**ENVIRONMENT, **self.environment}
+            return spawn(command, self._account, subprocess.DEVNULL, log.fileno(), log.fileno(), environment)
 
     @property
     def _disk(self) -> Path:
@@ -504,13 +506,13 @@ class Standby(PostgresServer):
 
     def _initialise(self) -> None:
         self.data.mkdir(mode=0o700)
-        embedded._give(self.data, self._account)
+        give(self.data, self._account)
         backup = [str(self._binaries / "pg_basebackup"), "-D", str(self.data), "-d", self._primary.dsn]
         backup += ["--wal-method=stream", "--checkpoint=fast", "--no-sync", "--write-recovery-conf"]
         if self._small_disk == "tablespace":
             backup += [f"--tablespace-mapping={self._primary._tablespace}={self._tablespace}"]
             self._make_room()
-        embedded._run([*backup, "--create-slot", "--slot", self._slot], self._account)
+        run([*backup, "--create-slot", "--slot", self._slot], self._account)
 
     def _open_to_all(self) -> None:
         """Its pg_hba.conf is the primary's."""
@@ -537,7 +539,7 @@ def _initialised(binaries: Path, version: str, account: pwd.struct_passwd) -> Pa
     place = Path(tempfile.mkdtemp(prefix=f"pgworker-chaos-{os.getpid()}-", dir="/tmp"))
     atexit.register(shutil.rmtree, place, ignore_errors=True)
     place.chmod(0o755)
-    embedded._initialise(place / "data", binaries, version, account, durable=False)
+    initialise(place / "data", binaries, version, account, durable=False)
     return place / "data"
 
 
@@ -548,7 +550,7 @@ def binaries_of(pid: int) -> Path:
 
 def _binaries() -> Path:
     named = os.environ.get("PGWORKER_TEST_PG_BINDIR")
-    return Path(named) if named else embedded._find_binaries()
+    return Path(named) if named else find_binaries()
 
 
 def _faketime() -> str:

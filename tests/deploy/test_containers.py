@@ -22,7 +22,7 @@ from pgworker.config.settings import PoolSettings, parse_listen
 from pgworker.errors import ConfigurationError
 from pgworker.master import main as master
 from pgworker.master.drain import LAST_CALL
-from pgworker.monitor import main as monitor
+from pgworker.monitor import vitals
 from tests.deploy.dockerfile_steps import (
     DEPLOY,
     DOCKERFILE,
@@ -209,7 +209,7 @@ def test_no_check_gives_up_before_the_master_has_replaced_a_monitor_that_is_stuc
         "HEALTHCHECK": parse_time(flags["interval"]) * (int(flags["retries"]) - 1),
         "livenessProbe": probe["periodSeconds"] * (probe["failureThreshold"] - 1),
     }
-    unhealthy_for = master._MONITOR_STUCK - monitor._STUCK
+    unhealthy_for = master._MONITOR_STUCK - vitals.STUCK
     assert all(waits >= unhealthy_for + MARGIN for waits in patience.values()), patience
 
 

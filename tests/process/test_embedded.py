@@ -16,7 +16,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from pgworker.db import embedded
+from pgworker.db import account, embedded
 from pgworker.errors import ConfigurationError, DatabaseUnavailable
 
 FAST = {"fsync": "off", "shared_buffers": "16MB"}
@@ -216,7 +216,7 @@ def test_a_directory_that_cant_be_made_is_a_sentence(directory: Path) -> None:
 def test_root_keeps_the_data_of_a_closed_directory_elsewhere_and_finds_it_again(
     directory: Path, binaries: Path | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded, "STATE", directory / "state")
+    monkeypatch.setattr(account, "STATE", directory / "state")
     closed = directory / "closed"
     closed.mkdir(mode=0o700)
     with embedded.start(closed, options=FAST, binaries=binaries) as server:
@@ -242,7 +242,7 @@ def test_root_copies_the_binaries_of_a_closed_environment(directory: Path, monke
         shutil.copytree(Path(spec.origin).parent.with_name(part), closed / part, copy_function=os.symlink)
     monkeypatch.syspath_prepend(closed)
     monkeypatch.delenv("PGWORKER_PG_BINDIR", raising=False)
-    monkeypatch.setattr(embedded, "STATE", directory / "state")
+    monkeypatch.setattr(account, "STATE", directory / "state")
     for _ in range(2):
         with embedded.start(directory, options=FAST) as server:
             assert Path(f"/proc/{server.pid}/exe").resolve().is_relative_to(directory / "state")
@@ -252,7 +252,7 @@ def test_root_copies_the_binaries_of_a_closed_environment(directory: Path, monke
 def test_root_runs_nothing_from_a_state_directory_that_others_can_write(
     directory: Path, binaries: Path | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded, "STATE", directory / "state")
+    monkeypatch.setattr(account, "STATE", directory / "state")
     (directory / "state").mkdir()
     (directory / "state").chmod(0o777)
     (directory / "closed").mkdir(mode=0o700)

@@ -88,7 +88,7 @@ IMPORTERS = {
 """Who imports by a name that is not written in an import statement."""
 
 STARTERS = {
-    "pgworker/db/embedded.py": "postgres and initdb, by a list of words",
+    "pgworker/db/account.py": "postgres and initdb, by a list of words",
     "pgworker/bench/pool.py": "pgworker start, likewise",
 }
 """Who starts programs."""
@@ -190,6 +190,7 @@ def test_processes_of_a_pool_talk_in_json_and_in_packed_numbers() -> None:
         "pgworker/linux/control.py": {"json"},
         "pgworker/observe/events.py": {"struct"},
         "pgworker/linux/board.py": set[str](),  # words of 64 bits in a mapping
+        "pgworker/linux/row.py": set[str](),  # likewise
         "pgworker/linux/wake.py": set[str](),  # a byte in a pipe, never looked at
     }
     decoders = {"json", "struct", "msgspec", "ast", "configparser", "tomllib", "tomli", "csv", "base64", "zlib"}

@@ -13,7 +13,8 @@ import pytest
 from pgworker import App
 from pgworker.app.queue import PostgresQueue
 from pgworker.lifecycle.claim import Lanes
-from pgworker.linux.board import Board, Row
+from pgworker.linux.board import Board
+from pgworker.linux.row import Row
 from pgworker.model.progress import say
 from pgworker.worker.execution import Sayings
 from pgworker.worker.keeper import Keeper

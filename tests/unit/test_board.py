@@ -4,7 +4,8 @@ from uuid import uuid4
 
 import pytest
 
-from pgworker.linux.board import Board, Row, Run
+from pgworker.linux.board import Board
+from pgworker.linux.row import Row, Run
 from pgworker.model.state import CancelReason
 
 

@@ -7,8 +7,9 @@ from uuid import uuid4
 
 import pytest
 
-from pgworker.linux.board import Board, Run
+from pgworker.linux.board import Board
 from pgworker.linux.pidfd import Exit
+from pgworker.linux.row import Run
 from pgworker.master.causes import explain_exit, judge_slots
 from pgworker.master.deadlines import find_overdue
 from pgworker.model.graces import Graces

@@ -6,7 +6,8 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from pgworker.linux.board import Board, Row
+from pgworker.linux.board import Board
+from pgworker.linux.row import Row
 from pgworker.monitor.renewals import draw_lines
 
 SECOND = 1_000_000_000

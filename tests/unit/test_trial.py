@@ -13,7 +13,8 @@ from uuid import uuid4
 from pgworker import App, Context
 from pgworker.app.leases import ClaimedJob, HeldLease
 from pgworker.lifecycle.claim import ClaimedRow
-from pgworker.linux.board import Board, Row
+from pgworker.linux.board import Board
+from pgworker.linux.row import Row
 from pgworker.model.graces import Graces
 from pgworker.model.state import Outcome
 from pgworker.model.trial import trial
