@@ -142,7 +142,8 @@ class Context:
 
     @property
     def cancelled(self) -> bool:
-        """Whether this execution is to stop. A handler that read True and returns counts as cancelled."""
+        """Whether this execution is to stop. A handler that read True, and returns or raises, has stopped for
+        `cancel_reason`: its job is cancelled, timed out, or goes back to the queue; what it returned is not stored."""
         return self.cancel_reason is not CancelReason.NONE
 
     def raise_if_cancelled(self) -> None:

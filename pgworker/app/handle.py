@@ -19,6 +19,7 @@ from pgworker.inspection.results import JobResult
 from pgworker.lifecycle.cancel import cancel_job
 from pgworker.model import exact
 from pgworker.model.durations import seconds
+from pgworker.model.failure import why_failed
 from pgworker.model.progress import Progress
 from pgworker.model.state import CancelAnswer, Status
 
@@ -153,11 +154,12 @@ def _seconds(timeout: float | timedelta | None) -> float | None:
 
 def _failed(result: JobResult) -> JobFailed:
     error = None if result.error is None else msgspec.json.decode(result.error, type=ErrorRecord)
-    why = result.cause or (f"{error.type}: {error.message}" if error else "nobody knows why")
+    outcome = result.outcome or Status.FAILED.value
+    why = why_failed(outcome, result.error, result.cause)
     times = "1 failure" if result.failures == 1 else f"{result.failures} failures"
     return JobFailed(
-        f"job {result.job_id} is a dead letter after {times} ({result.outcome}): {why}",
-        outcome=result.outcome or Status.FAILED.value,
+        f"job {result.job_id} is a dead letter after {times} ({outcome}): {why}",
+        outcome=outcome,
         error=error,
         cause=result.cause,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,6 +15,7 @@ from pgworker.cli.database import open_database
 from pgworker.cli.options import dsn_option, filter_options, json_option, org_option, whole_uuid
 from pgworker.cli.output import Column, duration, hint, print_json, print_table
 from pgworker.errors import JobNotFound
+from pgworker.model.failure import why_failed
 
 if TYPE_CHECKING:
     from pgworker.db.connect import Connection
@@ -164,16 +164,8 @@ def move_all(
 
 def _row(letter: DeadLetterRow, now: datetime) -> list[str]:
     died = duration((now - letter.died_at).total_seconds())
-    return [str(letter.job_id), letter.task, f"{letter.failures}/{letter.max_attempts}", died, _why(letter)]
-
-
-def _why(letter: DeadLetterRow) -> str:
-    error = json.loads(letter.error) if letter.error else None
-    if letter.cause is not None and isinstance(error, dict) and error.get("message") == letter.cause:
-        return letter.cause  # the type of such an error is pgworker's own: pgworker.crashed, and so on
-    if isinstance(error, dict) and error.get("type"):
-        return f"{error['type']}: {error.get('message', '')}"
-    return letter.cause or letter.outcome
+    why = why_failed(letter.outcome, letter.error, letter.cause)
+    return [str(letter.job_id), letter.task, f"{letter.failures}/{letter.max_attempts}", died, why]
 
 
 def _as_json(letter: DeadLetterRow | DeadLetterDetail) -> dict[str, Any]:

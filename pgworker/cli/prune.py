@@ -70,7 +70,7 @@ def prune(older_than: float, wait: float, dry_run: bool, as_json: bool, dsn: str
         click.echo("nothing has expired", err=True)
     busy = [partition for partition in pruned if partition.action is PruneAction.BUSY]
     if busy:
-        click.echo(f"nothing was dropped: {busy[0].why}", err=True)
+        click.echo(f"nothing was dropped: {busy[0].why}. Try again later, or with a longer --wait", err=True)
     return int(bool(busy))
 
 

@@ -73,7 +73,7 @@ OPTIONS: Final = (
     Option("drain_timeout", TIME, _STOP, "What running jobs get after TERM.", "TIME"),
     Option("cancel_grace", TIME, _STOP, "What a handler gets from the cancel flag to SIGTERM.", "TIME"),
     Option("term_grace", TIME, _STOP, "What a worker gets from SIGTERM to SIGKILL.", "TIME"),
-    Option("boot_timeout", TIME, _STOP, "What importing the app may take after HUP.", "TIME"),
+    Option("boot_timeout", TIME, _STOP, "What a new worker may take, the app's import included.", "TIME"),
     Option(
         "lease_ttl",
         TIME,
@@ -87,9 +87,15 @@ OPTIONS: Final = (
     Option("max_jobs", or_off(WHOLE), _LIMIT, "Replace a worker that has run so many jobs.", "N"),
     Option("max_memory", or_off(SIZE), _LIMIT, "Replace one with so much memory of its own, such as 512M.", "SIZE"),
     Option("max_age", or_off(TIME), _LIMIT, "Replace a worker that has lived for so long.", "TIME"),
-    Option("memory_limit", or_off(SIZE), _LIMIT, "Let an allocation fail that takes one over so much data.", "SIZE"),
-    Option("cpus", TEXT, _LIMIT, "CPUs of its own for each: if there are enough, never, or 0-3,6.", "auto|none|LIST"),
-    Option("nice", WHOLE, _LIMIT, "How far workers stand back.", "0-19"),
+    Option("memory_limit", or_off(SIZE), _LIMIT, "RLIMIT_DATA of a worker: beyond it allocations fail.", "SIZE"),
+    Option(
+        "cpus",
+        TEXT,
+        _LIMIT,
+        "A CPU for each, if there are enough; none; or of 0-3,6.",
+        "auto|none|LIST",
+    ),
+    Option("nice", WHOLE, _LIMIT, "Niceness of the workers.", "0-19"),
     Option("metrics_listen", or_off(TEXT), _LOOK, "Where /metrics and the health pages are.", "HOST:PORT|off"),
     Option(
         "metrics_token_file",

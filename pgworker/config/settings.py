@@ -33,7 +33,6 @@ _SHORTEST = {
     "cancel_grace": 0.0,
     "term_grace": 0.0,
     "poll_interval": 0.01,
-    "beat_interval": 0.01,
     "heartbeat_interval": 0.1,
     "prefetch_seconds": 0.0,
     "boot_timeout": 1.0,
@@ -60,8 +59,6 @@ class PoolSettings:
     term_grace: float = 5.0
     """Between SIGTERM and SIGKILL."""
     poll_interval: float = 1.0
-    beat_interval: float = 1.0
-    """Beats on the board, in shared memory."""
     heartbeat_interval: float = 5.0
     """Beats in the database, and the looks for leases that others left behind."""
     prefetch_seconds: float = 0.05
@@ -74,8 +71,8 @@ class PoolSettings:
     metrics_token_file: str | NoToken = NoToken.UNSAID
     """What holds the token of /metrics."""
     boot_timeout: float = 60.0
-    """After HUP, how long the app may take to be imported, and a new worker to be ready; and how long a worker that has
-    drained may take to end."""
+    """How long a worker that replaces another may take to get ready, the import of the app included, and one that has
+    drained to end."""
     pooler: bool = False
     """A pooler in transaction mode is before the database: nothing is prepared, and polls do what LISTEN does else."""
     preload: bool = False
@@ -197,13 +194,14 @@ def _retention(value: object) -> float:
 
 def _queues(queues: object) -> None:
     if not isinstance(queues, tuple) or not queues:
-        raise ConfigurationError("queues must be a tuple with at least one name")
+        raise ConfigurationError('name at least one queue, such as queues = ["default"]')
     try:
         names = [check_queue(name) for name in queues]
     except InvalidJob as error:
         raise ConfigurationError(str(error)) from None
-    if len(set(names)) < len(names):
-        raise ConfigurationError("queues names a queue twice")
+    for place, name in enumerate(names):
+        if name in names[:place]:
+            raise ConfigurationError(f"queues names {name} twice: leave one out")
 
 
 def _ipv6(host: str, text: str) -> str:

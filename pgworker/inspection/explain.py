@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import Enum
-from typing import Any
 from uuid import UUID
 
 from pgworker.inspection.facts import Facts, Servers
@@ -15,6 +13,7 @@ from pgworker.inspection.queues import Count
 from pgworker.inspection.workers import SILENT_AFTER
 from pgworker.model.display import ago, utc
 from pgworker.model.durations import duration
+from pgworker.model.failure import describe_stored, why_failed
 from pgworker.model.state import WorkerState
 
 _LONGEST = 300
@@ -169,7 +168,7 @@ def _failures(facts: Facts) -> str:
     job = facts.detail.job
     if not job.failures:
         return ""
-    said = next((said for ended in facts.detail.executions if (said := _said(ended.error))), "")
+    said = next((said for ended in facts.detail.executions if (said := _clip(describe_stored(ended.error)))), "")
     return f"It has failed {job.failures} of {job.max_attempts} times{f', last with {said}' if said else ''}. "
 
 
@@ -286,7 +285,7 @@ def _ended(facts: Facts) -> Explanation:
 def _dead(facts: Facts) -> Explanation:
     dead = facts.dead
     assert dead is not None
-    why = _said(dead.error) or dead.cause or dead.outcome
+    why = _clip(why_failed(dead.outcome, dead.error, dead.cause))
     tries = f" after {dead.failures} failure{'s' if dead.failures > 1 else ''}" if dead.failures else ""
     return Explanation(
         Reason.DEAD_LETTER,
@@ -299,13 +298,7 @@ def _dead(facts: Facts) -> Explanation:
 # -- words
 
 
-def _said(error: str | None) -> str:
-    """Type and message of a stored error, on one line; whoever else writes to the table may have put anything there."""
-    stored: Any = None if error is None else json.loads(error)
-    if not isinstance(stored, dict):
-        return ""
-    parts = [part for part in (stored.get("type"), stored.get("message")) if isinstance(part, str) and part]
-    text = " ".join(": ".join(parts).split())
+def _clip(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 

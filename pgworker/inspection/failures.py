@@ -11,6 +11,7 @@ from psycopg import Connection
 
 from pgworker.inspection.queues import Count
 from pgworker.inspection.snapshot import go_by_index, snapshot
+from pgworker.model.failure import why_failed
 from pgworker.sql.load import query
 
 _LETTERS = 1000
@@ -37,9 +38,7 @@ class Failure:
     @property
     def why(self) -> str:
         """`ValueError: no such order`, or what its worker died of."""
-        if self.error_type and self.outcome == "failed":
-            return f"{self.error_type}: {self.message or ''}"
-        return self.cause or self.message or self.outcome
+        return why_failed(self.outcome, {"type": self.error_type, "message": self.message}, self.cause)
 
 
 def list_failures(connection: Connection[Any], *, limit: int) -> list[Failure]:

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from pgworker.model.failure import why_failed
 from pgworker.model.state import Outcome
 
 
@@ -36,7 +37,5 @@ class DeadLetter:
 
     @property
     def reason(self) -> str:
-        """Why, in a line: the error, else the cause, else the outcome."""
-        if self.error and self.error.get("type"):
-            return f"{self.error['type']}: {self.error.get('message', '')}"
-        return self.cause or self.outcome.value
+        """Why, in a line: the cause, else the error, else the outcome."""
+        return why_failed(self.outcome.value, self.error, self.cause)

@@ -49,6 +49,12 @@ HOLD_UP = 0.25
 BESIDE_TRIAL = 0.05
 """Seconds they wait for the end of a trial, during which nothing starts; many a suspect has ended by then."""
 
+PAUSED_LOOK = 1.0
+"""Seconds between two looks of an idle worker whether its pool is still paused."""
+
+DRAINING_LOOK = 0.05
+"""The same, of one that drains, whether what it holds has gone back."""
+
 MONITOR_HELD_UP = 1.5
 """Seconds since the last beat of a monitor from which on nobody trusts it to tell of new jobs."""
 
@@ -288,7 +294,7 @@ class Clerk:
         if (trial_left := self._runner.trial_left) > 0.0:
             return min(trial_left, HOLD_UP)
         if self._claims_nothing and self._runner.is_idle:
-            return self._settings.beat_interval / (20 if self._row.is_draining else 1)
+            return DRAINING_LOOK if self._row.is_draining else PAUSED_LOOK
         if self._claims_nothing or not self._runner.free:
             return HOLD_UP
         pause = self._dry_until - time.monotonic()

@@ -21,7 +21,7 @@ from pgworker.app.leases import ClaimedJob
 from pgworker.app.orgs import OrgConfig
 from pgworker.app.task import Task
 from pgworker.app.verdict import judge_anyhow
-from pgworker.errors import EXIT_BUG, Discard
+from pgworker.errors import EXIT_BUG, Cancelled, Discard
 from pgworker.lifecycle.settle import Ended, Next
 from pgworker.linux.row import Row
 from pgworker.model.payload import describe_error, encode_result
@@ -137,22 +137,23 @@ class Execution:
 
     # -- what is recorded
 
-    def succeeded(self, returned: object) -> Ended:
+    def returned(self, result: object, tasks: dict[str, Task[..., Any]]) -> Ended:
+        """The handler has returned: a success, unless it knew that it was to stop."""
         job, finished_ns = self.claimed.row, time.monotonic_ns()
-        if returned is None and self.context is None:
+        if result is None and self.context is None:
             return Ended(job.job_id, job.execution, self.started_ns, finished_ns)
-        if self._cancel_seen and self.reason is CancelReason.CANCELLED:
-            self._tell_end(Outcome.CANCELLED, "cancelled", finished_ns)
-            return Ended(job.job_id, job.execution, self.started_ns, finished_ns, Outcome.CANCELLED)
-        if returned is None:
+        if self._cancel_seen and self.must_end and not self.is_settled:
+            return self.failed(Cancelled("the handler returned after it had learned that it was to stop"), tasks)
+        if result is None:
             return Ended(job.job_id, job.execution, self.started_ns, finished_ns)
-        result = encode_result(returned)
-        if result.problem:
-            log.warning("%s", result.problem, extra=fields("result_not_stored", **self.claimed.log_fields()))
-        text = None if result.json is None else result.json.decode()
+        stored = encode_result(result)
+        if stored.problem:
+            log.warning("%s", stored.problem, extra=fields("result_not_stored", **self.claimed.log_fields()))
+        text = None if stored.json is None else stored.json.decode()
         return Ended(job.job_id, job.execution, self.started_ns, finished_ns, result=text)
 
     def failed(self, error: BaseException, tasks: dict[str, Task[..., Any]]) -> Ended:
+        """The handler has raised `error`."""
         row = self.claimed.row
         verdict = judge_anyhow(error, self.reason, self._cancel_seen, self.claimed, tasks.get(row.task))
         described = describe_error(error)

@@ -95,7 +95,7 @@ class Foreground:
             self._loop.run_until_complete(end_left_behind())  # the handler itself, if its loop was interrupted
             raise
         else:
-            return execution.succeeded(returned), None
+            return execution.returned(returned, self.tasks), None
         finally:
             fork.leave_if_forked(self._generation)
             execution.end()

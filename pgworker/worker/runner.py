@@ -251,7 +251,7 @@ class Runner:
         try:
             returned = execution.call(self._tasks)
             fork.leave_if_forked(self._generation, 0)
-            ended = execution.succeeded(returned)
+            ended = execution.returned(returned, self._tasks)
         except BaseException as error:  # noqa: BLE001 - whatever a handler raises ends this execution, nothing else
             fork.leave_if_forked(self._generation)
             ended = execution.failed(error, self._tasks)
@@ -265,7 +265,7 @@ class Runner:
         try:
             returned = await execution.call_async(self._tasks)
             fork.leave_if_forked(self._generation, 0)
-            ended = execution.succeeded(returned)
+            ended = execution.returned(returned, self._tasks)
         except BaseException as error:  # noqa: BLE001 - likewise; a CancelledError is the loop's, or the handler's own
             fork.leave_if_forked(self._generation)
             ended = execution.failed(error, self._tasks)

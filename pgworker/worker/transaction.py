@@ -202,7 +202,10 @@ def lease_is_gone(execution: Settleable) -> LeaseLost:
     """The error for the handler, whose job is lost from now on, whatever it makes of that."""
     execution.is_lost = True
     lease_id = execution.claimed.lease.lease_id
-    return LeaseLost(f"the lease {lease_id} is gone: another worker has this job, its transaction is rolled back")
+    return LeaseLost(
+        f"the lease {lease_id} was not renewed in time: another worker has this job, its transaction is rolled back."
+        " Look for lease_lost in the log of the pool, and see --lease-ttl"
+    )
 
 
 def refuse_after_the_end(execution: Settleable) -> None:

@@ -57,7 +57,7 @@ def test_a_parcel_that_is_given_up_is_told_to_its_hook(orders: Any) -> None:
     given_up, told = drain(orders.app)
     assert (str(given_up.error), told.job.task) == ("nothing is in it", "orders.pack:dead_letter")
     assert str(UUID(int=7)) in told.result
-    assert told.result.endswith("was given up: pgworker.errors.Discard: nothing is in it")
+    assert told.result.endswith("was given up: nothing is in it")
 
 
 def test_shelves_are_restocked_from_where_the_last_execution_was(orders: Any) -> None:

@@ -84,7 +84,6 @@ def _pool(dice: random.Random, number: int) -> PoolPlan:
         "slots": dice.choice([1, 1, 3]),
         "queues": dice.sample(QUEUES, len(QUEUES)),
         "lease_ttl": dice.choice([3.0, 5.0, 8.0]),
-        "beat_interval": dice.choice([0.2, 0.5, 1.0]),
         "heartbeat_interval": dice.choice([0.5, 1.0]),
         "poll_interval": dice.choice([0.1, 0.5, 1.0]),
         "max_batch": dice.choice([5, 100, 500]),

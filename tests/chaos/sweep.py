@@ -44,7 +44,6 @@ _FIRST = {
     "workers": 2,
     "lease_ttl": TTL,
     "heartbeat_interval": 0.2,
-    "beat_interval": 0.05,
     "poll_interval": 0.1,
     "cancel_grace": 0.5,
     "term_grace": 0.5,

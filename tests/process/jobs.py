@@ -68,6 +68,16 @@ def cooperate(ctx: Context, directory: str, name: str) -> None:
 
 
 @app.task(backoff=_SOON)
+def stop_quietly(ctx: Context, directory: str, name: str) -> str:
+    """Run until asked to stop; return then, with what there is by now."""
+    note(ctx, directory, "start", name)
+    while not ctx.cancelled:
+        time.sleep(_LOOK)
+    note(ctx, directory, "stop", name)
+    return "half of it"
+
+
+@app.task(backoff=_SOON)
 async def hold_async(ctx: Context, directory: str, name: str) -> None:
     """Wait for the gate without a look at the flag; say so when cancelled."""
     note(ctx, directory, "start", name)

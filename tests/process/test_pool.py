@@ -714,6 +714,25 @@ def test_a_cancel_that_could_not_be_heard_at_once_is_heard_long_before_the_lease
     scene.wait_for_status("cancelled", job)
 
 
+@pytest.mark.parametrize("task", [jobs.stop_quietly, jobs.cooperate_async], ids=["thread", "loop"])
+def test_who_returns_once_he_knows_that_he_is_to_stop_has_not_succeeded(
+    task: Task[..., Any], scene: Scene, start_pool: StartPool
+) -> None:
+    pool = start_pool(slots=3, workers=1)
+    late = scene.enqueue(task.options(timeout=0.2, max_attempts=1), "late")
+    cancelled, released = scene.enqueue(task, "cancelled"), scene.enqueue(task, "released")
+    for name in ("cancelled", "released"):
+        scene.wait_for("start", name)
+    assert cancel_job(scene.connection, cancelled) is CancelAnswer.REQUESTED
+    scene.wait_for_status("cancelled", cancelled)
+    scene.wait_for_status("dead_letter", late)
+    pool.send(signal.SIGQUIT)
+    pool.wait()
+    assert scene.outcomes(cancelled) == [(1, "cancelled", 0)]
+    assert scene.outcomes(late) == [(1, "timed_out", 1)]
+    assert (scene.status(released), scene.outcomes(released)) == ("pending", [(1, "released", 0)])
+
+
 # -- the handler's own transaction
 
 

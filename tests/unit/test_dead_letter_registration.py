@@ -82,12 +82,16 @@ def test_what_a_later_release_adds_to_a_dead_letter_is_no_error(app: App, charge
 @pytest.mark.parametrize(
     ("error", "cause", "reason"),
     [
-        ({"type": "E", "message": "m"}, "c", "E: m"),
+        ({"type": "pgworker.crashed", "message": "killed by signal 9"}, "killed by signal 9", "killed by signal 9"),
+        ({"type": "ValueError", "message": "no such\norder"}, None, "ValueError: no such order"),
+        ({"type": "pgworker.errors.Discard", "message": "no such order"}, None, "no such order"),
+        ({"type": "KeyError"}, None, "KeyError"),
+        ({"type": 7, "message": ["x"]}, None, "crashed"),
         ({"note": "x"}, "killed by signal 9", "killed by signal 9"),
         (None, None, "crashed"),
     ],
 )
-def test_the_reason_is_the_error_or_the_cause_or_the_outcome(error: Any, cause: Any, reason: str) -> None:
+def test_the_reason_is_the_cause_or_the_error_or_the_outcome(error: Any, cause: Any, reason: str) -> None:
     given = {**msgspec.to_builtins(LETTER), "error": error, "cause": cause, "outcome": "crashed"}
     assert msgspec.convert(given, DeadLetter).reason == reason
 

@@ -27,7 +27,6 @@ _SETTINGS: Mapping[str, Any] = {
     "workers": 2,
     "queues": ["default", "other"],
     "lease_ttl": 3.0,
-    "beat_interval": 0.1,
     "heartbeat_interval": 0.3,
     "poll_interval": 0.1,
     "max_batch": 100,
