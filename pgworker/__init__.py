@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from pgworker.app.app import App
     from pgworker.app.context import Context
     from pgworker.app.handle import JobHandle
-    from pgworker.app.leases import ClaimedJob
     from pgworker.app.orgs import Org
-    from pgworker.app.queue import Queue
+    from pgworker.app.queue.leases import ClaimedJob
+    from pgworker.app.queue.postgres import Queue
     from pgworker.app.task import Enqueuer, Task
     from pgworker.errors import (
         AppClosed,
@@ -96,7 +96,7 @@ _HOMES = {
     "CancelAnswer": "model.state",
     "CancelCounts": "lifecycle.cancel",
     "CancelReason": "model.state",
-    "ClaimedJob": "app.leases",
+    "ClaimedJob": "app.queue.leases",
     "Context": "app.context",
     "DeadLetter": "model.dead_letter",
     "Enqueuer": "app.task",
@@ -105,7 +105,7 @@ _HOMES = {
     "JobRequest": "model.job",
     "Org": "app.orgs",
     "Progress": "model.progress",
-    "Queue": "app.queue",
+    "Queue": "app.queue.postgres",
     "Status": "model.state",
     "Task": "app.task",
 }

@@ -19,11 +19,11 @@ from pgworker.app.dead_letters import hook_arguments, hook_declaration, hook_nam
 from pgworker.app.handle import JobHandle, Jobs
 from pgworker.app.hooks import WorkerHooks
 from pgworker.app.middleware import Middleware, middleware
-from pgworker.app.open_queue import open_queue
 from pgworker.app.options import ShouldRetry, check_org, task_options
 from pgworker.app.orgs import Org, OrgConfig, OrgRules, org_rules, refuse_request_without_org
 from pgworker.app.producer import Producer
-from pgworker.app.queue import Queue
+from pgworker.app.queue.open_queue import open_queue
+from pgworker.app.queue.postgres import Queue
 from pgworker.app.registration import check_handler, check_name, default_name, refuse_what_is_no_function
 from pgworker.app.scope import org_scope
 from pgworker.app.signatures import read_signature

@@ -18,7 +18,7 @@ from pgworker.errors import RegistrationError
 from pgworker.model.job import Job
 
 Function = Callable[[Job, Context, Callable[[], Any]], Any]
-Run = Callable[[str, Any, Callable[[], Job]], Any]
+Call = Callable[[str, Any, Callable[[], Job]], Any]
 """Runs a stored payload: payload, Context or None, what makes the Job."""
 
 
@@ -55,7 +55,7 @@ def middleware(function: object, twin: object) -> Middleware:
     return Middleware(name, plain[0] if plain else None, asynchronous[0] if asynchronous else None)
 
 
-def wrapped(run: Run, layers: Sequence[Function], *, of_async: bool) -> Run:
+def wrapped(run: Call, layers: Sequence[Function], *, of_async: bool) -> Call:
     """`run` with these around it, the first outermost."""
     layer = _async_layer if of_async else _plain_layer
     for function in reversed(layers):
@@ -76,7 +76,7 @@ def _checked(function: object) -> Function:
     return function
 
 
-def _plain_layer(run: Run, function: Function) -> Run:
+def _plain_layer(run: Call, function: Function) -> Call:
     def around(payload: str, context: Context, make_job: Callable[[], Job]) -> Any:
         once = _Once(function)
 
@@ -89,7 +89,7 @@ def _plain_layer(run: Run, function: Function) -> Run:
     return around
 
 
-def _async_layer(run: Run, function: Function) -> Run:
+def _async_layer(run: Call, function: Function) -> Call:
     async def around(payload: str, context: Context, make_job: Callable[[], Job]) -> Any:
         once = _Once(function)
 

@@ -72,7 +72,7 @@ def enqueue_on(driver: SyncDriver, requests: Sequence[JobRequest]) -> list[UUID]
     chunks = list(_chunks(requests))
     with _refusals(driver), _together(driver, chunks):
         ids = enqueue_groups(driver, chunks)
-    _tell(requests, ids)
+    _log_enqueued(requests, ids)
     return ids
 
 
@@ -81,11 +81,11 @@ async def _enqueue_async(driver: AsyncDriver, requests: Sequence[JobRequest]) ->
     with _refusals(driver):
         async with _together_async(driver, chunks):
             ids = await enqueue_groups_async(driver, chunks)
-    _tell(requests, ids)
+    _log_enqueued(requests, ids)
     return ids
 
 
-def _tell(requests: Sequence[JobRequest], ids: Sequence[UUID]) -> None:
+def _log_enqueued(requests: Sequence[JobRequest], ids: Sequence[UUID]) -> None:
     if not log.isEnabledFor(logging.DEBUG):
         return
     for request, job_id in zip(requests, ids, strict=True):

@@ -163,7 +163,7 @@ class _Waiter:
         except Exception as error:  # noqa: BLE001  whatever it is, those who wait must hear of it
             self._fail(due, error)
         else:
-            self._tell(due, {result.job_id: result for result in found})
+            self._answer(due, {result.job_id: result for result in found})
 
     def _next(self) -> Sequence[_Wait]:
         """Those that are due, as soon as there are any; none if nobody waits any more."""
@@ -179,7 +179,7 @@ class _Waiter:
             self._thread = None
             return ()
 
-    def _tell(self, due: Sequence[_Wait], found: dict[UUID, JobResult]) -> None:
+    def _answer(self, due: Sequence[_Wait], found: dict[UUID, JobResult]) -> None:
         """Who waits for what was found is told so; the others are due again, or out of time."""
         with self._changed:
             self._outage = None

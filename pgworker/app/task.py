@@ -24,7 +24,7 @@ from msgspec import UNSET, UnsetType
 from pgworker.app.arguments import Arguments
 from pgworker.app.context import Context
 from pgworker.app.handle import JobHandle
-from pgworker.app.middleware import Middleware, Run, wrapped
+from pgworker.app.middleware import Call, Middleware, wrapped
 from pgworker.app.options import TaskOptions, job_options
 from pgworker.app.orgs import OrgRules, refuse_job_without_org, refuse_request_without_org
 from pgworker.app.producer import Producer
@@ -210,7 +210,7 @@ class Task(Enqueuer[P, R]):
     @overload
     def on_dead_letter(self, function: Callable[[DeadLetter], Returned], /) -> Task[[DeadLetter], Returned]: ...
     def on_dead_letter(self, function: Callable[..., Any], /) -> Task[..., Any]:
-        """Run `function(dead)`, or `function(ctx, dead)`, as a job of its own when a job of this task is given up.
+        """Call `function(dead)`, or `function(ctx, dead)`, as a job of its own when a job of this task is given up.
 
         It is the task `NAME:dead_letter` on the same queue, its job made in the transaction that gives the other up.
         RegistrationError: there is a hook already, this is one, or `function` doesn't take a DeadLetter.
@@ -218,7 +218,7 @@ class Task(Enqueuer[P, R]):
         return self._add_hook(self, function)
 
     def wrap(self, layers: Sequence[Middleware]) -> None:
-        """Run the handler inside these from now on, the first outermost. RegistrationError: one of them can't."""
+        """Call the handler inside these from now on, the first outermost. RegistrationError: one of them can't."""
         forms = [layer.form(self.name, of_async=self.is_async) for layer in layers]
         run = wrapped(self._handle, forms, of_async=self.is_async)
         requires_org = self._sender.orgs.is_required
@@ -230,7 +230,7 @@ class Task(Enqueuer[P, R]):
         return self._sender.arguments.decode(payload_json)
 
     def invoke(self, payload_json: str, context: Context | None, make_job: Callable[[], Job]) -> Any:
-        """Run the handler on a stored payload. `context` may be None unless `needs_context`; not for async ones.
+        """Call the handler on a stored payload. `context` may be None unless `needs_context`; not for async ones.
 
         Whatever the handler raises comes through; so does `decode`'s error, an ordinary failure of the job. Contextvars
         that it sets end with it, and jobs that it enqueues inherit from its own.
@@ -252,18 +252,18 @@ class Task(Enqueuer[P, R]):
         return result
 
 
-def _handling_arguments(call: Callable[..., Any], arguments: Arguments) -> Run:
+def _handling_arguments(call: Callable[..., Any], arguments: Arguments) -> Call:
     decode = arguments.decode
     if arguments.takes_context:
         return lambda payload, context, _make_job: call(context, **decode(payload))
     return lambda payload, _context, _make_job: call(**decode(payload))
 
 
-def _handling_job(handle: Callable[[Job, Context], Any]) -> Run:
+def _handling_job(handle: Callable[[Job, Context], Any]) -> Call:
     return lambda _payload, context, _make_job: handle(context.job, context)
 
 
-def _requiring_org(run: Run) -> Run:
+def _requiring_org(run: Call) -> Call:
     def guarded(payload: str, context: Context, make_job: Callable[[], Job]) -> Any:
         refuse_job_without_org(context.job)
         return run(payload, context, make_job)

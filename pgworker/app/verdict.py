@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from pgworker.app.leases import ClaimedJob
+from pgworker.app.queue.leases import ClaimedJob
 from pgworker.app.task import Task
 from pgworker.errors import Cancelled, Discard, JobControl, Retry, Snooze
 from pgworker.lifecycle.claim import ClaimedRow
@@ -76,7 +76,7 @@ def judge(
     return Verdict(outcome, Next.REQUEUE, delay, f"failure {failed} of {max_attempts}: it runs again in {delay:.1f} s")
 
 
-def judge_anyhow(
+def judge_safely(
     error: BaseException, reason: CancelReason, cancel_seen: bool, claimed: ClaimedJob, task: Task[..., Any] | None
 ) -> Verdict:
     """As `judge`; should a rule of the task or a delay be broken, that is an ordinary failure of the job."""

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 from psycopg import Connection
 
-from pgworker.app.queue import PostgresQueue
+from pgworker.app.queue.postgres import PostgresQueue
 from pgworker.bench.ground import QUEUE
 from pgworker.bench.jobs import app
 from pgworker.config.settings import PoolSettings

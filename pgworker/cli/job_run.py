@@ -18,7 +18,7 @@ from pgworker.model.state import WAITING
 
 if TYPE_CHECKING:
     from pgworker.app.app import App
-    from pgworker.app.leases import ClaimedJob
+    from pgworker.app.queue.leases import ClaimedJob
     from pgworker.db.connect import Connection
     from pgworker.inspection.facts import Facts
 

@@ -105,7 +105,7 @@ def start_pool(dsn: str, app_path: str, settings: PoolSettings, *, starts_server
     shared = _share(settings, listening, opened)
     children = _Children(dsn, app_path, settings, shared, cpus, uuid4())
     logs.set_process("master", pool=str(children.pool_id))
-    _tell_start(settings, dsn, children.pool_id)
+    _log_start(settings, dsn, children.pool_id)
     load.keep_all()
     gc.collect()
     gc.freeze()  # what is imported by now stays shared with every child
@@ -143,7 +143,7 @@ def _log_refusal(error: PgworkerError) -> None:
     log.error("HUP: %s; the old workers go on", error, extra=logs.fields("restart_failed"))
 
 
-def _tell_start(settings: PoolSettings, dsn: str, pool_id: UUID) -> None:
+def _log_start(settings: PoolSettings, dsn: str, pool_id: UUID) -> None:
     queues = ", ".join(settings.queues)
     log.info(
         "pgworker %s starts: workers %d, slots of each %d, queues %s",

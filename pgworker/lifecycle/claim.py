@@ -12,6 +12,7 @@ from psycopg import Connection, Cursor
 from psycopg.types.string import ByteaBinaryLoader
 
 from pgworker.db.arrays import number_array, text_array
+from pgworker.linux.floors import FloorsSeen, Place
 from pgworker.sql.load import query
 
 PRIORITIES = tuple(range(9, -1, -1))
@@ -54,7 +55,7 @@ class ClaimedRow(NamedTuple):
         return None if self.created_at_sent is None else _moment(self.created_at_sent)
 
     @property
-    def place(self) -> tuple[int, int]:
+    def place(self) -> Place:
         """Where it was in its lane, as `floor_of` says it."""
         return _microseconds(self.run_at_sent), self.job_id.int >> 64
 
@@ -82,7 +83,7 @@ class Lanes:
         return len(self.queues)
 
 
-def floor_of(run_at: datetime, job_id: UUID) -> tuple[int, int]:
+def floor_of(run_at: datetime, job_id: UUID) -> Place:
     """A place in a lane, as the board keeps it: microseconds of the epoch, time half of the id."""
     return (run_at - _EPOCH) // _MICROSECOND, job_id.int >> 64
 
@@ -110,7 +111,7 @@ def claim_jobs(
     jobs: int,
     tasks: list[str],
     lanes: Lanes,
-    floors: tuple[list[int], list[int]],
+    floors: FloorsSeen,
 ) -> None:
     """Send a claim of up to `jobs` jobs on a `claiming_cursor`; its rows come in run order. `ttl` in seconds.
 
@@ -154,9 +155,9 @@ def find_below_floor(
     *,
     tasks: list[str],
     lanes: Lanes,
-    floors: tuple[list[int], list[int]],
+    floors: FloorsSeen,
     reach: float | None,
-) -> list[tuple[int, tuple[int, int]]]:
+) -> list[tuple[int, Place]]:
     """Due jobs below the floors, the first of each lane, as (lane, its place).
 
     `reach` bounds the look to so many seconds below each floor; None looks from the very beginning. Planned as a claim.
@@ -164,7 +165,7 @@ def find_below_floor(
     reach_us = None if reach is None else round(reach * 1_000_000)
     parameters = {
         **_where(tasks, lanes, floors),
-        "from_us": number_array(0 if reach_us is None else max(0, floor - reach_us) for floor in floors[0]),
+        "from_us": number_array(0 if reach_us is None else max(0, floor - reach_us) for floor in floors.run_at_us),
     }
     rows = cursor.execute(query("find_below_floor"), parameters).fetchall()
     found = []
@@ -176,8 +177,8 @@ def find_below_floor(
 
 
 def find_dry_lanes(
-    cursor: Cursor[Any], *, tasks: list[str], lanes: Lanes, floors: tuple[list[int], list[int]], margin: float
-) -> list[tuple[int, tuple[int, int]]]:
+    cursor: Cursor[Any], *, tasks: list[str], lanes: Lanes, floors: FloorsSeen, margin: float
+) -> list[tuple[int, Place]]:
     """Lanes with no job of ours between their floor and `margin` seconds ago, and that place, to which it may rise.
 
     Planned as a claim.
@@ -204,12 +205,12 @@ def _microseconds(sent: bytes) -> int:
     return int.from_bytes(sent, "big", signed=True) + _SERVERS_EPOCH_US
 
 
-def _where(tasks: list[str], lanes: Lanes, floors: tuple[list[int], list[int]]) -> dict[str, Any]:
+def _where(tasks: list[str], lanes: Lanes, floors: FloorsSeen) -> dict[str, Any]:
     """What every look into job_queue is told: which tasks, in which lanes, from where."""
     return {
         "tasks": text_array(tasks),
         "lane_queues": text_array(lanes.queues),
         "lane_priorities": number_array(lanes.priorities),
-        "floor_us": number_array(floors[0]),
-        "floor_ids": number_array(floors[1]),
+        "floor_us": number_array(floors.run_at_us),
+        "floor_ids": number_array(floors.id_halves),
     }

@@ -9,7 +9,7 @@ from uuid import UUID
 from pgworker.lifecycle.claim import ClaimedRow, Lanes, floor_of
 from pgworker.lifecycle.reclaim import Reclaimed
 from pgworker.lifecycle.release import Returned
-from pgworker.linux.floors import Floors
+from pgworker.linux.floors import Floors, FloorsSeen, Place
 
 _BEHIND_US = 250_000
 """Microseconds that a floor stays behind the claim that raises it: what was enqueued a moment before may be committed a
@@ -23,17 +23,17 @@ class LaneFloors:
         self._floors = floors
         self._lanes = lanes
 
-    def read(self) -> tuple[list[int], list[int]]:
+    def read(self) -> FloorsSeen:
         """All of them, as a claim takes them."""
         return self._floors.read()
 
-    def rise(self, seen: tuple[list[int], list[int]], rows: Sequence[ClaimedRow]) -> None:
+    def rise(self, seen: FloorsSeen, rows: Sequence[ClaimedRow]) -> None:
         """Over what was claimed, one row at least, from the floors that the claim has `seen`."""
-        last = {(row.queue, row.priority): row for row in (rows if rows[0][6:8] != rows[-1][6:8] else rows[-1:])}
-        for (queue, priority), row in last.items():
+        one_lane = _lane(rows[0]) == _lane(rows[-1])  # they come lane by lane
+        for (queue, priority), row in {_lane(row): row for row in (rows[-1:] if one_lane else rows)}.items():
             lane = self._lanes.index(queue, priority)
             if lane is not None:
-                self._floors.advance(lane, (seen[0][lane], seen[1][lane]), _place_of(row))
+                self._floors.advance(lane, seen.of(lane), _place_of(row))
 
     def lower(self, queue: str, priority: int, run_at: datetime, job_id: UUID) -> None:
         """Let claims find a job that is back in the queue, should its lane be served here."""
@@ -59,7 +59,11 @@ class LaneFloors:
             self._floors.lower(lane, (0, 0))
 
 
-def _place_of(row: ClaimedRow) -> tuple[int, int]:
+def _lane(row: ClaimedRow) -> tuple[str, int]:
+    return row.queue, row.priority
+
+
+def _place_of(row: ClaimedRow) -> Place:
     """Where this job was; or earlier, if it was claimed sooner than `_BEHIND_US` after it was due."""
     run_at_us, job_id = row.place
     behind_us = _BEHIND_US - int(row.waited * 1_000_000)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg import Connection
 
-from pgworker.lifecycle.transaction import in_one_trip
+from pgworker.lifecycle.transaction import execute_alone
 from pgworker.sql.load import query
 
 _TRIES = 3
@@ -49,6 +49,6 @@ def when_free(act: Callable[[], _Answer]) -> _Answer:
 
 def _make(connection: Connection[Any], day: date) -> bool | psycopg.Error:
     try:
-        return bool(when_free(lambda: in_one_trip(connection, query("make_partition"), {"day": day}))[0][0])
+        return bool(when_free(lambda: execute_alone(connection, query("make_partition"), {"day": day}))[0][0])
     except psycopg.Error as error:
         return error

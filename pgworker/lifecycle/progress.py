@@ -13,21 +13,21 @@ from uuid import UUID
 from psycopg import Connection
 
 from pgworker.db.plan import by_index
-from pgworker.model.progress import Said
+from pgworker.model.progress import ProgressUpdate
 from pgworker.sql.load import query
 
 
-def save_progress(connection: Connection[Any], lease_id: UUID, said: Mapping[int, Said]) -> None:
+def save_progress(connection: Connection[Any], lease_id: UUID, updates: Mapping[int, ProgressUpdate]) -> None:
     """Store what the jobs in these positions of a lease said last. Of what is not ours any more, nothing is stored."""
     with by_index(connection):
         connection.execute(
             query("save_progress"),
             {
                 "lease_id": lease_id,
-                "positions": list(said),
-                "fractions": [one.fraction for one in said.values()],
-                "messages": [one.message for one in said.values()],
-                "checkpoints": [one.checkpoint for one in said.values()],
+                "positions": list(updates),
+                "fractions": [one.fraction for one in updates.values()],
+                "messages": [one.message for one in updates.values()],
+                "checkpoints": [one.checkpoint for one in updates.values()],
             },
         )
 

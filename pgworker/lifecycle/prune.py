@@ -13,7 +13,7 @@ from psycopg import Connection
 from pgworker.config.settings import SHORTEST_RETENTION
 from pgworker.errors import ConfigurationError
 from pgworker.lifecycle.partitions import when_free
-from pgworker.lifecycle.transaction import in_one_trip
+from pgworker.lifecycle.transaction import execute_alone
 from pgworker.model.durations import seconds
 from pgworker.sql.load import query
 
@@ -81,8 +81,8 @@ def check_retention(value: object, what: str) -> float:
 
 
 def _drop(connection: Connection[Any], parameters: dict[str, Any]) -> bool:
-    when_free(lambda: in_one_trip(connection, query("watch_expired_partitions"), parameters))
-    return bool(in_one_trip(connection, query("drop_expired_partitions"), parameters)[0][0])
+    when_free(lambda: execute_alone(connection, query("watch_expired_partitions"), parameters))
+    return bool(execute_alone(connection, query("drop_expired_partitions"), parameters)[0][0])
 
 
 def _why(error: psycopg.Error) -> str:

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from psycopg import Connection
 
-from pgworker.lifecycle.transaction import in_one_trip
+from pgworker.lifecycle.transaction import execute_alone
 from pgworker.sql.load import query
 
 
@@ -31,5 +31,5 @@ def renew_leases(connection: Connection[Any], lease_ids: Sequence[UUID], ttl: fl
     of the server forgets only makes a lease end early, and the fence holds without it.
     """
     parameters = {"lease_ids": list(lease_ids), "ttl": ttl}
-    rows = in_one_trip(connection, query("renew_leases"), parameters, "set local synchronous_commit = off")
+    rows = execute_alone(connection, query("renew_leases"), parameters, "set local synchronous_commit = off")
     return {lease_id: Renewal(cancelled, is_busy) for lease_id, cancelled, is_busy in rows}

@@ -31,7 +31,7 @@ def read_committed(connection: Connection[Any]) -> Iterator[Cursor[Any]]:
             raise
 
 
-def in_one_trip(
+def execute_alone(
     connection: Connection[Any],
     statement: str,
     parameters: Mapping[str, Any],

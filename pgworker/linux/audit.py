@@ -16,7 +16,7 @@ from pgworker.linux.fork import lasting_threads
 
 
 @dataclass(frozen=True, slots=True)
-class Findings:
+class Obstacles:
     """What is in the way of a fork, in words; and the descriptors that children may share."""
 
     obstacles: tuple[str, ...]
@@ -29,12 +29,12 @@ def open_descriptors() -> frozenset[int]:
     return frozenset(fd for fd in found if _is_open(fd))  # not the one that listed the directory
 
 
-def audit(before: frozenset[int]) -> Findings:
+def audit(before: frozenset[int]) -> Obstacles:
     """Threads beside this one, and what was opened since `open_descriptors` gave `before`."""
     opened = open_descriptors() - before
     threads = [f"a thread ({name})" for name in lasting_threads()]
     connections = [found for fd in sorted(opened) if (found := _connection(fd)) is not None]
-    return Findings((*threads, *connections), opened)
+    return Obstacles((*threads, *connections), opened)
 
 
 def _is_open(fd: int) -> bool:

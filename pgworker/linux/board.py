@@ -13,7 +13,7 @@ from __future__ import annotations
 import mmap
 
 from pgworker.linux.floors import LANE_WORDS, Floors
-from pgworker.linux.row import Row, row_words
+from pgworker.linux.row import BoardRow, row_words
 
 # words of the pool
 _MONITOR_BEAT_NS, _SWEEP_DUE_NS, _FULL_SWEEP_DUE_NS, _CONNECTED, _OUTAGE_LINE_DUE_NS, _PAUSED, _WANTED = range(7)
@@ -28,7 +28,7 @@ class Board:
         first_row, size = _POOL_WORDS + lanes * LANE_WORDS, row_words(slots)
         self._words = memoryview(mmap.mmap(-1, 8 * (first_row + workers * size))).cast("Q")
         self.floors = Floors(self._words, _POOL_WORDS, lanes)
-        self.rows = tuple(Row(self._words, first_row + index * size, index, slots) for index in range(workers))
+        self.rows = tuple(BoardRow(self._words, first_row + index * size, index, slots) for index in range(workers))
 
     @property
     def monitor_beat_ns(self) -> int:

@@ -75,7 +75,7 @@ def row_words(slots: int) -> int:
     return _ROW_WORDS + slots * _SLOT_WORDS + (slots + _LEASES_AHEAD) * _LEASE_WORDS
 
 
-class Row:
+class BoardRow:
     """One worker. The worker writes what it does; the master and the monitor write what is asked of it."""
 
     __slots__ = ("_at", "_leases_at", "_slots_at", "_words", "index", "leases_limit", "slots")
@@ -294,7 +294,7 @@ class Row:
             self._words[self._lease_at(entry.index) + _LEASE_LOST] = 1
 
     def lose(self, index: int) -> None:
-        """Said by the worker itself, which has found its lease gone: what else runs of it is to stop."""
+        """ProgressUpdate by the worker itself, which has found its lease gone: what else runs of it is to stop."""
         self._words[self._lease_at(index) + _LEASE_LOST] = 1
         for run in self.runs():
             if run.lease == index:

@@ -13,7 +13,7 @@ from pgworker.linux import stacks
 from pgworker.linux.control import ControlChannel, Shared
 from pgworker.linux.fork import fork_child
 from pgworker.linux.pidfd import kill_group
-from pgworker.linux.row import Row
+from pgworker.linux.row import BoardRow
 from pgworker.linux.wake import wake
 
 RunWorker = Callable[[int], int]
@@ -31,7 +31,7 @@ _BLOCKED_UNTIL_HANDLED = (signal.SIGTERM, *_DUMPS_WHEN_HANDLED)
 class WorkerChild:
     """One place for a worker, and the process in it, if any."""
 
-    row: Row
+    row: BoardRow
     wake_pipe: int
     is_wanted: bool
     """Whether there is to be a worker in this place; one that is not any more may still drain."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from pgworker.linux import process, stacks
 from pgworker.linux.pidfd import kill_group
-from pgworker.linux.row import Row, Run
+from pgworker.linux.row import BoardRow, Run
 from pgworker.linux.stacks import StackFile
 from pgworker.model.graces import Graces
 from pgworker.model.lease import lease_margin
@@ -37,7 +37,7 @@ class Ladder:
     killed_ns: int = 0
 
 
-def find_overdue(row: Row, run: Run, now_ns: int, lease_ttl: float) -> CancelReason:
+def find_overdue(row: BoardRow, run: Run, now_ns: int, lease_ttl: float) -> CancelReason:
     """Why this run must stop by now: its deadline is over, or its lease is about to be."""
     if run.deadline_ns and now_ns >= run.deadline_ns:
         return CancelReason.DEADLINE
@@ -46,7 +46,7 @@ def find_overdue(row: Row, run: Run, now_ns: int, lease_ttl: float) -> CancelRea
     return CancelReason.NONE
 
 
-def is_stopped_past_lease(row: Row, pid: int, now_ns: int, lease_ttl: float) -> bool:
+def is_stopped_past_lease(row: BoardRow, pid: int, now_ns: int, lease_ttl: float) -> bool:
     """Whether a worker was stopped (SIGSTOP) between two jobs, with a lease in hand that has run out meanwhile."""
     oldest_ns = min((entry.renewed_ns for entry in row.leases()), default=now_ns)
     return now_ns - oldest_ns >= int(lease_ttl * 1e9) and process.state(pid) in ("T", "t")

@@ -25,7 +25,7 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class ProgressUpdate:
     """The same on its way to the database; `checkpoint` is JSON text, None leaves the one before."""
 
     job_id: UUID
@@ -33,14 +33,14 @@ class Said:
     message: str
     checkpoint: str | None
 
-    def after(self, before: Said | None) -> Said:
+    def after(self, before: ProgressUpdate | None) -> ProgressUpdate:
         """With the checkpoint of what was said before and is not stored yet, unless there is a newer one."""
         if before is None or self.checkpoint is not None:
             return self
         return replace(self, checkpoint=before.checkpoint)
 
 
-def say(job_id: UUID, fraction: object, message: object, checkpoint: object) -> Said:
+def check_progress(job_id: UUID, fraction: object, message: object, checkpoint: object) -> ProgressUpdate:
     """What a handler says, checked. ValueError or InvalidPayload, a ValueError too, for what can't be stored."""
     share, given = exact.number(fraction), exact.text(message)
     if share is None or not 0 <= share <= 1:
@@ -49,7 +49,7 @@ def say(job_id: UUID, fraction: object, message: object, checkpoint: object) -> 
     if given is None or len(text) > MAX_MESSAGE:
         raise ValueError(f"the message of a progress must be a string of at most {MAX_MESSAGE} characters")
     encoded = None if checkpoint is None else encode_checkpoint(checkpoint).decode()
-    return Said(job_id, round(float(share), 6), text.replace("\0", "\ufffd"), encoded)
+    return ProgressUpdate(job_id, round(float(share), 6), text.replace("\0", "\ufffd"), encoded)
 
 
 def _shown(fraction: object) -> str:

@@ -18,7 +18,7 @@ import psutil
 from pgworker.lifecycle.heartbeat import Activity, RunningJob
 from pgworker.linux.board import Board
 from pgworker.linux.memory import private_bytes
-from pgworker.linux.row import Row
+from pgworker.linux.row import BoardRow
 from pgworker.model.state import WorkerState
 
 _LOOK_EVERY = 15.0  # seconds between two looks at the memory of a process
@@ -62,7 +62,7 @@ class Activities:
                     known[worker_id] = now, private_bytes(Path(f"/proc/{pid}"))
                     self._memory = dict(known)
 
-    def of(self, row: Row, now_ns: int) -> Activity:
+    def of(self, row: BoardRow, now_ns: int) -> Activity:
         """What the worker in this row does now, and what it has used."""
         usage = self.usage(row)
         leases = {entry.index: entry.lease_id for entry in row.leases()}
@@ -79,7 +79,7 @@ class Activities:
             None if usage is None else usage.cpu_seconds,
         )
 
-    def usage(self, row: Row) -> Usage | None:
+    def usage(self, row: BoardRow) -> Usage | None:
         """None: no process is in this place."""
         if not row.pid:
             return None
@@ -104,7 +104,7 @@ class Activities:
                 before, last = before + last, 0.0
             self._spent[place] = worker_id, before, max(last, seconds)
 
-    def _state(self, row: Row, *, is_running: bool) -> WorkerState:
+    def _state(self, row: BoardRow, *, is_running: bool) -> WorkerState:
         if not row.is_ready:
             return WorkerState.STARTING
         if row.is_draining:

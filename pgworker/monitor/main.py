@@ -35,7 +35,7 @@ from pgworker.lifecycle.transaction import limit_session
 from pgworker.linux import process, stacks
 from pgworker.linux.control import ControlChannel, Death, Shared
 from pgworker.linux.pidfd import kill_group
-from pgworker.linux.row import Row
+from pgworker.linux.row import BoardRow
 from pgworker.model.names import host_name
 from pgworker.model.retry import Backoff
 from pgworker.model.state import Outcome
@@ -281,7 +281,7 @@ class Monitor:
     def _shown_rows(self) -> set[tuple[UUID, int]]:
         return {_shown(row) for row in self._board.rows if row.pid}
 
-    def _living(self) -> list[Row]:
+    def _living(self) -> list[BoardRow]:
         return [row for row in self._board.rows if row.pid and process.state(row.pid) not in (None, "Z")]
 
     def _record_deaths(self, connection: Connection[Any]) -> None:
@@ -401,6 +401,6 @@ class Monitor:
                 row.pid = 0
 
 
-def _shown(row: Row) -> tuple[UUID, int]:
+def _shown(row: BoardRow) -> tuple[UUID, int]:
     """What a beat tells of a worker that is news."""
     return row.worker_id, row.tasks_hash

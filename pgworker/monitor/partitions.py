@@ -148,11 +148,11 @@ class Partitions:
             )
             return False
         for partition in pruned:
-            _say(partition)
+            _log_pruned(partition)
         return True
 
 
-def _say(partition: PrunedPartition) -> None:
+def _log_pruned(partition: PrunedPartition) -> None:
     log.info(
         "dropped %s: %d jobs, %d executions, %.1f MiB; %d jobs are kept",
         partition.name,

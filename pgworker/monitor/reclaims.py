@@ -171,7 +171,7 @@ class Reclaims:
         if done is None:
             return []
         for job in done.jobs:
-            self._tell(job, done)
+            self._log_reclaimed(job, done)
         return [job for job in done.jobs if job.run_at is not None]
 
     def _is_shown(self, lease: Reclaimable) -> bool:
@@ -190,7 +190,7 @@ class Reclaims:
         )
         return Findings(nothing, nothing, cause, assumed_running=taken.slots, suspects=taken.slots)
 
-    def _tell(self, job: Reclaimed, done: ReclaimedLease) -> None:
+    def _log_reclaimed(self, job: Reclaimed, done: ReclaimedLease) -> None:
         self._metrics.count_reclaimed(job.queue, job.task, job.outcome)
         who: dict[str, object] = {"job": job.job_id, "execution": job.execution, "task": job.task, "queue": job.queue}
         who |= {"lease": done.lease_id, "worker_id": done.worker_id}

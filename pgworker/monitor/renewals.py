@@ -13,7 +13,7 @@ from pgworker.config.settings import PoolSettings
 from pgworker.lifecycle.renew import renew_leases
 from pgworker.linux import process
 from pgworker.linux.board import Board
-from pgworker.linux.row import LeaseEntry, Row
+from pgworker.linux.row import BoardRow, LeaseEntry
 from pgworker.model.state import CancelReason
 from pgworker.observe.logs import fields, logger
 from pgworker.observe.metrics import PoolMetrics
@@ -76,7 +76,7 @@ class Renewals:
             del self._cancelled[gone]
         self._missed &= shown
 
-    def _held(self) -> list[tuple[Row, LeaseEntry]]:
+    def _held(self) -> list[tuple[BoardRow, LeaseEntry]]:
         """What is shown and ours: neither lost, nor going back whole behind a job that holds its worker's GIL."""
         return [
             (row, entry)
@@ -86,7 +86,7 @@ class Renewals:
             if not entry.is_lost and not (row.line(entry.index) == 0 and entry.started == 0)
         ]
 
-    def _deserves(self, held: tuple[Row, LeaseEntry], now_ns: int) -> bool:
+    def _deserves(self, held: tuple[BoardRow, LeaseEntry], now_ns: int) -> bool:
         """Whether its worker lives, and no job of it runs long past the time by which it must have been killed."""
         row, entry = held
         if process.state(row.pid) in _NOT_ALIVE:
@@ -95,7 +95,7 @@ class Renewals:
         late_ns = now_ns - int(patience * 1e9)
         return not any(0 < run.deadline_ns <= late_ns for run in row.runs_of(entry))
 
-    def _renew(self, connection: Connection[Any], due: list[tuple[Row, LeaseEntry]]) -> set[UUID]:
+    def _renew(self, connection: Connection[Any], due: list[tuple[BoardRow, LeaseEntry]]) -> set[UUID]:
         busy = set()
         sent_ns = time.monotonic_ns()
         renewed = renew_leases(connection, [entry.lease_id for _, entry in due], self._settings.lease_ttl)
@@ -113,7 +113,7 @@ class Renewals:
                 self._cancelled[entry.lease_id] = {position for position in renewal.cancelled if position is not None}
         return busy
 
-    def _miss(self, row: Row, entry: LeaseEntry) -> None:
+    def _miss(self, row: BoardRow, entry: LeaseEntry) -> None:
         """Not returned: settled this very moment or, if it is still shown at the next tick, reclaimed by somebody.
 
         One of which nothing runs or is to start any more was settled too: its worker, whose GIL is held, has not read
@@ -134,7 +134,7 @@ class Renewals:
         )
 
 
-def _flag(row: Row, entry: LeaseEntry, reason: CancelReason, positions: Collection[int] | None = None) -> None:
+def _flag(row: BoardRow, entry: LeaseEntry, reason: CancelReason, positions: Collection[int] | None = None) -> None:
     """Ask the runs of this lease to stop; None: whatever their positions."""
     for run in row.runs_of(entry):
         if positions is None or run.position in positions:
@@ -147,7 +147,7 @@ def draw_lines(
     """Give back what waits behind jobs that hold its worker's GIL, so that its clerk can't: where nothing was started
     for `after_ns`.
 
-    A line on the board first, then a pause, then a look whether the runner was quicker; see `Row.draw_line`.
+    A line on the board first, then a pause, then a look whether the runner was quicker; see `BoardRow.draw_line`.
     `unanswered`, kept from one call to the next: leases that were perhaps released, as no answer came. Their line
     stays, or the runner might start what others have by now; the next call asks once more.
     """

@@ -72,7 +72,7 @@ class Samples:
             shown = DatabaseSample(sampled_at, queues, sample.dead_letters, sample.default_jobs)
             self._metrics.set_sample(shown, _MISSES * pause + cost)
             if knows_tasks:
-                self._tell([one for queue in sample.queues for one in queue.unserved], now)
+                self._log_unserved([one for queue in sample.queues for one in queue.unserved], now)
         return pause
 
     def _sample(self) -> Sample | None:
@@ -117,7 +117,7 @@ class Samples:
         ]
         return [*(_shown(one, knows_tasks=knows_tasks) for one in found), *empty]
 
-    def _tell(self, unserved: Sequence[Unserved], now: float) -> None:
+    def _log_unserved(self, unserved: Sequence[Unserved], now: float) -> None:
         """Of the queues of this pool: others tell of theirs."""
         ours = sorted((one for one in unserved if one.queue in self._queues), key=lambda one: -one.jobs.number)
         told = {(one.queue, one.task): one for one in ours[:_TASKS]}

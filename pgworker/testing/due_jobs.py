@@ -15,8 +15,8 @@ from uuid import uuid4
 from psycopg import Connection
 
 from pgworker.app.app import App
-from pgworker.app.leases import ClaimedJob
-from pgworker.app.queue import PostgresQueue
+from pgworker.app.queue.leases import ClaimedJob
+from pgworker.app.queue.postgres import PostgresQueue
 from pgworker.db.connect import connect_to_schema
 from pgworker.errors import JobControl
 from pgworker.inspection.jobs import ExecutionRecord, show_job
@@ -24,7 +24,7 @@ from pgworker.inspection.waiting import list_waiting_jobs
 from pgworker.lifecycle.claim import Lanes
 from pgworker.lifecycle.dead_letters import declare_hooks
 from pgworker.linux.board import Board
-from pgworker.linux.row import Row
+from pgworker.linux.row import BoardRow
 from pgworker.model.job import Job
 from pgworker.model.payload import decode
 from pgworker.model.state import Outcome
@@ -160,9 +160,9 @@ class _Worker:
             limit -= 1
             yield self._run(jobs[0], queue, row)
 
-    def _run(self, claimed: ClaimedJob, queue: PostgresQueue, row: Row) -> DrainedJob:
+    def _run(self, claimed: ClaimedJob, queue: PostgresQueue, row: BoardRow) -> DrainedJob:
         row.show_started(claimed.lease.entry, claimed.position)
-        slot, is_async = self._foreground.slot(row), self._foreground.is_async(claimed.row.task)
+        slot, is_async = self._foreground.slot(row, LEASE_TTL), self._foreground.is_async(claimed.row.task)
         execution = WatchedExecution(claimed, slot, is_async)
         execution.start()
         execution.watch(self._connection)

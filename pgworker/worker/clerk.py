@@ -15,19 +15,20 @@ from typing import Any
 
 import psycopg
 
-from pgworker.app.leases import ClaimedJob
-from pgworker.app.queue import PostgresQueue
+from pgworker.app.queue.leases import ClaimedJob
+from pgworker.app.queue.postgres import PostgresQueue
 from pgworker.app.task import Task
 from pgworker.config.settings import PoolSettings
 from pgworker.db.connect import explain, is_outage
-from pgworker.errors import EXIT_BUG, PgworkerError, SchemaError
+from pgworker.errors import PgworkerError, SchemaError
 from pgworker.lifecycle.claim import Lanes
 from pgworker.linux.board import Board
-from pgworker.linux.row import Row
+from pgworker.linux.row import BoardRow
 from pgworker.model.state import Outcome
 from pgworker.observe.events import Reporter
 from pgworker.observe.logs import fields, logger
 from pgworker.worker.alarm import ASLEEP, AWAKE, GROUPING, Alarm
+from pgworker.worker.crash import A_BUG, crash
 from pgworker.worker.link import Link
 from pgworker.worker.prefetch import Prefetch
 from pgworker.worker.recycle import Recycling
@@ -74,7 +75,7 @@ class Clerk:
         *,
         settings: PoolSettings,
         board: Board,
-        row: Row,
+        row: BoardRow,
         tasks: Mapping[str, Task[..., Any]],
         runner: Runner,
         link: Link,
@@ -122,20 +123,13 @@ class Clerk:
             log.error("%s", error, extra=fields("worker_refused"))
             self._row.ask_drain()
         except MemoryError:  # a handler holds all that the worker may have
-            try:
-                log.error(
-                    "no memory is left to record what jobs did; the worker ends and is replaced. Look at what its last"
-                    " jobs held, or raise --memory-limit",
-                    extra=fields("worker_crashed"),
-                )
-            finally:
-                os._exit(EXIT_BUG)
-        except Exception:  # a bug must end this worker, not leave it running without its clerk
-            log.exception(
-                "what talks to the database failed: this is a bug in pgworker; the worker ends and is replaced",
-                extra=fields("worker_crashed"),
+            crash(
+                log,
+                "no memory is left to record what jobs did; the worker ends and is replaced. Look at what its last jobs"
+                " held, or raise --memory-limit",
             )
-            os._exit(EXIT_BUG)
+        except Exception:  # noqa: BLE001  a bug must end this worker, not leave it running without its clerk
+            crash(log, f"what talks to the database failed: {A_BUG}", with_traceback=True)
         finally:
             self._runner.take_back()  # nobody would settle it; it goes back with its lease
             self._runner.stop()
@@ -150,7 +144,7 @@ class Clerk:
         try:
             self._link.open()
             self._give_back()
-            wanted = self._wanted()
+            wanted = self._plan_claim()
             if not wanted and self._queue.has_results and not self._is_settle_due():
                 self._sleep(SETTLE_INTERVAL, GROUPING)
                 return 0.0
@@ -195,13 +189,13 @@ class Clerk:
             if outcome is not Outcome.SUCCEEDED:
                 failed += 1
             elif tells:
-                _tell_success(claimed, took)
+                _log_success(claimed, took)
         if jobs:
             self._prefetch.observe(jobs, seconds)
         if failed:
             self._row.runs_failed += failed
-        if self._runner.said:  # looked at after what has ended: whatever those jobs said is there by now
-            for said in self._runner.take_said():
+        if self._runner.progress:  # looked at after what has ended: whatever those jobs said is there by now
+            for said in self._runner.take_progress():
                 self._queue.progress(*said)
 
     def _trip(self, wanted: int) -> None:
@@ -221,7 +215,7 @@ class Clerk:
             if self._looks_for_all:
                 self._board.tell_of_more()
             if log.isEnabledFor(logging.DEBUG):
-                _tell_claims(jobs)
+                _log_claims(jobs)
             self._prefetch.weigh(len(jobs), sum(len(job.row.payload or "") for job in jobs))
             self._put_ns = time.monotonic_ns()
             self._runner.put(jobs)
@@ -241,7 +235,7 @@ class Clerk:
     def _is_progress_due(self) -> bool:
         return self._queue.has_progress and time.monotonic() - self._settled_at >= PROGRESS_INTERVAL
 
-    def _wanted(self) -> int:
+    def _plan_claim(self) -> int:
         waiting, self._free_seen = len(self._runner.todo), self._runner.free
         has_room = self._free_seen > waiting
         if self._claims_nothing or self._runner.trial_left or not self._queue.may_claim:
@@ -253,12 +247,12 @@ class Clerk:
             return 0  # whatever is wrong with a claim, what has ended is recorded without it
         if time.monotonic() < self._dry_until and (self._row.is_idle or not has_room):
             return 0  # while we are shown idle they tell us of new jobs
-        if self._is_others_turn():
+        if self._leaves_look_to_others():
             self._dry_until = time.monotonic() + self._until_next_look
             return 0
         return self._prefetch.wanted(waiting, self._free_seen, self._since_last_start)
 
-    def _is_others_turn(self) -> bool:
+    def _leaves_look_to_others(self) -> bool:
         """Whether we sleep, were told of nothing, and somebody else of the pool looks at what is due by now."""
         now_ns = time.monotonic_ns()
         sleeps = self._row.is_idle and self._dry_until > 0.0 and self._is_told
@@ -368,21 +362,18 @@ class Clerk:
             return
         self._queue.keep_only_started(self._runner.take_back())  # back they go, if what runs closes its files in time
         if self._runner.is_idle or time.monotonic() - self._starved_at > STARVED:
-            try:
-                log.error(
-                    "no file descriptor is left to record what jobs did; the worker ends and is replaced. Look at what"
-                    " its last jobs left open, or raise the limit of open files",
-                    extra=fields("worker_crashed"),
-                )
-            finally:
-                os._exit(EXIT_BUG)
+            crash(
+                log,
+                "no file descriptor is left to record what jobs did; the worker ends and is replaced. Look at what its"
+                " last jobs left open, or raise the limit of open files",
+            )
 
 
-def _tell_claims(jobs: Sequence[ClaimedJob]) -> None:
+def _log_claims(jobs: Sequence[ClaimedJob]) -> None:
     for job in jobs:
         log.debug("claimed", extra=fields("job_claimed", **job.log_fields()))
 
 
-def _tell_success(job: ClaimedJob, seconds: float) -> None:
+def _log_success(job: ClaimedJob, seconds: float) -> None:
     told = fields("job_succeeded", **job.log_fields(), outcome=Outcome.SUCCEEDED.value, duration=round(seconds, 6))
     log.debug("succeeded", extra=told)

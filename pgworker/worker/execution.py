@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any
 from uuid import UUID
 
 import msgspec
 from psycopg import AsyncConnection, Connection
 
 from pgworker.app.context import Context
-from pgworker.app.leases import ClaimedJob
 from pgworker.app.orgs import OrgConfig
+from pgworker.app.queue.leases import ClaimedJob
 from pgworker.app.task import Task
-from pgworker.app.verdict import judge_anyhow
-from pgworker.errors import EXIT_BUG, Cancelled, Discard
+from pgworker.app.verdict import judge_safely
+from pgworker.errors import Cancelled, Discard
 from pgworker.lifecycle.settle import Ended, Next
-from pgworker.linux.row import Row
+from pgworker.linux.row import BoardRow
 from pgworker.model.payload import describe_error, encode_result
-from pgworker.model.progress import Said, say
+from pgworker.model.progress import ProgressUpdate, check_progress
 from pgworker.model.state import CancelReason, Outcome
 from pgworker.observe.logs import fields, logger
 from pgworker.observe.vocabulary import ENDED
@@ -34,7 +33,7 @@ from pgworker.worker.transaction_async import AsyncJobTransactions
 
 _FAR_AWAY_NS = 2**63 - 1  # what a word of the board holds; some 292 years
 
-Sayings = dict[tuple[UUID, int], tuple[ClaimedJob, Said]]
+ProgressUpdates = dict[tuple[UUID, int], tuple[ClaimedJob, ProgressUpdate]]
 """What running jobs say of how far they are and nobody has taken yet: of each, by its lease and position, the last."""
 
 log = logger("worker.runner")
@@ -53,12 +52,12 @@ class Slot:
     """What a slot has for every execution in it, and the end of the trial of a suspect in it."""
 
     index: int
-    row: Row
+    row: BoardRow
     transactions: SlotTransactions
     state: SimpleNamespace
-    sayings: Sayings
+    progress: ProgressUpdates
     org_config: OrgConfig | None
-    lease_ttl: float = 60.0
+    lease_ttl: float
     """Seconds."""
     trial_until_ns: int = 0
     """Of the last suspect here beside which nothing else starts, by the monotonic clock."""
@@ -155,14 +154,14 @@ class Execution:
     def failed(self, error: BaseException, tasks: dict[str, Task[..., Any]]) -> Ended:
         """The handler has raised `error`."""
         row = self.claimed.row
-        verdict = judge_anyhow(error, self.reason, self._cancel_seen, self.claimed, tasks.get(row.task))
+        verdict = judge_safely(error, self.reason, self._cancel_seen, self.claimed, tasks.get(row.task))
         described = describe_error(error)
         finished_ns = time.monotonic_ns()
         if not self.is_settled and not self.is_lost:
             onward: dict[str, object] = {"retry_in": round(verdict.delay, 3)} if verdict.next is Next.REQUEUE else {}
             if verdict.outcome.is_charged:
                 onward |= {"error": described["type"], "error_message": described["message"]}
-            self._tell_end(verdict.outcome, verdict.consequence, finished_ns, verdict.next, **onward)
+            self._log_end(verdict.outcome, verdict.consequence, finished_ns, verdict.next, **onward)
         stored = None if verdict.outcome is Outcome.CANCELLED else msgspec.json.encode(described).decode()
         return verdict.ended(row, self.started_ns, finished_ns, stored)
 
@@ -179,17 +178,17 @@ class Execution:
             ),
         )
 
-    def tell_loss(self) -> None:
+    def log_loss(self) -> None:
         """Its transaction has found its lease gone, whatever the handler made of that."""
         log.error(
             "its lease is gone: another worker has this job, its transaction is rolled back and nothing is recorded",
             extra=fields("result_lost", **self.claimed.log_fields(), outcome=Outcome.LOST.value),
         )
 
-    def tell_start(self) -> None:
+    def log_start(self) -> None:
         log.debug("started", extra=fields("job_started", **self.claimed.log_fields()))
 
-    def _tell_end(
+    def _log_end(
         self, outcome: Outcome, consequence: str, finished_ns: int, onward: Next = Next.END, **more: object
     ) -> None:
         """One line for whatever is no plain success. The stack of an error is on the execution's row."""
@@ -246,9 +245,9 @@ class Execution:
         return self._slot.transactions.on_loop.open(self)
 
     def _progress(self, fraction: float, message: str, checkpoint: Mapping[str, Any] | None) -> None:
-        said, place = say(self.claimed.row.job_id, fraction, message, checkpoint), self._place
-        before = self._slot.sayings.get(place)  # the clerk may take it this moment: then its checkpoint is stored twice
-        self._slot.sayings[place] = self.claimed, said.after(before[1] if before else None)
+        update, place = check_progress(self.claimed.row.job_id, fraction, message, checkpoint), self._place
+        before = self._slot.progress.get(place)  # should the clerk take it this moment, its checkpoint is stored twice
+        self._slot.progress[place] = self.claimed, update.after(before[1] if before else None)
 
     @property
     def _place(self) -> tuple[UUID, int]:
@@ -274,12 +273,3 @@ class Execution:
 
 def _row_is_missing() -> Discard:
     return Discard("its row in pgworker.jobs is missing: the partition was dropped while it waited")
-
-
-def end_for_a_bug() -> NoReturn:
-    """A bug must end this worker, not leave it running with a part of it gone."""
-    log.exception(
-        "a thread of the worker failed: this is a bug in pgworker; the worker ends and is replaced",
-        extra=fields("worker_crashed"),
-    )
-    os._exit(EXIT_BUG)

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 
 from pgworker.app.app import App
-from pgworker.app.queue import PostgresQueue
+from pgworker.app.queue.postgres import PostgresQueue
 from pgworker.lifecycle.settle import Ended
 from pgworker.linux import fork
-from pgworker.linux.row import Row
+from pgworker.linux.row import BoardRow
 from pgworker.model.state import Outcome
-from pgworker.worker.execution import Execution, Sayings, Slot, SlotTransactions
+from pgworker.worker.execution import Execution, ProgressUpdates, Slot, SlotTransactions
 from pgworker.worker.loop import end_left_behind
 from pgworker.worker.transaction import JobTransactions
 from pgworker.worker.transaction_async import AsyncJobTransactions
@@ -28,7 +28,7 @@ class Foreground:
 
     def __init__(self, app: App, state: SimpleNamespace, application_name: str) -> None:
         self.tasks = dict(app.tasks)
-        self.sayings: Sayings = {}
+        self.progress: ProgressUpdates = {}
         """What running jobs say of how far they are."""
         self._app = app
         self._state = state
@@ -37,9 +37,9 @@ class Foreground:
         self._loop = asyncio.new_event_loop()
         self._generation = fork.generation
 
-    def slot(self, row: Row) -> Slot:
-        """What executions shown in this row of a board are made with."""
-        return Slot(0, row, self._transactions, self._state, self.sayings, self._app.org_config)
+    def slot(self, row: BoardRow, lease_ttl: float) -> Slot:
+        """What executions shown in this row of a board are made with, under leases of so many seconds."""
+        return Slot(0, row, self._transactions, self._state, self.progress, self._app.org_config, lease_ttl)
 
     def is_async(self, task: str) -> bool:
         return self.tasks[task].is_async
@@ -54,7 +54,7 @@ class Foreground:
         if execution.is_settled:
             queue.succeeded_itself(execution.claimed)
         elif execution.is_lost:
-            execution.tell_loss()
+            execution.log_loss()
             queue.lost(execution.claimed)
         elif ended.outcome is Outcome.SUCCEEDED:
             queue.succeed(execution.claimed, ended)
@@ -64,8 +64,8 @@ class Foreground:
 
     def pass_on_progress(self, queue: PostgresQueue) -> None:
         """Tell `queue` what jobs have said and nobody has taken yet."""
-        while self.sayings:
-            queue.progress(*self.sayings.popitem()[1])
+        while self.progress:
+            queue.progress(*self.progress.popitem()[1])
 
     def close(self) -> None:
         run = self._loop.run_until_complete

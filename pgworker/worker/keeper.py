@@ -12,7 +12,7 @@ from uuid import uuid4
 import psycopg
 from psycopg import Connection
 
-from pgworker.app.leases import ClaimedJob
+from pgworker.app.queue.leases import ClaimedJob
 from pgworker.db.connect import connect_to_schema, explain, is_outage
 from pgworker.db.patience import Patience, PatientConnection
 from pgworker.errors import PgworkerError
@@ -28,12 +28,12 @@ from pgworker.lifecycle.progress import save_progress
 from pgworker.lifecycle.renew import renew_leases
 from pgworker.linux import process
 from pgworker.linux.memory import private_bytes
-from pgworker.linux.row import Row
+from pgworker.linux.row import BoardRow
 from pgworker.model.names import host_name
-from pgworker.model.progress import Said
+from pgworker.model.progress import ProgressUpdate
 from pgworker.model.state import CancelReason, WorkerState
 from pgworker.observe.logs import fields, logger
-from pgworker.worker.execution import Sayings
+from pgworker.worker.execution import ProgressUpdates
 
 LEASE_TTL = 60.0
 """Seconds: as a pool's by default. Whatever holds the GIL, or stops the process, for longer may lose the job."""
@@ -44,21 +44,21 @@ _BEAT = 5.0
 log = logger("worker.keeper")
 
 
-class Keeper:
+class LeaseKeeper:
     """A worker process of its own, as the database sees it, that serves no queue: its heartbeats and its one lease.
 
     `begin` before anything is claimed, or others would take the lease for that of a worker they never heard of.
     """
 
-    def __init__(self, dsn: str, row: Row, sayings: Sayings) -> None:
+    def __init__(self, dsn: str, row: BoardRow, progress: ProgressUpdates) -> None:
         self._dsn = dsn
         self._row = row
-        self._sayings = sayings
+        self._progress = progress
         self._pool = PoolIdentity(uuid4(), host_name(), process.pid_space(), ())
         self._connection: PatientConnection[Any] | None = None
         self._patience = Patience(LEASE_TTL, longest=LEASE_TTL / 3)
         self._claimed: ClaimedJob | None = None
-        self._unstored: Said | None = None
+        self._unstored: ProgressUpdate | None = None
         """What the job said and an outage has kept from being stored."""
         self._next_beat = 0.0
         self._over = threading.Event()
@@ -84,7 +84,7 @@ class Keeper:
         if self._thread.is_alive():
             self._thread.join(_BEAT)
         if self._claimed is not None and self._unstored is not None:
-            self._claimed.lease.said_before(self._claimed.position, self._unstored)
+            self._claimed.lease.note_earlier_progress(self._claimed.position, self._unstored)
             self._unstored = None
 
     def end(self, how: str) -> None:
@@ -150,13 +150,14 @@ class Keeper:
             )
 
     def _save_progress(self, connection: Connection[Any], claimed: ClaimedJob) -> None:
-        if (taken := self._sayings.pop((claimed.lease.lease_id, claimed.position), None)) is not None:
+        if (taken := self._progress.pop((claimed.lease.lease_id, claimed.position), None)) is not None:
             self._unstored = taken[1].after(self._unstored)
         if self._unstored is None:
             return
         try:
             save_progress(connection, claimed.lease.lease_id, {claimed.position: self._unstored})
-            claimed.lease.outspoken[claimed.position] = claimed.row.job_id  # so that it goes with the end of the job
+            # So that it goes with the end of the job.
+            claimed.lease.with_progress[claimed.position] = claimed.row.job_id
         except (psycopg.DataError, psycopg.IntegrityError):
             log.exception(
                 "the server would not store progress", extra=fields("progress_not_stored", **claimed.log_fields())

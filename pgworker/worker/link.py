@@ -15,7 +15,7 @@ from pgworker.db.patience import Patience, PatientConnection
 from pgworker.errors import PgworkerError
 from pgworker.lifecycle.dead_letters import DeadLetterHook, declare_hooks, restore_hooks
 from pgworker.lifecycle.heartbeat import announce_tasks
-from pgworker.linux.row import Row
+from pgworker.linux.row import BoardRow
 
 _RECONNECT_CAP = 2.0  # seconds
 
@@ -28,7 +28,7 @@ class Link:
         dsn: str,
         application_name: str,
         settings: PoolSettings,
-        row: Row,
+        row: BoardRow,
         tasks: Mapping[str, Task[..., Any]],
         hooks: Sequence[DeadLetterHook],
     ) -> None:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 import time
 from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any, Protocol
 
-from pgworker.errors import EXIT_BUG
 from pgworker.model.graces import Graces
 from pgworker.model.state import CancelReason
-from pgworker.observe.logs import fields, logger
-from pgworker.worker.execution import Execution, end_for_a_bug
+from pgworker.observe.logs import logger
+from pgworker.worker.crash import A_BUG, crash
+from pgworker.worker.execution import Execution
 
 _LOOK = 0.05
 """Seconds between two looks at the cancel flags, which are words in shared memory that nothing can wait for."""
@@ -77,12 +76,12 @@ class EventLoop:
         loop = asyncio.new_event_loop()
         try:
             loop.run_until_complete(self._serve())
-        except BaseException:
-            log.exception(
+        except BaseException:  # noqa: BLE001  whatever a handler has done to it
+            crash(
+                log,
                 "a handler has stopped the event loop, or cancelled what is not its own; the worker is replaced",
-                extra=fields("worker_crashed"),
+                with_traceback=True,
             )
-            os._exit(EXIT_BUG)
         loop.close()
 
     async def _serve(self) -> None:
@@ -118,7 +117,7 @@ class EventLoop:
             self._asked_ns.pop(slot, None)
             self._take(slot)
         except BaseException:  # noqa: BLE001 - what handlers raise ends in their execution
-            end_for_a_bug()
+            crash(log, f"a thread of the worker failed: {A_BUG}", with_traceback=True)
 
     def _cancel_the_deaf(self) -> None:
         """Who was flagged long enough ago and still runs has its task cancelled, once. Only what runs is flagged."""

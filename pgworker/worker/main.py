@@ -22,7 +22,7 @@ from pgworker.errors import PgworkerError
 from pgworker.linux import stacks
 from pgworker.linux.board import Board
 from pgworker.linux.memory import limit_data
-from pgworker.linux.row import Row
+from pgworker.linux.row import BoardRow
 from pgworker.linux.wake import wake
 from pgworker.model.graces import Graces
 from pgworker.observe import logs
@@ -56,7 +56,7 @@ class WorkerPlace:
     cpus: frozenset[int] = frozenset()
 
     @property
-    def row(self) -> Row:
+    def row(self) -> BoardRow:
         return self.board.rows[self.index]
 
 

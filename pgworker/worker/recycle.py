@@ -10,7 +10,7 @@ from uuid import UUID
 
 from pgworker.config.settings import PoolSettings
 from pgworker.linux.memory import private_bytes
-from pgworker.linux.row import Row
+from pgworker.linux.row import BoardRow
 from pgworker.model.recycle import RecycleReason
 from pgworker.observe.logs import fields, logger
 
@@ -56,7 +56,7 @@ class Limits:
 class Recycling:
     """Looks at this process between two rounds of the clerk, and says on the board that it wants to be replaced."""
 
-    def __init__(self, limits: Limits, row: Row) -> None:
+    def __init__(self, limits: Limits, row: BoardRow) -> None:
         self._limits = limits
         self._row = row
         self._is_needed = limits != Limits()

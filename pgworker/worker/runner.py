@@ -15,16 +15,17 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
 from pgworker.app.app import App
-from pgworker.app.leases import ClaimedJob, HeldLease
+from pgworker.app.queue.leases import ClaimedJob, HeldLease
 from pgworker.lifecycle.settle import Ended
 from pgworker.linux import fork
-from pgworker.linux.row import Row
+from pgworker.linux.row import BoardRow
 from pgworker.model.graces import Graces
 from pgworker.model.lease import lease_margin
-from pgworker.model.progress import Said
+from pgworker.model.progress import ProgressUpdate
 from pgworker.model.state import Outcome
 from pgworker.model.trial import trial
-from pgworker.worker.execution import Execution, Sayings, Slot, SlotTransactions, end_for_a_bug, log
+from pgworker.worker.crash import A_BUG, crash
+from pgworker.worker.execution import Execution, ProgressUpdates, Slot, SlotTransactions, log
 from pgworker.worker.loop import EventLoop
 
 
@@ -34,7 +35,7 @@ class Runner:
     def __init__(
         self,
         app: App,
-        row: Row,
+        row: BoardRow,
         graces: Graces,
         transactions: Sequence[SlotTransactions],
         state: SimpleNamespace,
@@ -43,12 +44,12 @@ class Runner:
         self.todo: deque[ClaimedJob] = deque()
         self.finished: deque[tuple[Execution, Ended]] = deque()
         self.refused: deque[ClaimedJob] = deque()
-        self.said: Sayings = {}
+        self.progress: ProgressUpdates = {}
         """What running jobs say of how far they are; taken by the clerk."""
         self._tasks = dict(app.tasks)
         self._row = row
         self._slots = [
-            Slot(index, row, own, state, self.said, app.org_config, graces.lease_ttl)
+            Slot(index, row, own, state, self.progress, app.org_config, graces.lease_ttl)
             for index, own in enumerate(transactions)
         ]
         self._start_within_ns = int((graces.lease_ttl - lease_margin(graces.lease_ttl)) * 1e9)
@@ -57,7 +58,7 @@ class Runner:
         self._free = list(range(row.slots - 1, -1, -1))
         self._on_trial: Slot | None = None
         self._stopping = False
-        self._tells_starts = False
+        self._logs_starts = False
         self._generation = fork.generation
         self._closed: HeldLease | None = None
         self._wake: Callable[[bool], None] = lambda _starves: None
@@ -70,7 +71,7 @@ class Runner:
     # -- called by the clerk
 
     def put(self, jobs: list[ClaimedJob]) -> None:
-        self._tells_starts = log.isEnabledFor(logging.DEBUG)
+        self._logs_starts = log.isEnabledFor(logging.DEBUG)
         with self._lock:
             self.todo.extend(jobs)
             self._arrived.notify(len(jobs))
@@ -116,12 +117,12 @@ class Runner:
         if self._loop is not None:
             self._loop.look()
 
-    def take_said(self) -> list[tuple[ClaimedJob, Said]]:
+    def take_progress(self) -> list[tuple[ClaimedJob, ProgressUpdate]]:
         """What jobs have said by now, each the last of it; what they say meanwhile is for the next time.
 
         Not popitem(), so many times: it takes the newest first, and what a job said before it ended might stay behind.
         """
-        return [self.said.pop(place) for place in self.said.copy()]
+        return [self.progress.pop(place) for place in self.progress.copy()]
 
     @property
     def is_idle(self) -> bool:
@@ -157,7 +158,7 @@ class Runner:
                 claimed, freed = taken
                 self._run(claimed, freed)
         except Exception:  # noqa: BLE001 - what handlers raise ends in their execution
-            end_for_a_bug()
+            crash(log, f"a thread of the worker failed: {A_BUG}", with_traceback=True)
 
     def _wait_for_sync(self, freed: int | None) -> tuple[ClaimedJob, int] | None:
         """Give back the slot of the last job; the next job and a slot for it, or None at the end."""
@@ -169,7 +170,7 @@ class Runner:
                 self._wake(True)
                 self._arrived.wait()
             if self._free and self.todo:
-                self._tell_next()
+                self._wake_next()
             return taken
 
     def take_async(self, freed: int | None) -> tuple[Execution, int] | None:
@@ -196,7 +197,7 @@ class Runner:
         while self.todo and self._free:
             claimed = self.todo[0]
             if self._loop is not None and self._is_async(claimed) is not is_async:
-                self._tell_next()
+                self._wake_next()
                 return None
             if self._on_trial is not None and self.trial_left:
                 self._wake(False)
@@ -217,7 +218,7 @@ class Runner:
         slot.trial_until_ns = time.monotonic_ns() + int(trial(suspicions) * 1e9)
         self._on_trial = slot
 
-    def _tell_next(self) -> None:
+    def _wake_next(self) -> None:
         """Whoever runs the next job: the loop, or a thread that waits. There is one for every free slot."""
         if self._loop is not None and self._is_async(self.todo[0]):
             self._loop.look()
@@ -242,8 +243,8 @@ class Runner:
     def _start(self, execution: Execution) -> None:
         execution.start()
         self.started_ns = execution.started_ns
-        if self._tells_starts:
-            execution.tell_start()
+        if self._logs_starts:
+            execution.log_start()
 
     def _run(self, claimed: ClaimedJob, slot: int) -> None:
         execution = Execution(claimed, self._slots[slot], is_async=False)
@@ -280,7 +281,7 @@ class Runner:
             if ended.outcome is not Outcome.SUCCEEDED:
                 execution.warn_of_failure_after_commit(ended)
         elif execution.is_lost:
-            execution.tell_loss()
+            execution.log_loss()
         self.finished.append((execution, ended))
         self._wake(False)
 

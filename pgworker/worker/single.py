@@ -12,18 +12,18 @@ from uuid import UUID
 from psycopg import Cursor
 
 from pgworker.app.app import App
-from pgworker.app.leases import ClaimedJob
-from pgworker.app.open_queue import OpenQueue
-from pgworker.app.queue import Claim
+from pgworker.app.queue.leases import ClaimedJob
+from pgworker.app.queue.open_queue import OpenQueue
+from pgworker.app.queue.postgres import Claim
 from pgworker.errors import DatabaseUnavailable
 from pgworker.lifecycle.claim import Lanes, claim_job
 from pgworker.lifecycle.settle import Ended, Next
-from pgworker.linux.row import Row
+from pgworker.linux.row import BoardRow
 from pgworker.model.state import Outcome
 from pgworker.observe.logs import fields, logger
 from pgworker.worker.execution import Execution
 from pgworker.worker.foreground import Foreground
-from pgworker.worker.keeper import LEASE_TTL, Keeper
+from pgworker.worker.keeper import LEASE_TTL, LeaseKeeper
 
 NAME = "pgworker jobs run"
 
@@ -57,10 +57,10 @@ class _OneJob(OpenQueue):
         self._even_paused = even_paused
 
     @property
-    def row(self) -> Row:
+    def row(self) -> BoardRow:
         return self._row
 
-    def _send(self, cursor: Cursor[Any], claim: Claim) -> None:
+    def _send_claim(self, cursor: Cursor[Any], claim: Claim) -> None:
         claim_job(
             cursor,
             self._job_id,
@@ -96,7 +96,7 @@ def _run(
     app: App, state: SimpleNamespace, queue: _OneJob, on_start: Callable[[ClaimedJob], object]
 ) -> BaseException | None:
     foreground = Foreground(app, state, NAME)
-    keeper = Keeper(app.dsn, queue.row, foreground.sayings)
+    keeper = LeaseKeeper(app.dsn, queue.row, foreground.progress)
     how = "it has ended"
     try:
         keeper.begin()
@@ -116,7 +116,7 @@ def _run(
 
 def _run_claimed(
     foreground: Foreground,
-    keeper: Keeper,
+    keeper: LeaseKeeper,
     queue: _OneJob,
     claimed: ClaimedJob,
     on_start: Callable[[ClaimedJob], object],
@@ -124,7 +124,7 @@ def _run_claimed(
     row = queue.row
     on_start(claimed)
     row.show_started(claimed.lease.entry, claimed.position)
-    execution = _PatientExecution(claimed, foreground.slot(row), foreground.is_async(claimed.row.task))
+    execution = _PatientExecution(claimed, foreground.slot(row, LEASE_TTL), foreground.is_async(claimed.row.task))
     execution.start()
     keeper.keep(claimed)
     try:

@@ -17,7 +17,7 @@ from psycopg import Connection, IsolationLevel
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
-from pgworker.app.leases import ClaimedJob
+from pgworker.app.queue.leases import ClaimedJob
 from pgworker.db.connect import connect, is_farewell
 from pgworker.db.patience import ANSWER, PatientConnection
 from pgworker.errors import Cancelled, DatabaseUnavailable, LeaseLost

@@ -32,7 +32,7 @@ from pgworker.inspection.jobs import list_jobs
 from pgworker.lifecycle.heartbeat import WorkerProcess, announce_tasks, beat_workers
 from pgworker.lifecycle.progress import save_progress
 from pgworker.lifecycle.settle import Next
-from pgworker.model.progress import say
+from pgworker.model.progress import check_progress
 from pgworker.model.state import Outcome, Status
 from pgworker.sql.load import migrations, query
 from tests.sql.actors import DEADLINE, POOL, Worker, ask, enqueue
@@ -435,7 +435,7 @@ def test_jobs_show_says_how_far_a_job_is(dsn: str, connect: Connect) -> None:
     (job_id,) = enqueue(connection)
     assert json.loads(output(run("jobs", "show", str(job_id), "--json", dsn=dsn)))["progress"] is None
     held = worker.claim()
-    said = say(job_id, 0.425, f"page 7 {EVIL}", {"page": 7, "ü": 2**60})
+    said = check_progress(job_id, 0.425, f"page 7 {EVIL}", {"page": 7, "ü": 2**60})
     save_progress(connection, held.lease_id, {1: said})
     page = output(run("jobs", "show", str(job_id), dsn=dsn))
     line = re.search(r"^progress +42%: page 7 (.+) \(execution 1, \S+ ago\)$", page, re.MULTILINE)

@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from pgworker import InvalidJob, Retry
-from pgworker.model.progress import say
+from pgworker.model.progress import check_progress
 from pgworker.testing import drain
 from tests.architecture.test_readme import TASKS
 
@@ -65,7 +65,7 @@ def test_shelves_are_restocked_from_where_the_last_execution_was(orders: Any) ->
     job = orders.restock.enqueue(3)
     with orders.app.queue("default") as queue:
         [claimed] = queue.claim(1)
-        queue.progress(claimed, say(job.id, 1 / 3, "shelf 1", {"done": 1}))
+        queue.progress(claimed, check_progress(job.id, 1 / 3, "shelf 1", {"done": 1}))
         queue.fail(claimed, Retry(after=0))
     [again] = drain(orders.app, queues=["default"])
     assert (again.job.execution, again.result) == (2, 2)

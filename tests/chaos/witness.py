@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import pgworker.app.leases
-import pgworker.app.losses
+import pgworker.app.queue.leases
+import pgworker.app.queue.losses
 import pgworker.worker.execution
 from pgworker import Context
-from pgworker.app.leases import ClaimedJob
+from pgworker.app.queue.leases import ClaimedJob
 from pgworker.lifecycle.settle import Ended, Settlement
 from tests.chaos.evidence import ACKED, BEGAN, FENCED, STARTED, Ledger
 
@@ -57,8 +57,8 @@ class Witness:
 
     def watch_settles(self) -> None:
         """From now on, note what the settles of this process's clerk come to."""
-        find: Callable[..., list[Ended]] = getattr(pgworker.app.losses, "find_unsettled")  # noqa: B009
-        mark: Callable[..., None] = pgworker.app.leases.HeldLease.mark_settled
+        find: Callable[..., list[Ended]] = getattr(pgworker.app.queue.losses, "find_unsettled")  # noqa: B009
+        mark: Callable[..., None] = pgworker.app.queue.leases.HeldLease.mark_settled
 
         def find_unsettled(cursor: Any, settlement: Settlement) -> list[Ended]:
             unsettled = find(cursor, settlement)
@@ -69,15 +69,15 @@ class Witness:
                     self._note(FENCED, runs[0].job_id, runs[0].execution, settlement.lease_id)
             return unsettled
 
-        def mark_settled(lease: pgworker.app.leases.HeldLease) -> None:
+        def mark_settled(lease: pgworker.app.queue.leases.HeldLease) -> None:
             if lease.lease_id not in self._refused:
                 for run in lease.ready.values():
                     if run is not None:
                         self._note(ACKED, run.job_id, run.execution, lease.lease_id)
             mark(lease)
 
-        setattr(pgworker.app.losses, "find_unsettled", find_unsettled)  # noqa: B010  a patch, for mypy too
-        setattr(pgworker.app.leases.HeldLease, "mark_settled", mark_settled)  # noqa: B010
+        setattr(pgworker.app.queue.losses, "find_unsettled", find_unsettled)  # noqa: B010  a patch, for mypy too
+        setattr(pgworker.app.queue.leases.HeldLease, "mark_settled", mark_settled)  # noqa: B010
 
     def _note(self, *words: object) -> None:
         if self._ledger is None or self._pid != os.getpid():

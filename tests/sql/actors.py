@@ -30,6 +30,7 @@ from pgworker.lifecycle.reclaim import (
     reclaim_lease,
 )
 from pgworker.lifecycle.settle import Ended, Next, Settlement, is_settled, settle_jobs
+from pgworker.linux.floors import FloorsSeen
 from pgworker.model.job import JobRequest
 from pgworker.model.retry import Backoff
 from pgworker.model.state import Outcome
@@ -93,7 +94,7 @@ class Worker:
         slots: int = 1,
         tasks: Sequence[str] = ("t",),
         queues: Sequence[str] = ("default",),
-        floors: tuple[list[int], list[int]] | None = None,
+        floors: FloorsSeen | None = None,
         lease_id: UUID | None = None,
     ) -> Held:
         lease_id = lease_id or uuid4()
@@ -109,7 +110,7 @@ class Worker:
                 jobs=jobs,
                 tasks=list(tasks),
                 lanes=lanes,
-                floors=floors or ([0] * len(lanes), [0] * len(lanes)),
+                floors=floors or FloorsSeen([0] * len(lanes), [0] * len(lanes)),
             )
         return Held(lease_id, self.worker_id, claimed_rows(cursor))
 

@@ -11,7 +11,7 @@ import psycopg
 from psycopg import Connection
 from psycopg.conninfo import conninfo_to_dict
 
-from pgworker.app.leases import ClaimedJob, HeldLease
+from pgworker.app.queue.leases import ClaimedJob, HeldLease
 from pgworker.lifecycle.enqueue import enqueue_jobs
 from pgworker.model.job import JobRequest
 from pgworker.worker.transaction import JobTransactions

@@ -13,6 +13,7 @@ from pgworker.lifecycle.claim import Lanes, find_below_floor, find_dry_lanes, fl
 from pgworker.lifecycle.floors import LaneFloors
 from pgworker.lifecycle.transaction import one_trip
 from pgworker.linux.board import Board
+from pgworker.linux.floors import FloorsSeen
 from tests.sql.actors import Connect, Worker, ask, enqueue, now
 
 LANES = Lanes.of(["default", "other"])
@@ -28,15 +29,13 @@ def db(connect: Connect) -> Connection[Any]:
     return connect()
 
 
-def dry(
-    db: Connection[Any], floors: tuple[list[int], list[int]] | None = None, margin: float = MARGIN
-) -> dict[int, tuple[int, int]]:
+def dry(db: Connection[Any], floors: FloorsSeen | None = None, margin: float = MARGIN) -> dict[int, tuple[int, int]]:
     floors = floors or floors_at(EPOCH)
     return dict(find_dry_lanes(db.cursor(binary=True), tasks=["t", "u"], lanes=LANES, floors=floors, margin=margin))
 
 
-def floors_at(moment: datetime) -> tuple[list[int], list[int]]:
-    return [(moment - EPOCH) // timedelta(microseconds=1)] * len(LANES), [0] * len(LANES)
+def floors_at(moment: datetime) -> FloorsSeen:
+    return FloorsSeen([(moment - EPOCH) // timedelta(microseconds=1)] * len(LANES), [0] * len(LANES))
 
 
 def make_due_since(db: Connection[Any], seconds: float) -> None:
@@ -92,7 +91,7 @@ def test_a_claim_from_floors_that_have_risen_finds_what_becomes_due_later(db: Co
     make_due_since(db, 60)
     [later] = enqueue(db)
     places = dry(db)
-    floors = [places[lane][0] for lane in range(len(LANES))], [places[lane][1] for lane in range(len(LANES))]
+    floors = FloorsSeen(*map(list, zip(*(places[lane] for lane in range(len(LANES))), strict=True)))
     assert Worker(db).claim(queues=["default", "other"], floors=floors).ids == [later]
     assert ask(db, "select task from pgworker.job_queue") == ["unserved"]
 

@@ -33,7 +33,7 @@ from pgworker.lifecycle.dead_letters import requeue_dead_letters
 from pgworker.lifecycle.progress import save_progress
 from pgworker.lifecycle.settle import Next
 from pgworker.model.payload import MAX_RESULT_BYTES, describe_error, encode_result
-from pgworker.model.progress import say
+from pgworker.model.progress import check_progress
 from pgworker.model.state import Outcome
 from tests.sql.actors import Connect, Monitor, Worker
 
@@ -297,7 +297,7 @@ def test_a_handle_tells_how_far_its_job_is(app: App, task: Task[..., Any], worke
     job = task.enqueue(42)
     assert job.progress() is None
     held = worker.claim()
-    save_progress(worker.connection, held.lease_id, {1: say(job.id, 0.4, "packed", {"lines": 4})})
+    save_progress(worker.connection, held.lease_id, {1: check_progress(job.id, 0.4, "packed", {"lines": 4})})
     seen = job.progress()
     assert seen is not None
     assert (seen.execution, seen.fraction, seen.message, seen.checkpoint) == (1, 0.4, "packed", {"lines": 4})

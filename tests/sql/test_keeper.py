@@ -11,13 +11,13 @@ import psycopg
 import pytest
 
 from pgworker import App
-from pgworker.app.queue import PostgresQueue
+from pgworker.app.queue.postgres import PostgresQueue
 from pgworker.lifecycle.claim import Lanes
 from pgworker.linux.board import Board
-from pgworker.linux.row import Row
-from pgworker.model.progress import say
-from pgworker.worker.execution import Sayings
-from pgworker.worker.keeper import Keeper
+from pgworker.linux.row import BoardRow
+from pgworker.model.progress import check_progress
+from pgworker.worker.execution import ProgressUpdates
+from pgworker.worker.keeper import LeaseKeeper
 from tests.process.pool import eventually
 from tests.sql.actors import ask, enqueue
 
@@ -34,7 +34,7 @@ def test_a_lock_on_the_heartbeats_does_not_keep_a_lease_from_being_renewed(
     connection, other = connect(), connect()
     enqueue(connection)
     queue, row = queue_of_one(connection)
-    keeper = Keeper(dsn, row, {})
+    keeper = LeaseKeeper(dsn, row, {})
     keeper.begin()
     [claimed] = queue.claim(1)
     expires = "select expires_at from pgworker.job_leases"
@@ -53,11 +53,11 @@ def test_a_checkpoint_that_an_outage_has_kept_from_being_stored_is_stored_after_
     connection, other = connect(), connect()
     enqueue(connection)
     queue, row = queue_of_one(connection)
-    sayings: Sayings = {}
-    keeper = Keeper(dsn, row, sayings)
+    progress: ProgressUpdates = {}
+    keeper = LeaseKeeper(dsn, row, progress)
     keeper.begin()
     [claimed] = queue.claim(1)
-    sayings[claimed.lease.lease_id, claimed.position] = claimed, say(claimed.row.job_id, 0.5, "", {"at": 7})
+    progress[claimed.lease.lease_id, claimed.position] = claimed, check_progress(claimed.row.job_id, 0.5, "", {"at": 7})
     cut = """select pg_terminate_backend(pid) from pg_stat_activity
              where application_name = 'pgworker jobs run keeper' and wait_event_type = 'Lock'"""
     with other.transaction():
@@ -74,7 +74,7 @@ def test_a_checkpoint_that_an_outage_has_kept_from_being_stored_is_stored_after_
     keeper.end("it has ended")
 
 
-def queue_of_one(connection: psycopg.Connection[Any]) -> tuple[PostgresQueue, Row]:
+def queue_of_one(connection: psycopg.Connection[Any]) -> tuple[PostgresQueue, BoardRow]:
     lanes = Lanes.of(["default"])
     board = Board(1, len(lanes))
     [row] = board.rows

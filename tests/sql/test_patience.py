@@ -16,7 +16,7 @@ from psycopg.pq import TransactionStatus
 
 from pgworker import App, OutcomeUnknown, WaitTimeout
 from pgworker.app import connections
-from pgworker.app.queue import PostgresQueue
+from pgworker.app.queue.postgres import PostgresQueue
 from pgworker.db.connect import connect as connect_to
 from pgworker.db.connect import connect_async, connect_to_schema, explain
 from pgworker.db.patience import Patience, Silence

@@ -28,7 +28,8 @@ from pgworker.lifecycle.progress import forget_progress, save_progress
 from pgworker.lifecycle.release import release_jobs
 from pgworker.lifecycle.settle import Next, find_unsettled
 from pgworker.lifecycle.transaction import one_trip
-from pgworker.model.progress import say
+from pgworker.linux.floors import FloorsSeen
+from pgworker.model.progress import check_progress
 from pgworker.model.selection import JobFilter
 from pgworker.model.state import Outcome, Status
 from tests.sql.actors import Connect, Monitor, Worker, ask, enqueue
@@ -37,7 +38,7 @@ ROWS = 30_000
 BATCH = 100
 TIMES_TO_PREPARE = 8  # the driver prepares at the sixth
 LANES = Lanes.of(["default"])
-FROM_THE_BEGINNING = ([0] * len(LANES), [0] * len(LANES))
+FROM_THE_BEGINNING = FloorsSeen([0] * len(LANES), [0] * len(LANES))
 
 _PLACEHOLDER = re.compile(r"%\((\w+)\)s")
 
@@ -290,12 +291,12 @@ def test_a_look_for_what_nobody_serves_reads_the_head_of_each_lane_however_long_
     assert_reads_no_more_than(scans, rows=2 * 1000 * queues + queues, buffers=1000 * queues)
 
 
-def floors_now(connection: Connection[Any], seconds: float = 0) -> tuple[list[int], list[int]]:
+def floors_now(connection: Connection[Any], seconds: float = 0) -> FloorsSeen:
     """All floors at the clock, or so many seconds ahead of it."""
     at = "clock_timestamp() + %s * interval '1 second'"
     [(run_at, job_id)] = ask(connection, f"select {at}, pgworker.uuid7_first({at})", seconds, seconds)
     time, half = floor_of(run_at, job_id)
-    return [time] * len(LANES), [half] * len(LANES)
+    return FloorsSeen([time] * len(LANES), [half] * len(LANES))
 
 
 # -- what lies in front
@@ -422,7 +423,7 @@ def test_jobs_that_say_nothing_read_nothing_of_what_others_said_and_a_retry_its_
     assert progress_of(scans) == (0, 0)
     with explained(worker.connection) as scans, worker.connection.transaction():
         again = worker.claim(BATCH)
-        save_progress(worker.connection, again.lease_id, {1: say(again.ids[0], 0.5, "", None)})
+        save_progress(worker.connection, again.lease_id, {1: check_progress(again.ids[0], 0.5, "", None)})
         forget_progress(worker.connection, again.ids)
     rows, buffers = progress_of(scans)
     assert rows == 1

@@ -13,8 +13,8 @@ import pytest
 from psycopg import Connection
 
 from pgworker import App, JobNotFound, Progress
-from pgworker.app.leases import ClaimedJob
-from pgworker.app.open_queue import OpenQueue
+from pgworker.app.queue.leases import ClaimedJob
+from pgworker.app.queue.open_queue import OpenQueue
 from pgworker.inspection.progress import read_progress
 from pgworker.lifecycle.cancel import cancel_job, cancel_jobs
 from pgworker.lifecycle.claim import Lanes
@@ -25,7 +25,7 @@ from pgworker.lifecycle.release import release_jobs
 from pgworker.lifecycle.renew import renew_leases
 from pgworker.lifecycle.settle import Ended, Next, Settlement
 from pgworker.model.payload import MAX_RESULT_BYTES
-from pgworker.model.progress import say
+from pgworker.model.progress import check_progress
 from pgworker.model.selection import JobFilter
 from pgworker.model.state import CancelAnswer, Outcome
 from tests.sql.actors import Blocked, Connect, Held, Monitor, Worker, ask, ended, enqueue, impatient, leases, settle
@@ -66,7 +66,7 @@ def open_queue(dsn: str) -> OpenQueue:
 
 def save(connection: Connection[Any], held: Held, fraction: float = 0.5, checkpoint: object = None) -> None:
     """Every job of a lease says so."""
-    said = {place: say(job, fraction, "", checkpoint) for place, job in enumerate(held.ids, start=1)}
+    said = {place: check_progress(job, fraction, "", checkpoint) for place, job in enumerate(held.ids, start=1)}
     save_progress(connection, held.lease_id, said)
 
 
@@ -89,12 +89,12 @@ def test_the_last_thing_said_is_there_for_everybody_and_the_checkpoint_until_the
     [job] = enqueue(db)
     held = worker.claim()
     assert read_progress(db, job) is None
-    save_progress(worker.connection, held.lease_id, {1: say(job, 0.1, "one", {"page": 1})})
-    save_progress(worker.connection, held.lease_id, {1: say(job, 0.25, "two", None)})
+    save_progress(worker.connection, held.lease_id, {1: check_progress(job, 0.1, "one", {"page": 1})})
+    save_progress(worker.connection, held.lease_id, {1: check_progress(job, 0.25, "two", None)})
     seen = read_progress(db, job)
     assert seen is not None
     assert seen == Progress(1, 0.25, "two", {"page": 1}, seen.updated_at)
-    save_progress(worker.connection, held.lease_id, {1: say(job, 0.2, "", {})})
+    save_progress(worker.connection, held.lease_id, {1: check_progress(job, 0.2, "", {})})
     seen = read_progress(db, job)
     assert seen is not None
     assert (seen.fraction, seen.message, seen.checkpoint) == (0.2, "", {})
@@ -129,7 +129,7 @@ def test_the_next_execution_gets_the_checkpoint_and_a_first_one_none(
 def test_who_left_no_checkpoint_is_told_apart_from_who_said_nothing(db: Connection[Any], worker: Worker) -> None:
     [spoke, silent] = enqueue(db, 2)
     held = worker.claim()
-    save_progress(worker.connection, held.lease_id, {held.ids.index(spoke) + 1: say(spoke, 0.5, "", None)})
+    save_progress(worker.connection, held.lease_id, {held.ids.index(spoke) + 1: check_progress(spoke, 0.5, "", None)})
     assert worker.settle(held.settlement(**AGAIN))
     again = worker.claim()
     assert dict(zip(again.ids, checkpoints(again), strict=True)) == {spoke: "null", silent: None}
@@ -166,7 +166,7 @@ def test_whatever_passes_the_check_of_a_handler_is_stored_and_comes_back(
 ) -> None:
     [job] = enqueue(db)
     held = worker.claim()
-    said = say(job, 5e-324, "x" * 999 + "\0", LARGEST[kind])
+    said = check_progress(job, 5e-324, "x" * 999 + "\0", LARGEST[kind])
     save_progress(worker.connection, held.lease_id, {1: said})
     seen = read_progress(db, job)
     assert seen is not None
@@ -182,7 +182,7 @@ def test_what_is_not_held_any_more_may_say_nothing(db: Connection[Any], worker: 
     assert worker.settle(held.settlement(1, 1, **DEAD))
     assert not release_jobs(worker.connection, held.lease_id, 2).is_busy
     save(worker.connection, held)
-    save_progress(worker.connection, held.lease_id, {3: say(settled, 0.5, "", None)})
+    save_progress(worker.connection, held.lease_id, {3: check_progress(settled, 0.5, "", None)})
     assert stored(db) == {}
     lost = worker.claim()
     assert lost.ids == [released]
@@ -242,7 +242,7 @@ def test_a_trip_locks_its_leases_in_their_order_whatever_it_has_to_tell_of_them(
     """As a cancel of a job in two leases does: the two can't deadlock."""
     enqueue(db, 2)
     low, high = sorted((queue.claim(1)[0] for _ in range(2)), key=lambda job: job.lease.lease_id)
-    queue.progress(high, say(high.row.job_id, 0.5, "", None))
+    queue.progress(high, check_progress(high.row.job_id, 0.5, "", None))
     queue.succeed(low)
     holder, other = connect(), connect()
     lock = "select from pgworker.job_leases where lease_id = %s for update"
@@ -359,7 +359,7 @@ def test_prune_takes_what_is_a_day_old_of_jobs_that_are_nowhere(db: Connection[A
 
 
 def tell(queue: OpenQueue, job: ClaimedJob, fraction: float, checkpoint: object = None) -> None:
-    queue.progress(job, say(job.row.job_id, fraction, "", checkpoint))
+    queue.progress(job, check_progress(job.row.job_id, fraction, "", checkpoint))
 
 
 def again(job: ClaimedJob, **how: Any) -> Ended:
@@ -449,11 +449,11 @@ def test_a_trip_whose_reply_was_lost_is_repeated_and_leaves_the_next_execution_a
     failed, running = queue.claim(2)
     tell(queue, failed, 0.9, {"page": 1})
     queue.fail(failed, again(failed))
-    [news] = [lease.news() for lease in queue.leases]
-    assert news is not None
-    save_progress(db, news.lease.lease_id, news.said)
-    assert news.settlement is not None
-    assert settle(db.cursor(), news.settlement)
+    [update] = [lease.update() for lease in queue.leases]
+    assert update is not None
+    save_progress(db, update.lease.lease_id, update.progress)
+    assert update.settlement is not None
+    assert settle(db.cursor(), update.settlement)
     other = open_queue(dsn)
     [job] = other.claim(1)
     assert job.row.checkpoint == '{"page": 1}'
@@ -488,7 +488,7 @@ def test_what_postgresql_will_not_store_is_dropped_and_said_once(
     """It can't come from a handler; if it could, a worker would try it for ever."""
     enqueue(db, 2)
     one, two = queue.claim(2)
-    queue.progress(one, replace(say(one.row.job_id, 0.5, "", None), fraction=2.0))
+    queue.progress(one, replace(check_progress(one.row.job_id, 0.5, "", None), fraction=2.0))
     tell(queue, two, 0.5)
     queue.claim(0)
     assert stored(db).keys() == {two.row.job_id}

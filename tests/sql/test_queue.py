@@ -15,8 +15,8 @@ from psycopg import Connection
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgworker import App
-from pgworker.app.leases import ClaimedJob
-from pgworker.app.queue import PostgresQueue
+from pgworker.app.queue.leases import ClaimedJob
+from pgworker.app.queue.postgres import PostgresQueue
 from pgworker.errors import Discard, Retry, Snooze
 from pgworker.lifecycle.claim import Lanes
 from pgworker.lifecycle.settle import Ended

@@ -17,6 +17,7 @@ from pgworker.lifecycle.heartbeat import WorkerProcess, beat_workers
 from pgworker.lifecycle.release import release_jobs
 from pgworker.lifecycle.renew import Renewal, renew_leases
 from pgworker.lifecycle.settle import Next, find_unsettled, is_settled, settle_jobs, settle_success
+from pgworker.linux.floors import FloorsSeen
 from pgworker.model.state import CancelAnswer, Outcome
 from pgworker.sql.load import query
 from tests.sql.actors import (
@@ -267,7 +268,7 @@ def test_a_settle_sent_again_after_its_retry_runs_elsewhere_makes_no_second_copy
     held = worker.claim(2)
     settlement = held.settlement(1, 1, outcome=Outcome.FAILED, then=Next.REQUEUE)
     assert worker.settle(settlement)
-    retry = elsewhere.claim(1, floors=([0] * 10, [0] * 10))
+    retry = elsewhere.claim(1, floors=FloorsSeen([0] * 10, [0] * 10))
     assert [(row.job_id, row.execution) for row in retry.rows] == [(fresh, 1)]
     retry = elsewhere.claim(1)
     assert [(row.job_id, row.execution) for row in retry.rows] == [(failing, 2)]

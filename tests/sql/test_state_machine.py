@@ -33,7 +33,7 @@ from pgworker.lifecycle.renew import renew_leases
 from pgworker.lifecycle.retry import retry_job
 from pgworker.lifecycle.settle import Ended, Next, Settlement, find_unsettled, is_settled, settle_jobs
 from pgworker.lifecycle.transaction import one_trip
-from pgworker.model.progress import say
+from pgworker.model.progress import check_progress
 from pgworker.model.selection import JobFilter
 from pgworker.model.state import CancelAnswer, Outcome, RetryAnswer, Status
 from tests.sql.actors import DEADLINE, Held, Monitor, Worker, ask, enqueue, leases, settle, statuses
@@ -257,7 +257,7 @@ class Machine(RuleBasedStateMachine):
         if position > len(held.rows) or self.is_hanging(held.lease_id):
             return
         row = held.rows[position - 1]
-        said = say(row.job_id, 0.5, "", {"from": row.execution})
+        said = check_progress(row.job_id, 0.5, "", {"from": row.execution})
         save_progress(self.workers[self.who(held)].connection, held.lease_id, {position: said})
 
     @precondition(lambda self: self.held and self.hanging is None)

@@ -24,7 +24,7 @@ from pgworker.lifecycle.release import release_jobs
 from pgworker.lifecycle.renew import renew_leases
 from pgworker.lifecycle.settle import Ended, Next, Settlement, find_unsettled, is_settled, settle_jobs
 from pgworker.lifecycle.transaction import one_trip
-from pgworker.model.progress import say
+from pgworker.model.progress import check_progress
 from pgworker.model.state import CancelAnswer, Outcome
 from tests.sql.actors import Connect, Held, Monitor, Worker, again, ask, enqueue, settle
 from tests.sql.invariants import STORED, WITNESSED, WITNESSES, offences
@@ -193,7 +193,7 @@ class Claimer(Actor):
     def say(self, held: Held, first: int) -> None:
         """Some jobs say how far they are, from here on, though it may not be theirs to say any more."""
         spoken = [(position, row) for position, row in enumerate(held.rows[first - 1 :], first) if self.happens(0.2)]
-        said = {position: say(row.job_id, 0.5, "", {"from": row.execution}) for position, row in spoken}
+        said = {position: check_progress(row.job_id, 0.5, "", {"from": row.execution}) for position, row in spoken}
         save_progress(self.connection, held.lease_id, said)
 
     def record(self, cursor: psycopg.Cursor[Any], settlement: Settlement) -> bool:

@@ -17,7 +17,7 @@ import pytest
 from psycopg import Connection
 from psycopg.rows import dict_row
 
-from pgworker.app.leases import ClaimedJob
+from pgworker.app.queue.leases import ClaimedJob
 from pgworker.errors import Cancelled
 from tests.sql.actors import Connect, ask
 from tests.sql.tenants import (

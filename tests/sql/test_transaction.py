@@ -9,7 +9,7 @@ import pytest
 from psycopg import Connection
 from psycopg.pq import TransactionStatus
 
-from pgworker.lifecycle.transaction import in_one_trip, read_committed
+from pgworker.lifecycle.transaction import execute_alone, read_committed
 
 Connect = Callable[[], Connection[Any]]
 
@@ -45,6 +45,6 @@ class Interrupted(Mapping[str, Any]):
 def test_ctrl_c_between_two_statements_of_one_trip_leaves_the_connection_as_it_was(connect: Connect) -> None:
     connection = connect()
     with pytest.raises(KeyboardInterrupt):
-        in_one_trip(connection, "select %(name)s", Interrupted())
+        execute_alone(connection, "select %(name)s", Interrupted())
     assert connection.info.transaction_status is TransactionStatus.IDLE
-    assert in_one_trip(connection, "select 1", {}) == [(1,)]
+    assert execute_alone(connection, "select 1", {}) == [(1,)]

@@ -35,6 +35,7 @@ from pgworker.lifecycle.reclaim import Findings, Reclaimable, Reclaimed, find_re
 from pgworker.lifecycle.release import Returned, release_jobs
 from pgworker.lifecycle.renew import Renewal, renew_leases
 from pgworker.lifecycle.settle import Next, Settlement, find_unsettled
+from pgworker.linux.floors import FloorsSeen
 from pgworker.model.job import JobRequest
 from pgworker.model.retry import Backoff
 from pgworker.model.state import CancelAnswer, Outcome, WorkerState
@@ -276,15 +277,15 @@ def test_a_claim_starts_at_its_floor_time_and_id_and_what_lies_below_is_found_by
     run_at = now(db) - timedelta(seconds=90)
     db.execute("update pgworker.job_queue set run_at = %s", [run_at])
     lanes, lane = Lanes.of(["default"]), 4
-    floors = ([0] * 10, [0] * 10)
-    floors[0][lane], floors[1][lane] = floor_of(run_at, ids[2])
+    floors = FloorsSeen([0] * 10, [0] * 10)
+    floors.run_at_us[lane], floors.id_halves[lane] = floor_of(run_at, ids[2])
 
     def look(reach: float | None) -> list[tuple[int, tuple[int, int]]]:
         return find_below_floor(db.cursor(), tasks=["t"], lanes=lanes, floors=floors, reach=reach)
 
     assert worker.claim(floors=floors).ids == ids[2:]
     assert look(None) == look(60) == [(lane, floor_of(run_at, ids[0]))]
-    floors[0][lane] += 61_000_000
+    floors.run_at_us[lane] += 61_000_000
     assert look(60) == []
     assert look(62) == look(None) == [(lane, floor_of(run_at, ids[0]))]
     assert find_below_floor(db.cursor(), tasks=["u"], lanes=lanes, floors=floors, reach=None) == []
@@ -294,7 +295,7 @@ def test_a_lane_is_dry_up_to_a_little_ago_when_what_is_due_there_is_nobodys(
     db: Connection[Any], worker: Worker
 ) -> None:
     """Its floor may rise over jobs of tasks that nobody serves, and never over one that waits for a paused queue."""
-    lanes, floors = Lanes.of(["default"]), ([0] * 10, [0] * 10)
+    lanes, floors = Lanes.of(["default"]), FloorsSeen([0] * 10, [0] * 10)
     enqueue(db, task="unknown", priority=9)
     [ours] = enqueue(db, priority=7)
     db.execute("update pgworker.job_queue set run_at = run_at - interval '90 s'")
@@ -308,7 +309,7 @@ def test_a_lane_is_dry_up_to_a_little_ago_when_what_is_due_there_is_nobodys(
     assert found.keys() == set(range(10)) - {lanes.index("default", 7)}
     for place in found.values():
         assert floor_of(before - minute, nil) <= place <= floor_of(now(db) - minute, nil)
-    floors[0][:2] = [floor_of(before, nil)[0]] * 2
+    floors.run_at_us[:2] = [floor_of(before, nil)[0]] * 2
     assert dry().keys() == found.keys() - {0, 1}
     assert worker.claim(1, floors=floors).ids == [ours]
     assert len(dry()) == 8

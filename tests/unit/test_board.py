@@ -5,11 +5,11 @@ from uuid import uuid4
 import pytest
 
 from pgworker.linux.board import Board
-from pgworker.linux.row import Row, Run
+from pgworker.linux.row import BoardRow, Run
 from pgworker.model.state import CancelReason
 
 
-def started(row: Row, slot: int = 0, on_loop: int = 0) -> Run:
+def started(row: BoardRow, slot: int = 0, on_loop: int = 0) -> Run:
     row.start_run(slot, lease=2, position=7, now_ns=100, deadline_ns=200, thread=9, on_loop=on_loop)
     run = row.run(slot)
     assert run is not None

@@ -5,7 +5,7 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgworker.app.leases import HeldLease
+from pgworker.app.queue.leases import HeldLease
 from pgworker.lifecycle.settle import Ended, Settlement
 
 LEASE = UUID(int=1)
@@ -53,7 +53,7 @@ def test_a_lease_whose_last_position_settled_itself_ends_with_nothing_to_record(
 
 def test_a_lease_with_nothing_new_has_nothing_to_settle() -> None:
     lease = HeldLease(LEASE, 0, count=2)
-    assert (lease.settlement(), lease.has_news) == (None, False)
+    assert (lease.settlement(), lease.has_update) == (None, False)
 
 
 def test_a_lease_does_not_end_while_its_tail_is_going_back() -> None:
@@ -63,7 +63,7 @@ def test_a_lease_does_not_end_while_its_tail_is_going_back() -> None:
     assert lease.settlement() == Settlement(LEASE, 1, [ended(1)], ends_lease=False)
     lease.mark_settled()
     assert not lease.is_ended
-    assert (lease.settlement(), lease.has_news) == (None, False)
+    assert (lease.settlement(), lease.has_update) == (None, False)
     lease.mark_gone_back()
     assert not lease.is_ended
     assert lease.settlement() == Settlement(LEASE, 1, [], ends_lease=True)  # its row is still there

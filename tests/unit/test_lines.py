@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from pgworker.linux.board import Board
-from pgworker.linux.row import Row
+from pgworker.linux.row import BoardRow
 from pgworker.monitor.renewals import draw_lines
 
 SECOND = 1_000_000_000
@@ -27,7 +27,7 @@ def board() -> Board:
     return board
 
 
-def claim(row: Row, seconds_ago: float) -> int:
+def claim(row: BoardRow, seconds_ago: float) -> int:
     return row.show_lease(uuid4(), 3, int(NOW - seconds_ago * SECOND))
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pgworker.errors import InvalidPayload
 from pgworker.model.payload import MAX_DEPTH, MAX_RESULT_BYTES, decode
-from pgworker.model.progress import MAX_MESSAGE, Said, say
+from pgworker.model.progress import MAX_MESSAGE, ProgressUpdate, check_progress
 
 JOB = UUID(int=1)
 
@@ -41,7 +41,7 @@ def nested(levels: int) -> dict[str, Any]:
 def test_what_passes_is_a_fraction_a_text_that_postgresql_takes_and_json(
     fraction: float, message: str, checkpoint: dict[str, int]
 ) -> None:
-    said = say(JOB, fraction, message, checkpoint)
+    said = check_progress(JOB, fraction, message, checkpoint)
     assert abs(said.fraction - fraction) < 1e-6
     assert len(said.message) == len(message)
     assert "\0" not in said.message
@@ -53,7 +53,7 @@ def test_what_passes_is_a_fraction_a_text_that_postgresql_takes_and_json(
 @given(anything, anything, anything)
 def test_whatever_is_said_passes_or_is_refused_with_a_value_error(fraction: Any, message: Any, checkpoint: Any) -> None:
     try:
-        said = say(JOB, fraction, message, checkpoint)
+        said = check_progress(JOB, fraction, message, checkpoint)
     except ValueError:
         return
     assert 0 <= said.fraction <= 1
@@ -78,21 +78,21 @@ def test_whatever_is_said_passes_or_is_refused_with_a_value_error(fraction: Any,
 )
 def test_a_fraction_that_is_none_is_refused_in_a_sentence(fraction: Any, shown: str) -> None:
     with pytest.raises(ValueError, match=rf"a fraction from 0 to 1, such as 0\.4, not {shown}$"):
-        say(JOB, fraction, "", None)
+        check_progress(JOB, fraction, "", None)
 
 
 @pytest.mark.parametrize("message", [None, b"x", 7, "x" * (MAX_MESSAGE + 1)])
 def test_a_message_that_is_no_short_string_is_refused(message: Any) -> None:
     with pytest.raises(ValueError, match="a string of at most 1000 characters"):
-        say(JOB, 0.4, message, None)
+        check_progress(JOB, 0.4, message, None)
 
 
 def test_a_fraction_near_nothing_is_one_that_postgresql_takes() -> None:
-    assert say(JOB, 5e-324, "", None).fraction == 0.0
+    assert check_progress(JOB, 5e-324, "", None).fraction == 0.0
 
 
 def test_nul_and_lone_surrogates_are_replaced_in_a_message() -> None:
-    assert say(JOB, 0.4, "a\0b\ud800c", None).message == "a\ufffdb?c"
+    assert check_progress(JOB, 0.4, "a\0b\ud800c", None).message == "a\ufffdb?c"
 
 
 @pytest.mark.parametrize(
@@ -113,24 +113,24 @@ def test_nul_and_lone_surrogates_are_replaced_in_a_message() -> None:
 )
 def test_a_checkpoint_that_can_not_be_stored_is_refused_in_a_sentence(checkpoint: Any, why: str) -> None:
     with pytest.raises(InvalidPayload, match=f"^(a|the) checkpoint .*{why}"):
-        say(JOB, 0.4, "", checkpoint)
+        check_progress(JOB, 0.4, "", checkpoint)
 
 
 def test_a_checkpoint_of_the_largest_size_passes() -> None:
-    said = say(JOB, 0.4, "", {"a": "x" * (MAX_RESULT_BYTES - 8)})
+    said = check_progress(JOB, 0.4, "", {"a": "x" * (MAX_RESULT_BYTES - 8)})
     assert len(said.checkpoint or "") == MAX_RESULT_BYTES
 
 
 def test_what_is_said_of_a_mutable_object_stays_as_it_was() -> None:
     pages: dict[str, list[int]] = {"pages": [1]}
-    said = say(JOB, 0.4, "", pages)
+    said = check_progress(JOB, 0.4, "", pages)
     pages["pages"].append(2)
     assert said.checkpoint == '{"pages":[1]}'
 
 
 @pytest.mark.parametrize("checkpoint", [None, {"page": 2}])
 def test_the_last_checkpoint_counts_whatever_is_said_after_it(checkpoint: Mapping[str, int] | None) -> None:
-    before = say(JOB, 0.1, "one", {"page": 1})
-    said = say(JOB, 0.2, "two", checkpoint).after(before)
-    assert said == Said(JOB, 0.2, "two", '{"page":2}' if checkpoint else '{"page":1}')
-    assert say(JOB, 0.1, "", None).after(None).checkpoint is None
+    before = check_progress(JOB, 0.1, "one", {"page": 1})
+    said = check_progress(JOB, 0.2, "two", checkpoint).after(before)
+    assert said == ProgressUpdate(JOB, 0.2, "two", '{"page":2}' if checkpoint else '{"page":1}')
+    assert check_progress(JOB, 0.1, "", None).after(None).checkpoint is None

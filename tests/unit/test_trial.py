@@ -11,10 +11,10 @@ from typing import Any
 from uuid import uuid4
 
 from pgworker import App, Context
-from pgworker.app.leases import ClaimedJob, HeldLease
+from pgworker.app.queue.leases import ClaimedJob, HeldLease
 from pgworker.lifecycle.claim import ClaimedRow
 from pgworker.linux.board import Board
-from pgworker.linux.row import Row
+from pgworker.linux.row import BoardRow
 from pgworker.model.graces import Graces
 from pgworker.model.state import Outcome
 from pgworker.model.trial import trial
@@ -126,7 +126,7 @@ def test_what_has_finished_knows_its_context_no_more_which_knows_its_arguments()
 
 
 @contextmanager
-def running(app: App, row: Row) -> Iterator[Runner]:
+def running(app: App, row: BoardRow) -> Iterator[Runner]:
     runner = Runner(app, row, Graces(1.0, 1.0, 60.0), unused(row.slots), SimpleNamespace())
     thread = Thread(target=runner.run_jobs, args=[lambda _starves: None])
     thread.start()
@@ -143,7 +143,7 @@ def unused(slots: int) -> list[SlotTransactions]:
     ]
 
 
-def claimed(row: Row, task: str, *, suspicions: int, names: tuple[str, ...]) -> list[ClaimedJob]:
+def claimed(row: BoardRow, task: str, *, suspicions: int, names: tuple[str, ...]) -> list[ClaimedJob]:
     """Jobs of one lease, of which the first is suspected."""
     now, lease_id = bytes(8), uuid4()
     rows = [

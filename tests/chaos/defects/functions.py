@@ -11,7 +11,7 @@ from uuid import UUID
 import psycopg
 from psycopg import Connection, Cursor
 
-import pgworker.app.losses
+import pgworker.app.queue.losses
 import pgworker.cli.pool
 import pgworker.lifecycle.enqueue
 import pgworker.master.main
@@ -19,9 +19,9 @@ import pgworker.monitor.renewals
 import pgworker.worker.clerk
 import pgworker.worker.link
 import pgworker.worker.transaction
-from pgworker.app.handing_back import LostClaims
-from pgworker.app.leases import ClaimedJob, HeldLease
-from pgworker.app.queue import PostgresQueue
+from pgworker.app.queue.handing_back import LostClaims
+from pgworker.app.queue.leases import ClaimedJob, HeldLease
+from pgworker.app.queue.postgres import PostgresQueue
 from pgworker.lifecycle.settle import Ended, Next, Settlement
 from pgworker.model.job import JobRequest
 from pgworker.model.state import Outcome
@@ -57,7 +57,7 @@ def _settle_without_fence(bed: Bed) -> None:
             cursor.execute(_RECORD, [run.job_id, settlement.lease_id, run.execution])
         return []
 
-    bed.patch(pgworker.app.losses, "find_unsettled", find_unsettled)
+    bed.patch(pgworker.app.queue.losses, "find_unsettled", find_unsettled)
 
 
 def _settle_by_id(bed: Bed) -> None:
@@ -66,7 +66,7 @@ def _settle_by_id(bed: Bed) -> None:
             cursor.execute(_RECORD_LATEST, {"job_id": run.job_id, "lease_id": settlement.lease_id})
         return []
 
-    bed.patch(pgworker.app.losses, "find_unsettled", find_unsettled)
+    bed.patch(pgworker.app.queue.losses, "find_unsettled", find_unsettled)
 
 
 def _commit_apart(bed: Bed) -> None:

@@ -1,6 +1,6 @@
 """What a worker does by itself: its runner starts jobs, its clerk makes trips and hands back.
 
-See pgworker/worker/runner.py, worker/clerk.py, worker/transaction.py, app/queue.py, app/leases.py.
+See pgworker/worker/runner.py, worker/clerk.py, worker/transaction.py, app/queue/postgres.py, app/queue/leases.py.
 """
 
 from __future__ import annotations

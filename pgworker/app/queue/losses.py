@@ -7,10 +7,10 @@ from typing import Any
 
 from psycopg import Connection
 
-from pgworker.app.leases import HeldLease
+from pgworker.app.queue.leases import HeldLease
 from pgworker.lifecycle.claim import ClaimedRow
 from pgworker.lifecycle.settle import Settlement, find_unsettled
-from pgworker.linux.row import Row
+from pgworker.linux.row import BoardRow
 from pgworker.model.state import Outcome
 from pgworker.observe.logs import fields, logger
 
@@ -21,7 +21,7 @@ class Losses:
     """`on_lost` hears of each execution, and what it had ended as; `on_lease_lost` of each lease, once."""
 
     def __init__(
-        self, row: Row, on_lost: Callable[[ClaimedRow, Outcome], object], on_lease_lost: Callable[[], object]
+        self, row: BoardRow, on_lost: Callable[[ClaimedRow, Outcome], object], on_lease_lost: Callable[[], object]
     ) -> None:
         self._row = row
         self._on_lost = on_lost

@@ -17,14 +17,14 @@ import msgspec
 import psycopg
 from psycopg import Connection, Cursor
 
-from pgworker.app.doubts import Doubts
-from pgworker.app.handing_back import LostClaims, Tails
-from pgworker.app.leases import ClaimedJob, HeldLease, News
-from pgworker.app.losses import Losses
-from pgworker.app.one_by_one import UNSTORABLE, tell_one_by_one
 from pgworker.app.producer import enqueue_on
+from pgworker.app.queue.doubts import Doubts
+from pgworker.app.queue.handing_back import LostClaims, Tails
+from pgworker.app.queue.leases import ClaimedJob, HeldLease, LeaseUpdate
+from pgworker.app.queue.losses import Losses
+from pgworker.app.queue.one_by_one import UNSTORABLE, settle_one_by_one
 from pgworker.app.task import Task
-from pgworker.app.verdict import judge_anyhow
+from pgworker.app.verdict import judge_safely
 from pgworker.lifecycle.cancel import cancel_waiting_job
 from pgworker.lifecycle.claim import ClaimedRow, Lanes, claim_jobs, claimed_rows, claiming_cursor
 from pgworker.lifecycle.floors import LaneFloors
@@ -32,11 +32,11 @@ from pgworker.lifecycle.progress import forget_progress, save_progress
 from pgworker.lifecycle.purge import purge_queue
 from pgworker.lifecycle.settle import Ended, Settlement, is_settled, settle_jobs
 from pgworker.lifecycle.transaction import one_trip
-from pgworker.linux.floors import Floors
-from pgworker.linux.row import Row
+from pgworker.linux.floors import Floors, FloorsSeen
+from pgworker.linux.row import BoardRow
 from pgworker.model.job import JobRequest
 from pgworker.model.payload import describe_error
-from pgworker.model.progress import Said
+from pgworker.model.progress import ProgressUpdate
 from pgworker.model.state import CancelReason, Outcome
 
 _LARGE = 4096  # characters of arguments that are not kept for as long as the last job of their lease runs
@@ -74,7 +74,7 @@ class Claim:
     lease_id: UUID
     jobs: int
     sent_ns: int
-    floors: tuple[list[int], list[int]]
+    floors: FloorsSeen
 
 
 class PostgresQueue:
@@ -90,7 +90,7 @@ class PostgresQueue:
         self,
         connect: Callable[[], Connection[Any]],
         *,
-        row: Row,
+        row: BoardRow,
         floors: Floors,
         lanes: Lanes,
         tasks: Mapping[str, Task[..., Any]],
@@ -122,14 +122,14 @@ class PostgresQueue:
         connection = self._connect()
         self._doubts.look(connection, self.leases)
         leases = sorted(self.leases, key=lambda lease: lease.lease_id)  # as a cancel locks them: no deadlock
-        news = [told for lease in leases if (told := lease.news()) is not None]
-        ending = sum(told.settlement is not None and told.settlement.ends_lease for told in news)
+        updates = [update for lease in leases if (update := lease.update()) is not None]
+        ending = sum(one.settlement is not None and one.settlement.ends_lease for one in updates)
         if n and len(leases) - ending >= self._row.leases_limit:
             raise ValueError(
                 f"jobs of {len(leases)} claims have not ended yet; end all of one first, or claim more at once"
             )
         claim = Claim(uuid4(), n, time.monotonic_ns(), self._floors.read()) if n else None
-        rows = self._trip(connection, news, claim) if news or claim is not None else []
+        rows = self._trip(connection, updates, claim) if updates or claim is not None else []
         self._mark_settled(connection)
         if claim is None:
             return []
@@ -146,7 +146,7 @@ class PostgresQueue:
     def fail(self, job: ClaimedJob, ended: Ended | BaseException) -> None:
         if isinstance(ended, BaseException):
             error, now_ns = ended, time.monotonic_ns()
-            verdict = judge_anyhow(error, CancelReason.NONE, False, job, self._tasks.get(job.row.task))
+            verdict = judge_safely(error, CancelReason.NONE, False, job, self._tasks.get(job.row.task))
             described = msgspec.json.encode(describe_error(error)).decode()
             ended = verdict.ended(job.row, self._row.renewed_ns(job.lease.entry), now_ns, described)
         self._end(job, ended)
@@ -168,19 +168,19 @@ class PostgresQueue:
         self._losses.lose(job.lease)
         self._end(job, None)
 
-    def progress(self, job: ClaimedJob, said: Said) -> None:
+    def progress(self, job: ClaimedJob, update: ProgressUpdate) -> None:
         """What a running job says of how far it is; the last one is stored by the next `claim`."""
-        job.lease.say(job.position, said)
+        job.lease.note_progress(job.position, update)
 
     @property
     def has_progress(self) -> bool:
         """Whether anything was said that the next claim will store."""
-        return any(lease.said for lease in self.leases)
+        return any(lease.progress for lease in self.leases)
 
     @property
     def has_results(self) -> bool:
         """Whether anything has ended that the next claim will settle."""
-        return any(lease.has_news for lease in self.leases)
+        return any(lease.has_update for lease in self.leases)
 
     @property
     def may_claim(self) -> bool:
@@ -193,33 +193,35 @@ class PostgresQueue:
 
     # -- the trip
 
-    def _trip(self, connection: Connection[Any], news: Sequence[News], claim: Claim | None) -> list[ClaimedRow]:
+    def _trip(
+        self, connection: Connection[Any], updates: Sequence[LeaseUpdate], claim: Claim | None
+    ) -> list[ClaimedRow]:
         """Settle and claim in one transaction and one round trip; what was claimed."""
         settling: list[tuple[Cursor[Any], HeldLease, Settlement]] = []
         claiming = claiming_cursor(connection)
         if claim is not None:
             self._lost_claims.add(claim.lease_id)  # until its answer is here
         try:
-            with one_trip(connection, is_durable=bool(news)):  # a durable settle implies its claim
-                for told in news:
-                    settling += _tell(connection, told)
-                if silenced := [job_id for told in news for job_id in told.silenced]:
-                    forget_progress(connection, silenced)
+            with one_trip(connection, is_durable=bool(updates)):  # a durable settle implies its claim
+                for update in updates:
+                    settling += _send(connection, update)
+                if finished := [job_id for update in updates for job_id in update.finished]:
+                    forget_progress(connection, finished)
                 if claim is not None:
-                    self._send(claiming, claim)
+                    self._send_claim(claiming, claim)
         except (*UNSTORABLE, psycopg.errors.QueryCanceled) as error:
             if claim is not None:
                 self._lost_claims.discard(claim.lease_id)  # rolled back
             if isinstance(error, psycopg.errors.QueryCanceled):
                 raise
-            unsettled, claim = tell_one_by_one(connection, news), None
+            unsettled, claim = settle_one_by_one(connection, updates), None
         else:
             unsettled = [(lease, told) for cursor, lease, told in settling if not is_settled(cursor, told)]
         for lease, settlement in unsettled:
             self._losses.look(connection, lease, settlement)
         return [] if claim is None else claimed_rows(claiming)
 
-    def _send(self, cursor: Cursor[Any], claim: Claim) -> None:
+    def _send_claim(self, cursor: Cursor[Any], claim: Claim) -> None:
         claim_jobs(
             cursor,
             lease_id=claim.lease_id,
@@ -247,7 +249,8 @@ class PostgresQueue:
         self.leases.append(lease)
         self._floors.rise(claim.floors, rows)
         lease.rows = [row if len(row.payload or "") < _LARGE else row._replace(payload=None) for row in rows]
-        lease.outspoken = {position: row.job_id for position, row in enumerate(rows, 1) if row.checkpoint is not None}
+        checkpoints = [(position, row.job_id) for position, row in enumerate(rows, 1) if row.checkpoint is not None]
+        lease.with_progress = dict(checkpoints)
         return [ClaimedJob(lease, position, row) for position, row in enumerate(rows, start=1)]
 
     def _drop_ended_leases(self) -> None:
@@ -281,12 +284,12 @@ class PostgresQueue:
         self._drop_ended_leases()
 
 
-def _tell(connection: Connection[Any], news: News) -> list[tuple[Cursor[Any], HeldLease, Settlement]]:
+def _send(connection: Connection[Any], update: LeaseUpdate) -> list[tuple[Cursor[Any], HeldLease, Settlement]]:
     """Send it, lease by lease in their order: both statements lock the lease. What is settled, and who knows."""
-    if news.said:
-        save_progress(connection, news.lease.lease_id, news.said)
-    if news.settlement is None:
+    if update.progress:
+        save_progress(connection, update.lease.lease_id, update.progress)
+    if update.settlement is None:
         return []
     cursor = connection.cursor()
-    settle_jobs(cursor, news.settlement, time.monotonic_ns())
-    return [(cursor, news.lease, news.settlement)]
+    settle_jobs(cursor, update.settlement, time.monotonic_ns())
+    return [(cursor, update.lease, update.settlement)]

@@ -11,8 +11,8 @@ from uuid import UUID, uuid4
 import psycopg
 from psycopg import Connection
 
-from pgworker.app.leases import ClaimedJob
-from pgworker.app.queue import PostgresQueue, Queue
+from pgworker.app.queue.leases import ClaimedJob
+from pgworker.app.queue.postgres import PostgresQueue, Queue
 from pgworker.app.task import Task
 from pgworker.db.connect import connect_to_schema, explain_use
 from pgworker.db.patience import ANSWER

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 from psycopg import Connection, Cursor
 
-from pgworker.app.leases import HeldLease, News
+from pgworker.app.queue.leases import HeldLease, LeaseUpdate
 from pgworker.db.plan import by_index
 from pgworker.lifecycle.progress import forget_progress, save_progress
 from pgworker.lifecycle.settle import Settlement, is_settled, settle_jobs
@@ -22,36 +22,38 @@ UNSTORABLE = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramL
 log = logger("queue")
 
 
-def tell_one_by_one(connection: Connection[Any], news: Sequence[News]) -> list[tuple[HeldLease, Settlement]]:
+def settle_one_by_one(
+    connection: Connection[Any], updates: Sequence[LeaseUpdate]
+) -> list[tuple[HeldLease, Settlement]]:
     """After a transaction with it has failed; each now commits by itself. What the server has not recorded just now,
     as `is_settled` says, of which lease."""
-    for told in news:
-        _save_progress(connection, told)
-    unsettled = [(told.lease, single) for told in news for single in _settle(connection, told)]
-    if silenced := [job_id for told in news for job_id in told.silenced]:
-        forget_progress(connection, silenced)
+    for update in updates:
+        _save_progress(connection, update)
+    unsettled = [(update.lease, single) for update in updates for single in _settle(connection, update)]
+    if finished := [job_id for update in updates for job_id in update.finished]:
+        forget_progress(connection, finished)
     return unsettled
 
 
-def _save_progress(connection: Connection[Any], news: News) -> None:
-    for position, said in news.said.items():
+def _save_progress(connection: Connection[Any], update: LeaseUpdate) -> None:
+    for position, progress in update.progress.items():
         try:
-            save_progress(connection, news.lease.lease_id, {position: said})
+            save_progress(connection, update.lease.lease_id, {position: progress})
         except UNSTORABLE as error:  # noqa: PERF203  each by itself is what this is for
             log.error(
                 "the server would not store progress",
-                extra=fields("progress_not_stored", **news.lease.log_fields(position), error=_why(error)),
+                extra=fields("progress_not_stored", **update.lease.log_fields(position), error=_why(error)),
             )
 
 
-def _settle(connection: Connection[Any], news: News) -> list[Settlement]:
-    settlement, unsettled = news.settlement, []
+def _settle(connection: Connection[Any], update: LeaseUpdate) -> list[Settlement]:
+    settlement, unsettled = update.settlement, []
     if settlement is None:
         return []
     for position, run in enumerate(settlement.ended, start=settlement.first):
         if run is not None:
             single = Settlement(settlement.lease_id, position, [run], ends_lease=False, is_repeated=True)
-            if not _is_settled_alone(connection, news.lease, single):
+            if not _is_settled_alone(connection, update.lease, single):
                 unsettled.append(single)
     if settlement.ends_lease:
         with connection.cursor() as cursor:

@@ -7,30 +7,30 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from pgworker import App
-from pgworker.app.leases import ClaimedJob
+from pgworker.app.queue.leases import ClaimedJob
 from pgworker.linux.board import Board
 from pgworker.model.graces import Graces
-from pgworker.model.progress import Said, say
+from pgworker.model.progress import ProgressUpdate, check_progress
 from pgworker.worker.runner import Runner
 
 
-class Chatter(dict[tuple[UUID, int], tuple[ClaimedJob, Said]]):
-    """Sayings of a worker in which a job in another thread speaks whenever somebody looks how many there are."""
+class Chatter(dict[tuple[UUID, int], tuple[ClaimedJob, ProgressUpdate]]):
+    """Those of a worker in which a job in another thread speaks whenever somebody looks how many there are."""
 
     def __len__(self) -> int:
         found = super().__len__()
         self[uuid4(), 1] = self.latest
         return found
 
-    latest: tuple[ClaimedJob, Said]
+    latest: tuple[ClaimedJob, ProgressUpdate]
 
 
 def test_what_a_job_said_before_it_ended_is_taken_with_its_end_whoever_speaks_meanwhile() -> None:
     runner = Runner(App(), Board(1, lanes=1).rows[0], Graces(1.0, 1.0, 60.0), [], SimpleNamespace())
     chatter = Chatter()
-    first, second = (say(uuid4(), 0.5, "", {"at": at}) for at in (1, 2))
+    first, second = (check_progress(uuid4(), 0.5, "", {"at": at}) for at in (1, 2))
     job: Any = SimpleNamespace()  # nobody looks into it
     chatter[uuid4(), 1] = job, first
     chatter.latest = job, second
-    runner.said = chatter
-    assert first in [said for _, said in runner.take_said()]
+    runner.progress = chatter
+    assert first in [said for _, said in runner.take_progress()]

@@ -10,10 +10,10 @@ from uuid import UUID
 
 from psycopg import Connection
 
-from pgworker.app.leases import ClaimedJob, HeldLease
+from pgworker.app.queue.leases import ClaimedJob, HeldLease
 from pgworker.lifecycle.floors import LaneFloors
 from pgworker.lifecycle.release import release_jobs
-from pgworker.linux.row import Row
+from pgworker.linux.row import BoardRow
 from pgworker.observe.logs import fields, logger
 
 _LATE_COMMIT = 5.0  # seconds after which a claim without an answer can't commit any more at a backend that is gone
@@ -59,7 +59,7 @@ class LostClaims:
 class Tails:
     """The ends of leases, from the first job on that is not to be started here."""
 
-    def __init__(self, row: Row, floors: LaneFloors) -> None:
+    def __init__(self, row: BoardRow, floors: LaneFloors) -> None:
         self._row = row
         self._floors = floors
 

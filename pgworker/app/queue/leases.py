@@ -10,19 +10,19 @@ from pgworker.lifecycle.claim import ClaimedRow
 from pgworker.lifecycle.settle import Ended, Settlement
 from pgworker.model.job import Job
 from pgworker.model.payload import decode
-from pgworker.model.progress import Said
+from pgworker.model.progress import ProgressUpdate
 from pgworker.model.state import Outcome
 
 
 @dataclass(frozen=True, slots=True)
-class News:
-    """What there is to tell of one lease: what its jobs said, by position, then what has ended, and then whose progress
-    goes if that was the end of the job."""
+class LeaseUpdate:
+    """What is to be recorded of one lease, in this order: the progress of its jobs, by position; what has ended; and
+    the jobs whose stored progress goes if that was their end."""
 
     lease: HeldLease
-    said: Mapping[int, Said]
+    progress: Mapping[int, ProgressUpdate]
     settlement: Settlement | None
-    silenced: Sequence[UUID]
+    finished: Sequence[UUID]
 
 
 @dataclass(slots=True)
@@ -31,9 +31,9 @@ class HeldLease:
 
     In `ready` stands None for an execution that the handler's own transaction has recorded already. While its tail is
     going back (`is_going_back`) the lease must not end: it is all that the database knows of these jobs.
-    `said`: what jobs said since of how far they are. `outspoken`: those, by position, of which something may be stored.
+    `progress`: what jobs have said of it since. `with_progress`: those, by position, of which some may be stored.
     `claimed_ns`: when its claim was sent, by the monotonic clock.
-    `is_told`: its news were sent, and no answer has come yet; what is sent from now on may repeat them.
+    `is_sent`: its last update was, and no answer has come yet; what is sent from now on may repeat it.
     `is_doubtful`: the connection of its claim is gone, and the server of the next one may have been promoted without
     hearing of all that was recorded. Such a lease is not ended by its last settlement, but reclaimed.
     """
@@ -43,18 +43,18 @@ class HeldLease:
     count: int
     ended: set[int] = field(default_factory=set)
     ready: dict[int, Ended | None] = field(default_factory=dict)
-    said: dict[int, Said] = field(default_factory=dict)
-    outspoken: dict[int, UUID] = field(default_factory=dict)
+    progress: dict[int, ProgressUpdate] = field(default_factory=dict)
+    with_progress: dict[int, UUID] = field(default_factory=dict)
     claimed_ns: int = 0
     is_going_back: bool = False
     is_ended: bool = False
     is_doubtful: bool = False
-    is_told: bool = False
+    is_sent: bool = False
     rows: Sequence[ClaimedRow] = ()
     """What was claimed, in each position, for log lines about what has ended; large arguments go with their jobs."""
 
     @property
-    def has_news(self) -> bool:
+    def has_update(self) -> bool:
         return bool(self.ready) or self._ends
 
     def end(self, position: int, ended: Ended | None) -> None:
@@ -68,24 +68,24 @@ class HeldLease:
         """What every log line about the execution in this position has."""
         return _log_fields(self.rows[position - 1], self.lease_id)
 
-    def say(self, position: int, said: Said) -> None:
+    def note_progress(self, position: int, update: ProgressUpdate) -> None:
         """The job in this position says how far it is."""
-        self.said[position] = said.after(self.said.get(position))
+        self.progress[position] = update.after(self.progress.get(position))
 
-    def said_before(self, position: int, said: Said) -> None:
+    def note_earlier_progress(self, position: int, update: ProgressUpdate) -> None:
         """The same, of what it has said before whatever is here, and which is not stored."""
-        later = self.said.get(position)
-        self.said[position] = said if later is None else later.after(said)
+        later = self.progress.get(position)
+        self.progress[position] = update if later is None else later.after(update)
 
-    def news(self) -> News | None:
-        """All that there is to tell; None: nothing. Until `mark_settled` it will be told again."""
-        said = self._said_and_worth_storing() if self.said else self.said
-        silenced = [job_id for position, job_id in self.outspoken.items() if position in self.ready]
+    def update(self) -> LeaseUpdate | None:
+        """All that is to be recorded; None: nothing. Until `mark_settled` it will be sent again."""
+        progress = self._progress_to_store() if self.progress else self.progress
+        finished = [job_id for position, job_id in self.with_progress.items() if position in self.ready]
         settlement = self.settlement()
-        if settlement is None and not said and not silenced:
+        if settlement is None and not progress and not finished:
             return None
-        self.is_told = True
-        return News(self, said, settlement, silenced)
+        self.is_sent = True
+        return LeaseUpdate(self, progress, settlement, finished)
 
     def settlement(self) -> Settlement | None:
         """What there is to settle now, in one stretch with gaps; None: nothing."""
@@ -95,16 +95,17 @@ class HeldLease:
             return Settlement(self.lease_id, 1, [], ends_lease=True) if ends else None
         first, last = min(positions), max(positions)
         ended = [*map(self.ready.get, range(first, last + 1))]
-        return Settlement(self.lease_id, first, ended, ends, is_repeated=self.is_told)
+        return Settlement(self.lease_id, first, ended, ends, is_repeated=self.is_sent)
 
     def mark_settled(self) -> None:
-        """What `news` told is recorded."""
-        self.is_told = False
+        """What `update` returned is recorded."""
+        self.is_sent = False
         self.is_ended = self._ends and not self.is_doubtful
-        if self.said:
-            self.said = {}
-        if self.outspoken:
-            self.outspoken = {position: job for position, job in self.outspoken.items() if position not in self.ready}
+        if self.progress:
+            self.progress = {}
+        if self.with_progress:
+            with_progress = self.with_progress.items()
+            self.with_progress = {position: job for position, job in with_progress if position not in self.ready}
         self.ready = {}
 
     def keep(self, count: int) -> None:
@@ -117,11 +118,11 @@ class HeldLease:
         self.is_going_back = False
         self.is_ended = self.count == 0
 
-    def _said_and_worth_storing(self) -> dict[int, Said]:
+    def _progress_to_store(self) -> dict[int, ProgressUpdate]:
         """Of a job that has succeeded since it would be deleted at once."""
-        said = {position: said for position, said in self.said.items() if not self._has_succeeded(position)}
-        self.outspoken.update((position, one.job_id) for position, one in said.items())
-        return said
+        updates = {position: one for position, one in self.progress.items() if not self._has_succeeded(position)}
+        self.with_progress.update((position, one.job_id) for position, one in updates.items())
+        return updates
 
     def _has_succeeded(self, position: int) -> bool:
         if position not in self.ready:

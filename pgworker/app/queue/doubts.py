@@ -12,11 +12,11 @@ from typing import Any
 
 from psycopg import Connection
 
-from pgworker.app.leases import HeldLease
+from pgworker.app.queue.leases import HeldLease
 from pgworker.lifecycle.floors import LaneFloors
 from pgworker.lifecycle.reclaim import Findings, Reclaimable, ReclaimedLease, TakenLease, reclaim_lease
 from pgworker.lifecycle.renew import renew_leases
-from pgworker.linux.row import Row
+from pgworker.linux.row import BoardRow
 from pgworker.model.retry import Backoff
 from pgworker.observe.logs import fields, logger
 
@@ -26,7 +26,7 @@ log = logger("queue")
 class Doubts:
     """Marks leases as doubtful, and ends those of which all is settled by what the server knows."""
 
-    def __init__(self, row: Row, floors: LaneFloors, lease_ttl: float) -> None:
+    def __init__(self, row: BoardRow, floors: LaneFloors, lease_ttl: float) -> None:
         self._row = row
         self._floors = floors
         self._lease_ttl = lease_ttl
@@ -48,10 +48,10 @@ class Doubts:
         done = reclaim_lease(connection, asked, _none_has_started, Backoff())
         if done is None:
             return lease.lease_id not in renew_leases(connection, [lease.lease_id], self._lease_ttl)
-        self._tell_forgotten(lease, done)
+        self._log_forgotten(lease, done)
         return True
 
-    def _tell_forgotten(self, lease: HeldLease, done: ReclaimedLease) -> None:
+    def _log_forgotten(self, lease: HeldLease, done: ReclaimedLease) -> None:
         """Of the results that are not there any more; their jobs are to be found again."""
         ids = [row.job_id for row in lease.rows]
         for job in done.jobs:
