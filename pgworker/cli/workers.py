@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _COLUMNS = (
     Column("HOST", shrinks=True),
-    Column("SLOT", right=True),
+    Column("WORKER", right=True),
     Column("PID", right=True),
     Column("STATE", styles={"busy": "cyan", "silent": "red", "paused": "yellow", "draining": "yellow"}),
     Column("RUNS", shrinks=True),
@@ -35,9 +35,9 @@ _COLUMNS = (
 def workers(limit: int, as_json: bool, dsn: str | None) -> None:
     """The worker processes of all hosts that have not ended, as of their last heartbeats.
 
-    SLOT is the place in its pool. RUNS has the task of the job that has run for longest, and FOR how long; +2: two more
-    run beside it. MEM is memory that it shares with no other process, CPU the time it has used. Who has not been heard
-    of for 15 s is `silent`, after a day it is left out. --json has the jobs' ids.
+    WORKER is its number in its pool. RUNS has the task of the job that has run for longest, and FOR how long; +2: two
+    more run beside it. MEM is memory that it shares with no other process, CPU the time it has used. Who has not been
+    heard of for 15 s is `silent`, after a day it is left out. --json has the jobs' ids.
     """
     with open_database(dsn, "workers") as connection:
         from pgworker.inspection.database import read_clock
@@ -61,7 +61,7 @@ def _row(worker: WorkerRow, up: float) -> list[str]:
     more = f" +{len(worker.runs) - 1}" if len(worker.runs) > 1 else ""
     return [
         worker.host,
-        str(worker.slot),
+        str(worker.number),
         str(worker.pid),
         "silent" if worker.is_silent else worker.state or "-",
         "-" if longest is None else f"{longest.task}{more}",

@@ -54,12 +54,16 @@ class Server:
         return self.process.pid
 
     def stop(self, timeout: float = 10.0) -> None:
-        """End it: SIGINT (fast), then SIGQUIT (immediate), then SIGKILL, with `timeout` seconds for each."""
+        """End it: SIGINT (fast), then SIGQUIT (immediate), then SIGKILL, with `timeout` seconds for each.
+
+        Each again and again: what comes before PostgreSQL runs, the launcher drops.
+        """
         for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGKILL):
-            self.process.send_signal(number)
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(timeout)
-                break
+            ends = time.monotonic() + timeout
+            while self.process.poll() is None and time.monotonic() < ends:
+                self.process.send_signal(number)
+                with suppress(subprocess.TimeoutExpired):
+                    self.process.wait(0.1)
         # Not while somebody starts the next server here, and not if a dead server's socket is still in it.
         with suppress(OSError), exclusively(self.directory, fcntl.LOCK_NB):
             _socket_directory(self.directory).rmdir()

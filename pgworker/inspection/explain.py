@@ -144,7 +144,7 @@ def worker_name(record: ClaimRecord | ExecutionRecord) -> str:
     """Its place, host and pid, as far as it is still known."""
     if record.host is None:
         return f"worker {record.worker_id} (nothing else is known of it)"
-    return f"worker {record.slot} on host {record.host} (pid {record.pid})"
+    return f"worker {record.worker_number} on host {record.host} (pid {record.pid})"
 
 
 # -- waiting

@@ -74,7 +74,7 @@ class ExecutionRecord:
     worker_id: UUID | None
     host: str | None
     pid: int | None
-    slot: int | None
+    worker_number: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class ClaimRecord:
     worker_id: UUID
     host: str | None
     pid: int | None
-    slot: int | None
+    worker_number: int | None
     beat_at: datetime | None
     ended_how: str | None
     started_at: datetime | None

@@ -44,14 +44,14 @@ class WorkerRun:
 class WorkerRow:
     """A worker process that has not ended, as of its last beat, which was `beat_age` seconds ago.
 
-    `slot` is its place in its pool. `state`: a `WorkerState`; None, like the rest, when it has not said. `uss_bytes` is
-    what it shares with no other process, `jobs_done` the executions that it has ended.
+    `number` is its own in its pool, from 0. `state`: a `WorkerState`; None, like the rest, when it has not said.
+    `uss_bytes` is what it shares with no other process, `jobs_done` the executions that it has ended.
     """
 
     worker_id: UUID
     pool_id: UUID
     host: str
-    slot: int
+    number: int
     pid: int
     state: str | None
     queues: list[str]
@@ -68,7 +68,7 @@ class WorkerRow:
 
 
 def list_workers(connection: Connection[Any], *, limit: int = 1000) -> list[WorkerRow]:
-    """The first workers by host, pool and slot; those without a beat for a day are left out."""
+    """The first workers by host, pool and number; those without a beat for a day are left out."""
     with snapshot(connection):
         rows = connection.execute(query("list_workers"), {"limit": limit}).fetchall()
     return [_worker(row) for row in rows]

@@ -59,14 +59,14 @@ _NOTHING = Activity()
 
 @dataclass(frozen=True, slots=True)
 class WorkerProcess:
-    """A worker process: the place (`slot`) it has in its pool, how long it has lived, and what it does.
+    """A worker process: its `number` in its pool, from 0, how long it has lived, and what it does.
 
     `tasks_digest` is that of `announce_tasks`, 64 bits without a sign; 0: its app is not loaded yet.
     """
 
     worker_id: UUID
     pid: int
-    slot: int
+    number: int
     age_us: int
     tasks_digest: int = 0
     activity: Activity = _NOTHING
@@ -78,7 +78,7 @@ class SilentWorker:
 
     worker_id: UUID
     pid: int
-    slot: int
+    number: int
     beat_at: datetime
 
 
@@ -93,7 +93,7 @@ def beat_workers(connection: Connection[Any], pool: PoolIdentity, workers: Seque
             "queues": list(pool.queues),
             "worker_ids": [worker.worker_id for worker in workers],
             "pids": [worker.pid for worker in workers],
-            "slots": [worker.slot for worker in workers],
+            "numbers": [worker.number for worker in workers],
             "ages_us": [worker.age_us for worker in workers],
             "tasks_digests": [_signed(worker.tasks_digest) if worker.tasks_digest else None for worker in workers],
             "states": [worker.activity.state and worker.activity.state.value for worker in workers],
@@ -116,7 +116,7 @@ def end_worker(connection: Connection[Any], pool: PoolIdentity, worker: WorkerPr
             "queues": list(pool.queues),
             "worker_id": worker.worker_id,
             "pid": worker.pid,
-            "slot": worker.slot,
+            "number": worker.number,
             "age_us": worker.age_us,
             "how": how,
         },

@@ -26,7 +26,7 @@ def end_the_gone(connection: Connection[Any], pool: PoolIdentity, silence: float
     for worker in find_silent_workers(connection, pool, silence):
         if not is_gone(worker.pid):
             continue
-        how = f"worker {worker.slot} (pid {worker.pid}) is gone, and its pool is silent"
+        how = f"worker {worker.number} (pid {worker.pid}) is gone, and its pool is silent"
         if end_silent_worker(connection, worker, how):
             log.warning(
                 "%s, on this host; what it held goes back now",

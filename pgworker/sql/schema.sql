@@ -205,9 +205,9 @@ create table pgworker.worker_heartbeats (
     worker_id uuid not null,
     pool_id uuid not null,
     host text not null,
-    boot_id text not null,
+    pid_space text not null,
     pid integer not null,
-    slot smallint not null,
+    number smallint not null,
     queues text[] not null,
     started_at timestamp with time zone not null,
     beat_at timestamp with time zone not null,
@@ -1028,11 +1028,13 @@ comment on column pgworker.job_queue.execution is 'the number that the next exec
 
 comment on column pgworker.job_queue.failures is 'failures charged so far';
 
-comment on column pgworker.worker_heartbeats.boot_id is 'where pid means something: the boot of the kernel and, after a colon, the PID namespace';
-
 comment on column pgworker.worker_heartbeats.cpu_seconds is 'CPU time it has used, as of the same look';
 
 comment on column pgworker.worker_heartbeats.jobs_done is 'executions that this process has ended, however they ended';
+
+comment on column pgworker.worker_heartbeats.number is 'its own in its pool, from 0: never seen twice at a time';
+
+comment on column pgworker.worker_heartbeats.pid_space is 'where pid means something: the boot of the kernel and, after a colon, the PID namespace';
 
 comment on column pgworker.worker_heartbeats.runs is 'what ran at beat_at, the longest first, at most 100: [{"lease": uuid, "position": 1, "age_us": 1000}]';
 

@@ -32,7 +32,7 @@ _STATES = {"busy": _GOOD, "starting": _ODD, "draining": _ODD, "paused": _ODD}
 
 _WORKERS = (
     Column("HOST", least=6, gives_way=3),
-    Column("SLOT", right=True),
+    Column("WORKER", right=True),
     Column("PID", right=True, gives_way=4),
     Column("STATE"),
     Column("JOB", gives_way=5),
@@ -186,7 +186,7 @@ def _worker_row(worker: WorkerRow, view: View, wide: bool) -> list[Cell]:
     cpu = rate.cpu if rate is not None else None
     return [
         Cell(worker.host),
-        Cell(str(worker.slot)),
+        Cell(str(worker.number)),
         Cell(str(worker.pid)),
         state,
         Cell(_id(first.job_id, wide) if first else ""),

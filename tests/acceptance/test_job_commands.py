@@ -127,7 +127,7 @@ def test_workers_are_listed_with_what_they_run_within_80_columns(dsn: str, conne
     )
     table = output(run("workers", dsn=dsn, COLUMNS="80")).splitlines()
     assert max(map(len, table)) <= 80
-    assert table[0].split() == ["HOST", "SLOT", "PID", "STATE", "RUNS", "FOR", "MEM", "CPU", "UP", "BEAT"]
+    assert table[0].split() == ["HOST", "WORKER", "PID", "STATE", "RUNS", "FOR", "MEM", "CPU", "UP", "BEAT"]
     quiet, busy = (line.split() for line in table[1:])
     assert quiet[:6] == ["a", "3", "4194304", "silent", "-", "-"]
     assert quiet[6:10] == ["41", "MiB", "12s", "60m"]

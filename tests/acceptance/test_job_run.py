@@ -23,7 +23,7 @@ from pgworker.control.queues import pause_queues
 from pgworker.lifecycle.cancel import cancel_job
 from tests.acceptance.test_cli import command, environment, is_refused, output, refusal, run
 from tests.process.pool import eventually
-from tests.sql.actors import DEADLINE, Monitor, ask, ended, enqueue, leases, statuses, waiting
+from tests.sql.actors import DEADLINE, Monitor, ask, ended, enqueue, leases, now, statuses, waiting
 
 Connect = Callable[[], psycopg.Connection[Any]]
 
@@ -293,6 +293,24 @@ def test_who_gives_up_hands_the_job_back_uncharged(
     assert ended(connection, job_id) == [(1, "released", 0)]
     assert waiting(connection) == [(job_id, 2, 0)]
     assert ask(connection, "select bool_and(run_at <= clock_timestamp()) from pgworker.job_queue") == [True]
+
+
+@pytest.mark.parametrize("waits_for", ["its time", "its retry"])
+def test_a_job_that_is_not_due_yet_is_handed_back_for_its_time(
+    shop: Path, dsn: str, connect: Connect, waits_for: str
+) -> None:
+    connection = connect()
+    (job_id,) = enqueue(connection, task="corner.wait", run_at=now(connection) + timedelta(hours=1))
+    if waits_for == "its retry":
+        connection.execute("update pgworker.job_queue set execution = 2, failures = 1")
+    due = ask(connection, "select run_at from pgworker.job_queue")[0]
+    with terminal(shop, dsn, "jobs", "run", str(job_id)) as person:
+        person.wait_for("waiting")
+        person.type("\x03")
+        person.end()
+    [again] = ask(connection, "select run_at from pgworker.job_queue")
+    assert abs(again - due) < timedelta(minutes=10)
+    assert statuses(connection, [job_id]) == ["failed" if waits_for == "its retry" else "scheduled"]
 
 
 def test_a_cancel_reaches_the_handler_and_its_progress_is_seen_meanwhile(

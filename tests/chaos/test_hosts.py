@@ -77,7 +77,7 @@ def no_offences(scene: Scene) -> None:
 def test_each_host_has_a_name_and_processes_of_its_own(scene: Scene, two: list[Host], start_on: StartOn) -> None:
     for host in two:
         start_on(host)
-    seen = "select array_agg(host order by host), count(distinct boot_id) from pgworker.worker_heartbeats"
+    seen = "select array_agg(host order by host), count(distinct pid_space) from pgworker.worker_heartbeats"
     eventually(lambda: scene.connection.execute(seen.encode()).fetchall() == [(["ash", "oak"], 2)], "beats of both")
 
 

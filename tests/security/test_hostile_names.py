@@ -144,7 +144,7 @@ def test_no_command_passes_a_sign_of_a_name_on_to_the_terminal(
         )
     connection.execute(
         """insert into pgworker.worker_heartbeats
-               (worker_id, pool_id, host, boot_id, pid, slot, queues, started_at, beat_at)
+               (worker_id, pool_id, host, pid_space, pid, number, queues, started_at, beat_at)
            select gen_random_uuid(), gen_random_uuid(), name, name, 1, 0, array[name], now(), now()
            from unnest(%s::text[]) as name""",
         [list(HOSTILE)],

@@ -894,7 +894,7 @@ def test_heartbeats_keep_who_lives_and_how_the_others_ended(db: Connection[Any])
     beat_workers(db, pool, alive)
     rows = ask(
         db,
-        "select worker_id, pool_id, host, boot_id, pid, slot, queues, ended_how, ended_at is null, beat_at > %s "
+        "select worker_id, pool_id, host, pid_space, pid, number, queues, ended_how, ended_at is null, beat_at > %s "
         "from pgworker.worker_heartbeats order by pid",
         beat_at,
     )
@@ -923,7 +923,7 @@ def test_silent_workers_of_other_pools_are_found_by_host_and_pid_space_and_ended
     db.execute("update pgworker.worker_heartbeats set beat_at = beat_at - interval '10 s'")
     beat_workers(db, theirs, [beating])
     (found,) = find_silent_workers(db, ours, silence=9)
-    assert (found.worker_id, found.pid, found.slot) == (silent.worker_id, silent.pid, 0)
+    assert (found.worker_id, found.pid, found.number) == (silent.worker_id, silent.pid, 0)
     assert find_silent_workers(db, ours, silence=60) == []
     beat_workers(db, theirs, [silent])
     assert not end_silent_worker(db, found, "gone"), "it has beaten since it was found"
@@ -948,8 +948,8 @@ def test_a_heartbeat_tells_what_a_worker_does_as_long_as_its_lease_has_not_ended
     busy_one = WorkerProcess(worker.worker_id, 10, 3, 0, activity=doing)
     beat_workers(db, POOL, [busy_one, WorkerProcess(uuid4(), 11, 2, 0)])
     silent, busy = list_workers(db)
-    assert (silent.slot, silent.state, silent.uss_bytes, silent.runs) == (2, None, None, ())
-    assert (busy.host, busy.slot, busy.pid, busy.state, busy.jobs_done) == ("host", 3, 10, "busy", 7)
+    assert (silent.number, silent.state, silent.uss_bytes, silent.runs) == (2, None, None, ())
+    assert (busy.host, busy.number, busy.pid, busy.state, busy.jobs_done) == ("host", 3, 10, "busy", 7)
     assert (busy.uss_bytes, busy.cpu_seconds, busy.is_silent) == (1 << 40, 1.5, False)
     assert [(run.job_id, run.task, run.queue, run.execution) for run in busy.runs] == [
         (first, "u", "mail", 1),

@@ -61,7 +61,7 @@ def claim(**changes: Any) -> ClaimRecord:
         worker_id=WORKER,
         host="a",
         pid=12,
-        slot=3,
+        worker_number=3,
         beat_at=ago(2),
         ended_how=None,
         started_at=None,
@@ -82,7 +82,7 @@ def ended(outcome: str, **changes: Any) -> ExecutionRecord:
         worker_id=WORKER,
         host="a",
         pid=12,
-        slot=3,
+        worker_number=3,
     )
     return replace(record, **changes)
 

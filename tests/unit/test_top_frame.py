@@ -84,7 +84,7 @@ def test_80_columns_tell_who_runs_what_and_since_when() -> None:
     assert lines[1] == "ended 16/s  failed 2 in 60s  running 1 in 1 of 3 workers on 1 host"
     assert lines[2] == "waiting 20000+, oldest 75s  to run again 2  dead letters 1  scheduled 6"
     heading, first, second, third = lines[4:8]
-    assert heading.split() == ["HOST", "SLOT", "PID", "STATE", "JOB", "TASK", "FOR", "MEMORY", "CPU", "JOBS/S"]
+    assert heading.split() == ["HOST", "WORKER", "PID", "STATE", "JOB", "TASK", "FOR", "MEMORY", "CPU", "JOBS/S"]
     assert first.split() == ["db-1.example", "0", "4000", "idle", "130", "MiB", "50%", "8.2"]
     assert second.split() == [
         "db-1.example",

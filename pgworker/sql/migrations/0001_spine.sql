@@ -150,9 +150,9 @@ create table pgworker.worker_heartbeats (
     worker_id  uuid not null primary key,
     pool_id    uuid not null,
     host       text not null,
-    boot_id    text not null,
+    pid_space  text not null,
     pid        integer not null,
-    slot       smallint not null,
+    number     smallint not null,
     queues     text[] not null,
     started_at timestamptz not null,
     beat_at    timestamptz not null,
@@ -160,6 +160,9 @@ create table pgworker.worker_heartbeats (
     ended_how  text
 ) with (vacuum_truncate = off, fillfactor = 50);
 comment on column pgworker.worker_heartbeats.worker_id is 'one process incarnation: never a host name and a pid, which come back';
+comment on column pgworker.worker_heartbeats.pid_space is
+    'where pid means something: the boot of the kernel and, after a colon, the PID namespace';
+comment on column pgworker.worker_heartbeats.number is 'its own in its pool, from 0: never seen twice at a time';
 -- Those that have ended stay for a week, and may be many. A beat changes neither column, so that it stays a HOT update.
 create index worker_heartbeats_living on pgworker.worker_heartbeats (host) where ended_at is null;
 

@@ -2,7 +2,7 @@
 -- heartbeat of that process.
 select held.execution, held.failures, held.position::integer, cardinality(lease.job_ids),
        %(job_id)s::uuid = any (lease.cancelled), lease.claimed_at, lease.expires_at, lease.lease_id, lease.worker_id,
-       w.host, w.pid, w.slot::integer, w.beat_at, w.ended_how,
+       w.host, w.pid, w.number::integer, w.beat_at, w.ended_how,
        (select w.beat_at - (run.value->>'age_us')::bigint * interval '1 microsecond'
         from jsonb_array_elements(w.runs) as run
         where (run.value->>'lease')::uuid = lease.lease_id and (run.value->>'position')::integer = held.position limit 1)
