@@ -26,16 +26,21 @@ log = logger("worker.runner")
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What an execution that raised counts as, and how its job goes on; `consequence` is for the log."""
+    """What an execution that raised counts as, and how its job goes on: at `run_at`, by the database's clock, or after
+    `delay` seconds if that is None. `consequence` is for the log."""
 
     outcome: Outcome
     next: Next
     delay: float
     consequence: str
+    run_at: datetime | None = None
 
     def ended(self, row: ClaimedRow, started_ns: int, finished_ns: int, error: str | None) -> Ended:
         """What is recorded of it."""
-        return Ended(row.job_id, row.execution, started_ns, finished_ns, self.outcome, self.next, self.delay, error)
+        outcome, delay, run_at = self.outcome, self.delay, self.run_at
+        return Ended(
+            row.job_id, row.execution, started_ns, finished_ns, outcome, self.next, delay, error, run_at=run_at
+        )
 
 
 def judge(
@@ -63,7 +68,8 @@ def judge(
         outcome = Outcome.TIMED_OUT if reason is CancelReason.DEADLINE else Outcome.FAILED
     if isinstance(error, Snooze):
         delay = _until(error)
-        return Verdict(Outcome.SNOOZED, Next.REQUEUE, delay, f"it runs again in {delay:.1f} s")
+        run_at = error.until if isinstance(error.until, datetime) else None
+        return Verdict(Outcome.SNOOZED, Next.REQUEUE, delay, f"it runs again in {delay:.1f} s", run_at)
     failed = failures + 1
     if isinstance(error, Discard) or (task is not None and not _is_worth_retrying(task, error, job)):
         return Verdict(outcome, Next.BURY, 0.0, "not to be retried: it is a dead letter now")

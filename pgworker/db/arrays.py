@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import datetime
 
 
 def number_array(numbers: Iterable[int | None]) -> str:
     """The driver would choose the smallest integer type that holds them all, and with it another prepared statement for
     almost every call; and it takes four times as long."""
     return "{" + ",".join(map(str, numbers)).replace("None", "null") + "}"
+
+
+def moment_array(moments: Iterable[datetime | None]) -> str:
+    """Of aware ones, for the same reason."""
+    return "{" + ",".join("null" if moment is None else moment.isoformat() for moment in moments) + "}"
 
 
 def text_array(texts: Iterable[str]) -> str:

@@ -28,11 +28,13 @@ def by_index(connection: Connection[Any]) -> Iterator[None]:
             yield
 
 
-def plan_by_index(connection: Connection[Any], *, limit_ms: int | None = None, commit: str | None = None) -> None:
+def plan_by_index(
+    connection: Connection[Any], *, limit_ms: int | None = None, commit: str | None = None
+) -> Cursor[Any]:
     """Send what `by_index` does, and what else is set for the open transaction, None: nothing: a limit for each
-    statement, and a value of synchronous_commit."""
+    statement, and a value of synchronous_commit. The last column of its answer is when the server started."""
     settings = {"limit_ms": None if limit_ms is None else str(limit_ms), "commit": commit}
-    connection.execute(query("plan_by_index"), settings)
+    return connection.execute(query("plan_by_index"), settings)
 
 
 def plan_for_these(cursor: Cursor[Any]) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from enum import Enum
 from typing import Any
 from uuid import UUID
 
 from psycopg import AsyncCursor, Cursor
 
-from pgworker.db.arrays import number_array
+from pgworker.db.arrays import moment_array, number_array
 from pgworker.model.state import Outcome
 from pgworker.sql.load import query
 
@@ -25,7 +26,8 @@ class Next(int, Enum):
 
 @dataclass(slots=True)
 class Ended:
-    """One ended execution. Times: nanoseconds of the monotonic clock; `delay`: seconds until a requeued job is due."""
+    """One ended execution. Times: nanoseconds of the monotonic clock. A requeued job is due at `run_at`, by the
+    database's clock, or if that is None after `delay` seconds."""
 
     job_id: UUID
     execution: int
@@ -36,6 +38,7 @@ class Ended:
     delay: float = 0.0
     error: str | None = None
     result: str | None = None
+    run_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,7 @@ class Settlement:
 
     None in `ended` leaves a position as it is: its job still runs, or its own transaction has recorded it. `ended` may
     be empty when the lease ends. `is_repeated`: an answer was lost, so some of it may be on record, and stays as it is.
+    `server`: the start of the one that the lease was claimed from, the only one that may end it; None: any may.
     """
 
     lease_id: UUID
@@ -51,6 +55,7 @@ class Settlement:
     ended: Sequence[Ended | None]
     ends_lease: bool
     is_repeated: bool = False
+    server: datetime | None = None
 
     @property
     def last(self) -> int:
@@ -135,17 +140,19 @@ def _parameters(settlement: Settlement, now_ns: int, commit_within_ms: int | Non
         "last": settlement.last,
         "ends_lease": settlement.ends_lease,
         "is_repeated": settlement.is_repeated,
+        "server": settlement.server,
         "commit_within_ms": commit_within_ms,
         "started_us": number_array(None if run is None else (now_ns - run.started_ns) // 1000 for run in ended),
         "finished_us": number_array(None if run is None else (now_ns - run.finished_ns) // 1000 for run in ended),
         "results": results if any(result is not None for result in results) else None,
     }
     if all(run is None or run.outcome is Outcome.SUCCEEDED for run in ended):
-        return parameters | dict.fromkeys(("outcomes", "charges", "nexts", "delays_ms", "errors"))
+        return parameters | dict.fromkeys(("outcomes", "charges", "nexts", "delays_ms", "run_ats", "errors"))
     return parameters | {
         "outcomes": [None if run is None else run.outcome.value for run in ended],
         "charges": number_array(None if run is None else int(run.outcome.is_charged) for run in ended),
         "nexts": number_array(None if run is None else run.next.value for run in ended),
+        "run_ats": moment_array(None if run is None else run.run_at for run in ended),
         "delays_ms": number_array(None if run is None else round(run.delay * 1000) for run in ended),
         "errors": [None if run is None else run.error for run in ended],
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any, TypeGuard
 
 import psycopg
@@ -48,8 +49,23 @@ def execute_alone(
         return cursor.fetchall()
 
 
+class Trip:
+    """One that has been sent."""
+
+    def __init__(self, settings: Cursor[Any]) -> None:
+        self._settings = settings
+
+    def server(self) -> datetime | None:
+        """When the server that it went to was started, which tells one from another; None: it did not say so.
+
+        To be read when the trip is over.
+        """
+        row = self._settings.fetchone() if self._settings.description else None
+        return None if row is None else row[-1]
+
+
 @contextmanager
-def one_trip(connection: Connection[Any], *, is_durable: bool, limit_ms: int | None = None) -> Iterator[None]:
+def one_trip(connection: Connection[Any], *, is_durable: bool, limit_ms: int | None = None) -> Iterator[Trip]:
     """What is sent inside is one transaction at READ COMMITTED, by index, in one round trip if its rows are read after.
 
     Each statement ends at the server after `limit_ms`, by default before we give up its answer: what is only begun then
@@ -58,8 +74,7 @@ def one_trip(connection: Connection[Any], *, is_durable: bool, limit_ms: int | N
     if limit_ms is None and isinstance(connection, PatientConnection):
         limit_ms = server_limit_ms(connection.patience) or None
     with _sent_together(connection):
-        plan_by_index(connection, limit_ms=limit_ms, commit=None if is_durable else "off")
-        yield
+        yield Trip(plan_by_index(connection, limit_ms=limit_ms, commit=None if is_durable else "off"))
 
 
 def limit_session(connection: PatientConnection[Any], patience: float) -> None:

@@ -67,6 +67,12 @@ class Board:
         self._words[_WANTED] = workers
 
     @property
+    def serves_one_app(self) -> bool:
+        """Whether all workers that are ready have the same tasks: during a rolling deploy one may serve what another
+        doesn't know."""
+        return len({row.tasks_hash for row in self.rows if row.pid and row.is_ready}) <= 1
+
+    @property
     def rush_until_ns(self) -> int:
         """Until then enqueuers tell nobody of their jobs, which come too often for that: idle workers look for them."""
         return self._words[_RUSH_UNTIL_NS]

@@ -276,6 +276,8 @@ class Monitor:
             )
         if by < 0.0:  # the floors are where that clock has been: what is enqueued from now on lies below them
             self._floors.lower_all()
+        if by > 0.0:  # or ours stood still, with a host that was suspended: whose leases have run out meanwhile?
+            self._cancelled |= self._renewals.all_held()
         return by != 0.0
 
     def _shown_rows(self) -> set[tuple[UUID, int]]:

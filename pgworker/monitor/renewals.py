@@ -41,7 +41,7 @@ class Renewals:
 
     def renew_due(self, connection: Connection[Any], now_ns: int, named: set[UUID] | None = None) -> set[UUID]:
         """Renew leases past a third of their life, or just those that are `named`; then pass on what came back. Returns
-        those that somebody else had in hand: nothing was heard of them.
+        those to be asked for again: somebody else had them in hand, or they are missing, perhaps settled this moment.
 
         Where nobody listens, a renewal is also how a cancel is heard of: then each is due with the polls.
         """
@@ -55,9 +55,9 @@ class Renewals:
             ]
         else:
             due = [held for held in self._held() if held[1].lease_id in named]
-        busy = self._renew(connection, due) if due else set()
+        unanswered = self._renew(connection, due) if due else set()
         self._metrics.renewed()
-        return busy
+        return unanswered
 
     def all_held(self) -> set[UUID]:
         """The leases that the board shows as ours."""
@@ -96,34 +96,36 @@ class Renewals:
         return not any(0 < run.deadline_ns <= late_ns for run in row.runs_of(entry))
 
     def _renew(self, connection: Connection[Any], due: list[tuple[BoardRow, LeaseEntry]]) -> set[UUID]:
-        busy = set()
+        unanswered = set()
         sent_ns = time.monotonic_ns()
         renewed = renew_leases(connection, [entry.lease_id for _, entry in due], self._settings.lease_ttl)
         for row, entry in due:
             renewal = renewed.get(entry.lease_id)
             if renewal is None:
-                self._miss(row, entry)
+                if self._miss(row, entry):
+                    unanswered.add(entry.lease_id)
                 continue
             self._missed.discard(entry.lease_id)
             if renewal.is_busy:
-                busy.add(entry.lease_id)
+                unanswered.add(entry.lease_id)
                 continue
             row.stamp_renewal(entry, sent_ns)
             if renewal.cancelled:
                 self._cancelled[entry.lease_id] = {position for position in renewal.cancelled if position is not None}
-        return busy
+        return unanswered
 
-    def _miss(self, row: BoardRow, entry: LeaseEntry) -> None:
+    def _miss(self, row: BoardRow, entry: LeaseEntry) -> bool:
         """Not returned: settled this very moment or, if it is still shown at the next tick, reclaimed by somebody.
+        True: ask again then.
 
         One of which nothing runs or is to start any more was settled too: its worker, whose GIL is held, has not read
         the answer yet. If it was not, that settle will say so.
         """
         if entry.lease_id not in self._missed:
             self._missed.add(entry.lease_id)
-            return
+            return True
         if entry.started >= entry.count and not row.runs_of(entry):
-            return
+            return False
         row.mark_lost(entry)
         _flag(row, entry, CancelReason.LEASE_LOST)
         self._metrics.count_lost_lease()
@@ -132,6 +134,7 @@ class Renewals:
             " up for longer than --lease-ttl?",
             extra=fields("lease_lost", lease=entry.lease_id, worker=row.index, worker_id=row.worker_id),
         )
+        return False
 
 
 def _flag(row: BoardRow, entry: LeaseEntry, reason: CancelReason, positions: Collection[int] | None = None) -> None:

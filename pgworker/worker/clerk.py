@@ -99,6 +99,7 @@ class Clerk:
             lanes=lanes,
             tasks=tasks,
             lease_ttl=settings.lease_ttl,
+            may_pass_others=lambda: board.serves_one_app,
             on_lost=lambda row, outcome: reporter.lose(row.queue, row.task, outcome),
             on_lease_lost=reporter.lose_lease,
         )

@@ -32,6 +32,7 @@ from pgworker.worker.transaction import JobTransactions
 from pgworker.worker.transaction_async import AsyncJobTransactions
 
 _FAR_AWAY_NS = 2**63 - 1  # what a word of the board holds; some 292 years
+_LONGEST_LIMIT_MS = 2**31 - 1  # what a timeout of PostgreSQL holds; some 24 days
 
 ProgressUpdates = dict[tuple[UUID, int], tuple[ClaimedJob, ProgressUpdate]]
 """What running jobs say of how far they are and nobody has taken yet: of each, by its lease and position, the last."""
@@ -262,7 +263,8 @@ class Execution:
         """How long a transaction of this run may stay open without a statement."""
         if not self._deadline_ns:
             return 600_000
-        return max(1000, (self._deadline_ns - time.monotonic_ns()) // 1_000_000 + 1000)
+        left_ms = (self._deadline_ns - time.monotonic_ns()) // 1_000_000
+        return max(1000, min(left_ms + 1000, _LONGEST_LIMIT_MS))
 
     @property
     def commit_limit_ms(self) -> int:

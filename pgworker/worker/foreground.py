@@ -64,8 +64,9 @@ class Foreground:
 
     def pass_on_progress(self, queue: PostgresQueue) -> None:
         """Tell `queue` what jobs have said and nobody has taken yet."""
-        while self.progress:
-            queue.progress(*self.progress.popitem()[1])
+        for place in self.progress.copy():
+            if (taken := self.progress.pop(place, None)) is not None:  # the keeper's thread takes it, too
+                queue.progress(*taken)
 
     def close(self) -> None:
         run = self._loop.run_until_complete

@@ -146,19 +146,9 @@ def _run_claimed(
 def _hand_back(queue: _OneJob, execution: Execution) -> None:
     """It had started, so its history says that it was released. It may not have been due: then it waits for that."""
     row, now_ns = execution.claimed.row, time.monotonic_ns()
-    due_in = -row.waited - (now_ns - execution.claimed.lease.claimed_ns) / 1e9  # by the database's clock
-    queue.fail(
-        execution.claimed,
-        Ended(
-            row.job_id,
-            row.execution,
-            execution.started_ns,
-            now_ns,
-            Outcome.RELEASED,
-            Next.REQUEUE,
-            delay=max(0.0, due_in),
-        ),
-    )
+    ended = Ended(row.job_id, row.execution, execution.started_ns, now_ns, Outcome.RELEASED, Next.REQUEUE)
+    ended.run_at = row.run_at
+    queue.fail(execution.claimed, ended)
 
 
 def _record(queue: _OneJob) -> None:

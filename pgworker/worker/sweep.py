@@ -21,7 +21,7 @@ from pgworker.linux.board import Board
 _INTERVAL_NS = 800_000_000  # a little less than a second, between two looks of which it lies
 _REACH = 60.0  # seconds below the floor that the frequent look covers
 _FULL_COST_SHARE = 20  # the look from the very beginning may cost one part in so many
-_LONGEST_MS = 2000  # that each of the two statements of a look may take
+_LONGEST_MS = 2000  # that each of the two statements of a look may take; of a full one that was too long, longer
 _MARGIN = 5.0  # seconds that a floor stays behind the clock where it rises
 
 
@@ -32,6 +32,7 @@ class Sweeper:
         self._board = board
         self._tasks = list(tasks)
         self._lanes = lanes
+        self._full_ms = _LONGEST_MS
 
     def sweep(self, connection: Connection[Any]) -> bool:
         """Look, if it is our turn; True if a job was found behind a floor."""
@@ -39,20 +40,24 @@ class Sweeper:
             return False
         before = time.monotonic_ns()
         if not self._board.take_full_sweep(before, provisional_ns=60 * _INTERVAL_NS):
-            return self._look(connection, _REACH)
-        found = self._look(connection, None)
+            return self._look(connection, _REACH, _LONGEST_MS)[0]
+        found, is_done = self._look(connection, None, self._full_ms)
+        self._full_ms = _LONGEST_MS if is_done else 2 * self._full_ms
         now = time.monotonic_ns()
         self._board.put_off_full_sweep(now + max(_INTERVAL_NS, _FULL_COST_SHARE * (now - before)))
         return found
 
-    def _look(self, connection: Connection[Any], reach: float | None) -> bool:
+    def _look(self, connection: Connection[Any], reach: float | None, limit_ms: int) -> tuple[bool, bool]:
         """Not for long: this thread has jobs to settle. Dead entries by the million, which an old transaction keeps
-        from being removed, cost a second or more; what was not looked at then is so the next time."""
-        found = False
-        with suppress(psycopg.errors.QueryCanceled), one_trip(connection, is_durable=False, limit_ms=_LONGEST_MS):
-            found = self._look_behind(connection, reach)
-            self._raise_floors(connection)
-        return found
+        from being removed, cost a second or more. Whether a job was found behind a floor, and whether all was looked
+        at: else a full look may take longer the next time, which comes the later for it, or it would never get on."""
+        found = is_done = False
+        with suppress(psycopg.errors.QueryCanceled):
+            with one_trip(connection, is_durable=False, limit_ms=limit_ms):
+                found = self._look_behind(connection, reach)
+                self._raise_floors(connection)
+            is_done = True
+        return found, is_done
 
     def _look_behind(self, connection: Connection[Any], reach: float | None) -> bool:
         floors = self._board.floors
@@ -63,12 +68,11 @@ class Sweeper:
         return bool(found)
 
     def _raise_floors(self, connection: Connection[Any]) -> None:
-        """Or every poll would step over the same jobs again. Not while workers of two versions share the board: what
-        one doesn't know the other may serve."""
-        if len({row.tasks_hash for row in self._board.rows if row.pid and row.is_ready}) != 1:
+        """Or every poll would step over the same jobs again."""
+        if not self._board.serves_one_app:
             return
         seen = self._board.floors.read()
         with connection.cursor(binary=True) as cursor:
             dry = find_dry_lanes(cursor, tasks=self._tasks, lanes=self._lanes, floors=seen, margin=_MARGIN)
         for lane, place in dry:
-            self._board.floors.advance(lane, (seen[0][lane], seen[1][lane]), place)
+            self._board.floors.advance(lane, seen.of(lane), place)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import shutil
 import signal
 import socket
@@ -134,6 +135,15 @@ class Pooler:
 
     def resume(self) -> None:
         self._command("resume")
+
+    def lead_to(self, dsn: str) -> None:
+        """Another server from the next transaction of each client on; the clients' own connections stay."""
+        given = conninfo_to_dict(dsn)
+        file = self._directory / "pgbouncer.ini"
+        server = f"* = host={given['host']} port={given.get('port') or 5432}"
+        file.write_text(re.sub(r"^\* = .*$", server, file.read_text(), flags=re.MULTILINE))
+        self._command("reload")
+        self._command("reconnect")
 
     def _command(self, word: str) -> None:
         admin = make_conninfo("", host="127.0.0.1", port=self.port, user="postgres", dbname="pgbouncer")

@@ -16,6 +16,7 @@ from psycopg.conninfo import make_conninfo
 
 from pgworker import App, DatabaseUnavailable, OutcomeUnknown
 from pgworker.app import connections
+from tests.chaos.pooler import Pooler
 from tests.chaos.servers import PostgresServer
 from tests.process import jobs
 from tests.process.pool import ROOT, eventually, start
@@ -92,6 +93,38 @@ def test_an_enqueue_whose_commit_waits_for_its_standby_is_not_undone_and_nobody_
         with psycopg.connect(dsn, autocommit=True) as connection:
             waiting = "select count(*) from pgworker.job_queue"
             eventually(lambda: ask(connection, waiting) == [2], "the job that nobody heard of")
+
+
+def test_behind_a_pooler_a_standby_that_lagged_loses_no_job_of_a_lease_that_ends_there(directory: Path) -> None:
+    """The client's connection stays as it is; what was settled before is not there any more."""
+    with ExitStack() as undo:
+        server = undo.enter_context(PostgresServer())
+        dsn = server.make_database()
+        standby = undo.enter_context(server.add_standby())
+        pooler = undo.enter_context(Pooler(dsn, directory))
+        app = undo.enter_context(closing(App(pooler.dsn)))
+        task = app.task(name="mail")(mail)
+        queue = undo.enter_context(app.queue())
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            ids = [task.using(connection).enqueue(to).id for to in "abc"]
+            first, second, third = queue.claim(3)
+            connection.execute("create table behind_the_claim ()")  # which alone is not flushed at once
+        standby.wait_caught_up(server)
+        standby.stop()
+        queue.succeed(first)
+        queue.succeed(second)
+        queue.claim(0)
+        server.stop()
+        standby.start()
+        standby.promote()
+        promoted = make_conninfo(dsn, port=standby.port)
+        pooler.lead_to(promoted)
+        queue.succeed(third)
+        queue.claim(0)
+        with psycopg.connect(promoted, autocommit=True) as connection:
+            statuses = "select array_agg(pgworker.job_status(id) order by id) from unnest(%s::uuid[]) as id"
+            assert ask(connection, statuses, ids) == [["pending", "pending", "succeeded"]]
+            assert ask(connection, "select count(*) from pgworker.job_leases") == [0]
 
 
 def mail(to: str) -> None: ...

@@ -714,6 +714,19 @@ def test_a_cancel_that_could_not_be_heard_at_once_is_heard_long_before_the_lease
     scene.wait_for_status("cancelled", job)
 
 
+def test_a_lease_that_the_server_forgot_in_a_crash_is_missed_as_soon_as_the_pool_is_back(
+    scene: Scene, start_pool: StartPool
+) -> None:
+    """A claim commits asynchronously; a third of its lease's life later the job has long been running twice."""
+    start_pool(workers=1, lease_ttl=600)
+    scene.enqueue(jobs.cooperate, "job")
+    scene.wait_for("start", "job")
+    scene.connection.execute("delete from pgworker.job_leases")
+    ours = "select pg_terminate_backend(pid) from pg_stat_activity where application_name ~ '^pgworker monitor'"
+    scene.connection.execute(ours)
+    scene.wait_for("stop", "job")
+
+
 @pytest.mark.parametrize("task", [jobs.stop_quietly, jobs.cooperate_async], ids=["thread", "loop"])
 def test_who_returns_once_he_knows_that_he_is_to_stop_has_not_succeeded(
     task: Task[..., Any], scene: Scene, start_pool: StartPool

@@ -13,7 +13,7 @@ from psycopg import Connection
 from pgworker import App, ConfigurationError, DatabaseUnavailable, Discard, InvalidFilter, InvalidJob, Snooze
 from pgworker.lifecycle.cancel import cancel_job
 from pgworker.model.state import CancelAnswer, Outcome
-from tests.sql.actors import Connect, Monitor, Worker, ask, ended, enqueue, leases, statuses, waiting
+from tests.sql.actors import Connect, Monitor, Worker, ask, ended, enqueue, leases, now, statuses, waiting
 from tests.sql.invariants import STORED, offences
 
 
@@ -91,6 +91,19 @@ def test_a_failure_is_what_the_rules_of_the_task_make_of_it(
         assert queue.claim(1) == []
     assert [run[1] for run in ended(db, job)] == [outcome]
     assert statuses(db, [job]) == [status]
+
+
+def test_a_snooze_until_a_moment_is_over_at_that_moment_of_the_databases_clock(app: App, db: Connection[Any]) -> None:
+    """To the microsecond, so no other clock had a say; one that has passed is over at once."""
+    until = now(db) + timedelta(hours=1)
+    later, passed = enqueue(db, 2)
+    with app.queue() as queue:
+        one, two = queue.claim(2)
+        queue.fail(one, Snooze(until))
+        queue.fail(two, Snooze(until - timedelta(hours=2)))
+    assert ask(db, "select run_at from pgworker.job_queue where job_id = %s", later) == [until]
+    assert statuses(db, [later, passed]) == ["scheduled", "pending"]
+    assert ask(db, "select run_at < %s from pgworker.job_queue where job_id = %s", now(db), passed) == [True]
 
 
 def test_a_rule_that_is_broken_itself_is_an_ordinary_failure(
@@ -191,6 +204,19 @@ def test_no_more_than_four_claims_have_jobs_that_go_on_and_a_fifth_takes_nothing
         assert len(waiting(db)) == 1
         queue.succeed(held[0])
         assert len(queue.claim(1)) == 1
+
+
+def test_four_claims_that_an_outage_put_in_doubt_end_by_the_next_claim(app: App, db: Connection[Any]) -> None:
+    enqueue(db, 5)
+    with app.queue() as queue:
+        held = [queue.claim(1)[0] for _ in range(4)]
+        db.execute("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'pgworker queue'")
+        for job in held:
+            queue.succeed(job)
+        with pytest.raises(DatabaseUnavailable):
+            queue.claim(1)
+        assert len(queue.claim(1)) == 1
+    assert [outcome for (outcome,) in db.execute("select outcome from pgworker.job_executions")] == ["succeeded"] * 4
 
 
 def test_a_job_ends_once_and_where_it_was_claimed(app: App, db: Connection[Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
@@ -98,6 +99,37 @@ def break_at(owner: Owner, db: Connection[Any]) -> None:
     """End the backend of the queue's connection; the queue learns of it with its next statement."""
     pid = owner.connection().info.backend_pid
     assert ask(db, "select pg_terminate_backend(%s, %s)", pid, int(DEADLINE * 1000)) == [True]
+
+
+@pytest.mark.parametrize("is_rolling", [True, False])
+def test_while_workers_of_two_apps_share_the_floors_none_steps_over_what_the_other_serves(
+    is_rolling: bool, dsn: str, db: Connection[Any]
+) -> None:
+    board, lanes = Board(2, len(Lanes.of(["default"]))), Lanes.of(["default"])
+    enqueue(db, task="new")
+    enqueue(db, 3)
+    for table, at in (("jobs", "created_at"), ("job_queue", "run_at")):  # floors stay behind what has just come
+        db.execute(f"update pgworker.{table} set {at} = {at} - interval '1 minute'".encode())
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        old, new = (
+            PostgresQueue(
+                lambda: connection,
+                row=row,
+                floors=board.floors,
+                lanes=lanes,
+                tasks=dict.fromkeys(tasks, APP.tasks["t"]),
+                lease_ttl=60.0,
+                may_pass_others=lambda: board.serves_one_app,
+            )
+            for row, tasks in zip(board.rows, (["t"], ["t", "new"]), strict=True)
+        )
+        for row in board.rows:
+            row.reset(uuid4(), 0)
+            row.pid = os.getpid()
+            row.tasks_hash = row.index if is_rolling else 7
+            row.set_ready()
+        assert [job.row.task for job in old.claim(1)] == ["t"]
+        assert [job.row.task for job in new.claim(1)] == ["new" if is_rolling else "t"]
 
 
 def test_what_is_enqueued_is_claimed_in_order_and_settled_with_the_next_claim(

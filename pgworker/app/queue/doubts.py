@@ -1,13 +1,14 @@
-"""Doubts: what was recorded over a connection that is gone may be unknown to the server of the next one.
+"""Doubts: what was recorded by one server may be unknown to the next one.
 
-A connection belongs to one server for its life; the next one may lead to a standby that was promoted since, and that
-has not heard of the last settlements, transactions and releases. To end a lease there on the strength of them would
-leave their jobs nowhere.
+That may be a standby that was promoted since, and that has not heard of the last settlements, transactions and
+releases. To end a lease there on the strength of them would leave their jobs nowhere. Another connection may lead to
+another server; so may, behind a pooler, the same one, which is why each trip asks the server who it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Any
 
 from psycopg import Connection
@@ -33,12 +34,18 @@ class Doubts:
         self._known: Connection[Any] | None = None
 
     def look(self, connection: Connection[Any], leases: Iterable[HeldLease]) -> None:
-        """Doubt these, if another connection than the last one is used from now on."""
+        """Doubt these, if another connection than for the last trip is used for the next one."""
         if connection is self._known:
             return
         self._known = connection
         for lease in leases:
             lease.is_doubtful = True
+
+    def compare(self, server: datetime | None, leases: Iterable[HeldLease]) -> None:
+        """Doubt those that were claimed from another server than the one that has answered."""
+        for lease in leases:
+            if lease.server != server:
+                lease.is_doubtful = True
 
     def is_reclaimed(self, connection: Connection[Any], lease: HeldLease) -> bool:
         """End a lease of which all is settled by sending on what the server has no execution of, uncharged.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from uuid import UUID
 
 from pgworker.lifecycle.claim import ClaimedRow
@@ -32,10 +33,10 @@ class HeldLease:
     In `ready` stands None for an execution that the handler's own transaction has recorded already. While its tail is
     going back (`is_going_back`) the lease must not end: it is all that the database knows of these jobs.
     `progress`: what jobs have said of it since. `with_progress`: those, by position, of which some may be stored.
-    `claimed_ns`: when its claim was sent, by the monotonic clock.
+    `claimed_ns`: when its claim was sent, by the monotonic clock; `server`: the start of the one that answered it.
     `is_sent`: its last update was, and no answer has come yet; what is sent from now on may repeat it.
-    `is_doubtful`: the connection of its claim is gone, and the server of the next one may have been promoted without
-    hearing of all that was recorded. Such a lease is not ended by its last settlement, but reclaimed.
+    `is_doubtful`: the server that we talk to now may have been promoted since its claim, without hearing of all that
+    was recorded. Such a lease is not ended by its last settlement, but reclaimed.
     """
 
     lease_id: UUID
@@ -46,6 +47,7 @@ class HeldLease:
     progress: dict[int, ProgressUpdate] = field(default_factory=dict)
     with_progress: dict[int, UUID] = field(default_factory=dict)
     claimed_ns: int = 0
+    server: datetime | None = None
     is_going_back: bool = False
     is_ended: bool = False
     is_doubtful: bool = False
@@ -92,10 +94,10 @@ class HeldLease:
         ends = self._ends and not self.is_doubtful
         positions = [position for position, ended in self.ready.items() if ended is not None]
         if not positions:
-            return Settlement(self.lease_id, 1, [], ends_lease=True) if ends else None
+            return Settlement(self.lease_id, 1, [], ends_lease=True, server=self.server) if ends else None
         first, last = min(positions), max(positions)
         ended = [*map(self.ready.get, range(first, last + 1))]
-        return Settlement(self.lease_id, first, ended, ends, is_repeated=self.is_sent)
+        return Settlement(self.lease_id, first, ended, ends, is_repeated=self.is_sent, server=self.server)
 
     def mark_settled(self) -> None:
         """What `update` returned is recorded."""

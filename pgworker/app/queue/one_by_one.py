@@ -57,7 +57,7 @@ def _settle(connection: Connection[Any], update: LeaseUpdate) -> list[Settlement
                 unsettled.append(single)
     if settlement.ends_lease:
         with connection.cursor() as cursor:
-            _send(cursor, Settlement(settlement.lease_id, 1, [], ends_lease=True))
+            _send(cursor, Settlement(settlement.lease_id, 1, [], ends_lease=True, server=settlement.server))
     return unsettled
 
 

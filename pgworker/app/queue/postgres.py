@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID, uuid4
 
@@ -82,7 +83,8 @@ class PostgresQueue:
 
     `connect` gives the connection to use, in autocommit mode. After an error of it nothing is lost: what has ended is
     sent again with the next claim, and a claim whose answer was lost is given back by `give_back`. Nothing is renewed
-    here: a lease lasts `lease_ttl` seconds unless the monitor of a pool renews what the board shows. `on_lost` hears of
+    here: a lease lasts `lease_ttl` seconds unless the monitor of a pool renews what the board shows. `may_pass_others`:
+    whether the floors may rise over jobs that are not for `tasks`, as no other worker serves them. `on_lost` hears of
     each execution that was not recorded as its lease was gone, and what it had ended as; `on_lease_lost` of the lease.
     """
 
@@ -95,6 +97,7 @@ class PostgresQueue:
         lanes: Lanes,
         tasks: Mapping[str, Task[..., Any]],
         lease_ttl: float,
+        may_pass_others: Callable[[], bool] = lambda: True,
         on_lost: Callable[[ClaimedRow, Outcome], object] = lambda _row, _outcome: None,
         on_lease_lost: Callable[[], object] = lambda: None,
     ) -> None:
@@ -105,11 +108,13 @@ class PostgresQueue:
         self._tasks = tasks
         self._names = list(tasks)
         self._lease_ttl = lease_ttl
+        self._may_pass_others = may_pass_others
         self._losses = Losses(row, on_lost, on_lease_lost)
         self._doubts = Doubts(row, self._floors, lease_ttl)
         self._lost_claims = LostClaims(self._floors)
         self._tails = Tails(row, self._floors)
         self.leases: list[HeldLease] = []
+        self._server: datetime | None = None
 
     # -- the protocol
 
@@ -124,13 +129,16 @@ class PostgresQueue:
         leases = sorted(self.leases, key=lambda lease: lease.lease_id)  # as a cancel locks them: no deadlock
         updates = [update for lease in leases if (update := lease.update()) is not None]
         ending = sum(one.settlement is not None and one.settlement.ends_lease for one in updates)
-        if n and len(leases) - ending >= self._row.leases_limit:
-            raise ValueError(
-                f"jobs of {len(leases)} claims have not ended yet; end all of one first, or claim more at once"
-            )
-        claim = Claim(uuid4(), n, time.monotonic_ns(), self._floors.read()) if n else None
+        is_full = n > 0 and len(leases) - ending >= self._row.leases_limit
+        claim = Claim(uuid4(), n, time.monotonic_ns(), self._floors.read()) if n and not is_full else None
         rows = self._trip(connection, updates, claim) if updates or claim is not None else []
         self._mark_settled(connection)
+        if is_full:
+            if not self.may_claim:  # nor has a lease in doubt ended just now
+                raise ValueError(
+                    f"jobs of {len(self.leases)} claims have not ended yet; end all of one first, or claim more at once"
+                )
+            return self.claim(n)
         if claim is None:
             return []
         jobs = self._take(claim, rows)
@@ -202,7 +210,7 @@ class PostgresQueue:
         if claim is not None:
             self._lost_claims.add(claim.lease_id)  # until its answer is here
         try:
-            with one_trip(connection, is_durable=bool(updates)):  # a durable settle implies its claim
+            with one_trip(connection, is_durable=bool(updates)) as trip:  # a durable settle implies its claim
                 for update in updates:
                     settling += _send(connection, update)
                 if finished := [job_id for update in updates for job_id in update.finished]:
@@ -217,6 +225,8 @@ class PostgresQueue:
             unsettled, claim = settle_one_by_one(connection, updates), None
         else:
             unsettled = [(lease, told) for cursor, lease, told in settling if not is_settled(cursor, told)]
+        self._server = trip.server()
+        self._doubts.compare(self._server, self.leases)
         for lease, settlement in unsettled:
             self._losses.look(connection, lease, settlement)
         return [] if claim is None else claimed_rows(claiming)
@@ -245,9 +255,10 @@ class PostgresQueue:
         if not rows:
             return []
         entry = self._row.show_lease(claim.lease_id, len(rows), claim.sent_ns)
-        lease = HeldLease(claim.lease_id, entry, len(rows), claimed_ns=claim.sent_ns)
+        lease = HeldLease(claim.lease_id, entry, len(rows), claimed_ns=claim.sent_ns, server=self._server)
         self.leases.append(lease)
-        self._floors.rise(claim.floors, rows)
+        if self._may_pass_others():
+            self._floors.rise(claim.floors, rows)
         lease.rows = [row if len(row.payload or "") < _LARGE else row._replace(payload=None) for row in rows]
         checkpoints = [(position, row.job_id) for position, row in enumerate(rows, 1) if row.checkpoint is not None]
         lease.with_progress = dict(checkpoints)

@@ -1,5 +1,6 @@
 -- One job by its id into a new lease, however late it is due; not one of a paused queue, unless `even_paused`, nor of a task
 -- that the caller does not have. SKIP LOCKED: what somebody else takes this moment is his. Columns as in claim_jobs.
+-- A job that is parked (run_at is infinity) has the last day that Python can read.
 with due as (
     delete from pgworker.job_queue
     where ctid = any (array(
@@ -16,11 +17,11 @@ with due as (
            clock_timestamp() + %(ttl)s::float8 * interval '1 second', 1, array[job_id], array[execution], array[failures]
     from due
 )
-select due.job_id, due.task, job.payload::text, due.execution, due.failures, due.run_at,
+select due.job_id, due.task, job.payload::text, due.execution, due.failures, least(due.run_at, timestamptz '9999-12-30 UTC'),
        due.queue, due.priority, due.org_id, job.max_attempts, job.timeout_ms, job.headers::text, job.created_at,
        case when due.execution > 1
             then (select coalesce(p.checkpoint, 'null')::text from pgworker.job_progress p where p.job_id = due.job_id) end,
-       extract(epoch from now() - greatest(due.run_at, job.created_at, last.ended_at))::float8, 0  -- it runs alone
+       extract(epoch from now() - least(greatest(due.run_at, job.created_at, last.ended_at), timestamptz '9999-12-30 UTC'))::float8, 0  -- it runs alone
 from due
 left join lateral (select * from pgworker.jobs where jobs.id = due.job_id offset 0) as job on true
 left join lateral (select * from pgworker.last_execution(due.job_id, due.execution) where due.execution > 1 offset 0)

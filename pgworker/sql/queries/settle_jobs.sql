@@ -1,8 +1,10 @@
--- End the executions at positions first..last of a lease, and the lease itself if `ends_lease`. A null in started_us
+-- End the executions at positions first..last of a lease, and the lease itself if `ends_lease` and this is the server that it
+-- was claimed from: a standby that was promoted since may not have heard of what was settled before. A null in started_us
 -- leaves its position alone.
 -- The fence: no lease, or positions that were released, and nothing is written; the caller compares the counts.
 -- A part is settled under KEY SHARE, which no renewal waits for; the end of a lease is DELETE ... RETURNING. Never both.
--- next: 0 the job has ended, 1 it goes back to job_queue, 2 it becomes a dead letter. A cancelled job does neither.
+-- next: 0 the job has ended, 1 it goes back to job_queue, at run_at or after its delay, 2 it becomes a dead letter. A
+-- cancelled job does neither.
 -- A settle that is_repeated finds its rows there already: it inserts none, so it requeues none. One that is not but was
 -- recorded all the same, a moment ago by a connection given up, violates a key. (ON CONFLICT DO NOTHING for all would
 -- look up the key twice, and write 48 bytes more of WAL for each row.)
@@ -11,10 +13,13 @@
 -- would stop the server's clock.
 with part as materialized (
     select worker_id, job_ids, executions, failures, cancelled from pgworker.job_leases
-    where lease_id = %(lease_id)s::uuid and not %(ends_lease)s::boolean
+    where lease_id = %(lease_id)s::uuid
+      and not (%(ends_lease)s::boolean and coalesce(%(server)s::timestamptz = pg_postmaster_start_time(), true))
     for key share
 ), whole as (
-    delete from pgworker.job_leases where lease_id = %(lease_id)s::uuid and %(ends_lease)s::boolean
+    delete from pgworker.job_leases
+    where lease_id = %(lease_id)s::uuid
+      and %(ends_lease)s::boolean and coalesce(%(server)s::timestamptz = pg_postmaster_start_time(), true)
     returning worker_id, job_ids, executions, failures, cancelled
 ), lease as materialized (
     select * from part union all select * from whole
@@ -26,11 +31,12 @@ with part as materialized (
            unnest(%(started_us)s::bigint[]) as started_us, unnest(%(finished_us)s::bigint[]) as finished_us,
            unnest(%(outcomes)b::text[]) as outcome, unnest(%(charges)s::smallint[]) as charge,
            unnest(%(nexts)s::smallint[]) as next, unnest(%(delays_ms)s::bigint[]) as delay_ms,
+           unnest(%(run_ats)s::timestamptz[]) as run_at,
            unnest(%(errors)b::text[]) as error, unnest(%(results)b::text[]) as result
     from lease
 ), ended as materialized (
     select run.worker_id, run.job_id, run.execution, run.position,
-           run.failures + coalesce(run.charge, 0) as failures, run.next, run.delay_ms,
+           run.failures + coalesce(run.charge, 0) as failures, run.next, run.delay_ms, run.run_at as asked_for,
            case when coalesce(run.next, 0) > 0 and run.job_id = any (run.cancelled) then 'cancelled'
                 else coalesce(run.outcome, 'succeeded') end as outcome,
            clock_timestamp() - run.started_us * interval '1 microsecond' as started_at,
@@ -53,7 +59,8 @@ with part as materialized (
     where ended.next > 0 and recorded.outcome <> 'cancelled'
 ), requeued as (
     insert into pgworker.job_queue (job_id, run_at, execution, priority, failures, queue, task, org_id)
-    select job_id, clock_timestamp() + delay_ms * interval '1 millisecond', execution + 1, priority, failures, queue, task, org_id
+    select job_id, greatest(coalesce(asked_for, clock_timestamp() + delay_ms * interval '1 millisecond'), clock_timestamp()),
+           execution + 1, priority, failures, queue, task, org_id
     from onward where next = 1 and id is not null
     on conflict (job_id) do nothing
 ), buried as (
