@@ -11,6 +11,7 @@ from pgworker.bench.claimant import Claimant
 from pgworker.bench.failure import BenchFailed
 from pgworker.bench.ground import QUEUE, Ground
 from pgworker.bench.jobs import PAYLOAD, app, noop, typical
+from pgworker.bench.meter import Cost, cost, read_meter
 from pgworker.bench.quantiles import Quantiles
 
 _SLICE = 100_000
@@ -69,6 +70,8 @@ class Claims:
     finished: int
     batch: int
     claim: Quantiles
+    cost: Cost
+    """Per job, its enqueue and settle included."""
 
 
 def measure_backlogs(ground: Ground, besides: Sequence[Backlog], claims: int, batch: int) -> list[Claims]:
@@ -83,9 +86,11 @@ def measure_backlogs(ground: Ground, besides: Sequence[Backlog], claims: int, ba
 
 def _measure(ground: Ground, beside: Backlog, claims: int, batch: int) -> Claims:
     """Before each claim as many jobs are enqueued as it takes; a warm-up comes first and does not count."""
-    claimant, durations = Claimant(ground.dsn), []
+    claimant, durations, before = Claimant(ground.dsn), [], read_meter(ground)
     try:
         for number in range(-_WARM_UP, claims):
+            if number == 0:
+                before = read_meter(ground)
             app.enqueue_many([typical(0)] * batch, ground.connection)
             jobs, took = claimant.claim(batch)
             if jobs != batch:
@@ -97,7 +102,8 @@ def _measure(ground: Ground, beside: Backlog, claims: int, batch: int) -> Claims
                 ground.say(f"claimed {number:,} times of {claims:,}")
     finally:
         claimant.close()
-    return Claims(beside.waiting, beside.scheduled, beside.finished, batch, Quantiles.of(durations))
+    spent = cost(ground, claims * batch, before, before, read_meter(ground))
+    return Claims(beside.waiting, beside.scheduled, beside.finished, batch, Quantiles.of(durations), spent)
 
 
 def _fill(ground: Ground, beside: Backlog) -> None:

@@ -1,4 +1,7 @@
-"""How fast pools drain a backlog, from the moment they may claim to when nothing waits or runs any more."""
+"""How fast pools drain a backlog, from the moment they may claim to when nothing waits or runs any more.
+
+Behind a pooler, where they only poll, from the first claim on.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from pgworker.bench.failure import BenchFailed
 from pgworker.bench.ground import QUEUE, Ground
 from pgworker.bench.jobs import app, typical
 from pgworker.bench.meter import Cost, cost, read_meter
+from pgworker.config.settings import PoolSettings
 from pgworker.control.queues import pause_queues, resume_queues
 from pgworker.model.job import JobRequest
 
@@ -21,6 +25,8 @@ IS_EMPTY = """
     select case when exists (select from pgworker.job_leases) then false  -- the cheaper question first
                 else not exists (select from pgworker.job_queue) end
 """
+
+_HAS_BEGUN = "select exists (select from pgworker.job_leases) or exists (select from pgworker.job_executions)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +48,8 @@ class Drained:
     pools: int
     workers: int
     slots: int
+    enqueued_at_once: int
+    claimed_at_once: int
     enqueue_seconds: float
     enqueued_per_second: float
     seconds: float
@@ -58,6 +66,9 @@ def drain(ground: Ground, load: Load) -> Drained:
         before = read_meter(ground, pools)
         started = time.perf_counter()
         resume_queues(ground.connection, [QUEUE])
+        if ground.pooler:  # nobody hears of it: workers find out at their next poll, whose wait is no part of a drain
+            ground.wait(_HAS_BEGUN, doing="waiting for the first claim", look=_LOOK / 10)
+            started = time.perf_counter()
         ground.wait(IS_EMPTY, doing=f"draining {load.jobs:,} jobs", look=_LOOK)
         seconds = time.perf_counter() - started
         after = read_meter(ground, pools)
@@ -69,6 +80,8 @@ def drain(ground: Ground, load: Load) -> Drained:
         load.pools,
         load.workers,
         load.slots,
+        BATCH,
+        PoolSettings(workers=load.workers).max_batch,
         enqueue_seconds,
         load.jobs / enqueue_seconds,
         seconds,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 from uuid import UUID
 
+import msgspec
 from psycopg import Connection
 from psycopg.types.json import Jsonb
 
@@ -27,7 +30,7 @@ BARE_INSERT = "bare one-row INSERT"
 _BARE_TABLE = "create table bench_rows (like pgworker.jobs including defaults including constraints including indexes)"
 _INSERT_ONE = """
     insert into bench_rows (id, created_at, run_at, timeout_ms, priority, max_attempts, queue, task, payload)
-    values (pgworker.uuid7(clock_timestamp()), now(), now(), 1800000, 5, 25, %s, %s, %s)
+    values (%s, now(), now(), 1800000, 5, 25, %s, %s, %s)
 """
 _NEW_IDS = "select array(select pgworker.uuid7(clock_timestamp()) from generate_series(1, %s))"
 _COPY_JOBS = """
@@ -39,6 +42,10 @@ _COPY_QUEUE = """
 """
 _unheard = noop.options(queue="unserved")
 _SETTLE = 1.0  # seconds for a pool to fall asleep
+
+Work = Callable[[], tuple[int, float]]
+"""Returns how many jobs came in, in how many seconds."""
+
 _CALL_FUNCTION = "select pgworker.enqueue(%s, %s, queue => %s)"
 
 
@@ -62,31 +69,24 @@ def enqueue_in_bulk(ground: Ground, jobs: int) -> list[Enqueued]:
     def enqueue_many() -> int:
         return len(app.enqueue_many([typical(number) for number in range(jobs)], ground.connection))
 
-    bare = _measure(ground, BARE_COPY, 1, None, lambda: _timed(lambda: _copy(ground.connection, ids)))
-    return [bare, _measure(ground, "enqueue_many", 1, bare, lambda: _timed(enqueue_many))]
+    doors: dict[str, Work] = {
+        BARE_COPY: lambda: _timed(lambda: _copy(ground.connection, ids)),
+        "enqueue_many": lambda: _timed(enqueue_many),
+    }
+    return _measure(ground, doors, 1)
 
 
 def enqueue_one_by_one(ground: Ground, connections: int, seconds: float) -> list[Enqueued]:
     """Each in a transaction of its own, from so many processes, or coroutines, at a time."""
     ground.connection.execute(_BARE_TABLE)
-    bare = _one_by_one(ground, BARE_INSERT, connections, seconds, None, _insert_one)
-    cases = [bare]
-    doors = (
-        ("SQL function", _call_function),
-        ("enqueue, using(connection)", _enqueue_one),
-        ("enqueue, the App's own connection", _enqueue_by_app(ground.dsn)),
-    )
-    for door, once in doors:
-        cases.append(_one_by_one(ground, door, connections, seconds, bare, once))
-    cases.append(
-        _measure(
-            ground,
-            "enqueue_async, one process",
-            connections,
-            bare,
-            lambda: (asyncio.run(_count_async(ground.dsn, connections, seconds)), seconds),
-        )
-    )
+    doors = {
+        BARE_INSERT: _in_parallel(ground, connections, seconds, _insert_one),
+        "SQL function": _in_parallel(ground, connections, seconds, _call_function),
+        "enqueue, using(connection)": _in_parallel(ground, connections, seconds, _enqueue_one),
+        "enqueue, the App's own connection": _in_parallel(ground, connections, seconds, _enqueue_by_app(ground.dsn)),
+        "enqueue_async, one process": lambda: (asyncio.run(_count_async(ground.dsn, connections, seconds)), seconds),
+    }
+    cases = _measure(ground, doors, connections)
     ground.connection.execute("drop table bench_rows")
     return cases
 
@@ -95,39 +95,31 @@ def enqueue_beside_a_pool(ground: Ground, connections: int, seconds: float) -> l
     """What wake-ups cost who enqueues, beside a pool of one worker that sleeps: for a queue that it does not serve, so
     that nobody is told, and for its own, which is paused, so that nothing but telling and looking comes of it."""
     pause_queues(ground.connection, [QUEUE])
+    doors = {
+        "enqueue, nobody is told": _in_parallel(ground, connections, seconds, _enqueue_unheard),
+        "enqueue, a pool is told": _in_parallel(ground, connections, seconds, _enqueue_one),
+    }
     with ground.pools(1, 1):
         time.sleep(_SETTLE)
-        unheard = _one_by_one(ground, "enqueue, nobody is told", connections, seconds, None, _enqueue_unheard)
-        heard = _one_by_one(ground, "enqueue, a pool is told", connections, seconds, unheard, _enqueue_one)
-    return [unheard, heard]
+        return _measure(ground, doors, connections)
 
 
-def _one_by_one(
-    ground: Ground, door: str, connections: int, seconds: float, first: Enqueued | None, once: Once
-) -> Enqueued:
-    return _measure(
-        ground, door, connections, first, lambda: (count_in_parallel(ground.dsn, connections, seconds, once), seconds)
-    )
+def _in_parallel(ground: Ground, connections: int, seconds: float, once: Once) -> Work:
+    return lambda: (count_in_parallel(ground.dsn, connections, seconds, once), seconds)
 
 
-def _measure(
-    ground: Ground, door: str, connections: int, first: Enqueued | None, work: Callable[[], tuple[int, float]]
-) -> Enqueued:
-    """`work` returns how many came in, in how many seconds."""
-    ground.say(f"{door}, {connections} connections")
-    before = read_meter(ground)
-    jobs, seconds = work()
-    after = read_meter(ground)
-    rate = jobs / seconds
-    return Enqueued(
-        door,
-        connections,
-        jobs,
-        seconds,
-        rate,
-        None if first is None else rate / first.jobs_per_second,
-        cost(ground, jobs, before, before, after),
-    )
+def _measure(ground: Ground, doors: Mapping[str, Work], connections: int) -> list[Enqueued]:
+    """One after the other; another one begins in each run, as the machine is seldom the same for long."""
+    turns, measured = deque(doors), {}
+    turns.rotate(-ground.turn)
+    for door in turns:
+        ground.say(f"{door}, {connections} connections")
+        before = read_meter(ground)
+        jobs, seconds = doors[door]()
+        spent = cost(ground, jobs, before, before, read_meter(ground))
+        measured[door] = Enqueued(door, connections, jobs, seconds, jobs / seconds, None, spent)
+    first, *others = (measured[door] for door in doors)
+    return [first, *(replace(case, of_first=case.jobs_per_second / first.jobs_per_second) for case in others)]
 
 
 def _timed(work: Callable[[], int]) -> tuple[int, float]:
@@ -140,11 +132,20 @@ def _timed(work: Callable[[], int]) -> tuple[int, float]:
 
 
 def _insert_one(connection: Connection[Any]) -> None:
-    connection.execute(_INSERT_ONE, [QUEUE, noop.name, Jsonb(PAYLOAD)])
+    connection.execute(_INSERT_ONE, [_new_id(), QUEUE, noop.name, _payload()])
 
 
 def _call_function(connection: Connection[Any]) -> None:
-    connection.execute(_CALL_FUNCTION, [noop.name, Jsonb(PAYLOAD), QUEUE])
+    connection.execute(_CALL_FUNCTION, [noop.name, _payload(), QUEUE])
+
+
+def _payload() -> Jsonb:
+    return Jsonb(PAYLOAD, dumps=msgspec.json.encode)
+
+
+def _new_id() -> UUID:
+    """Time-ordered, as theirs: the quickest one that is no duplicate."""
+    return UUID(int=(time.time_ns() // 1_000_000) << 80 | 0x7 << 76 | 0x2 << 62 | random.getrandbits(62))
 
 
 def _enqueue_one(connection: Connection[Any]) -> None:
@@ -180,7 +181,7 @@ async def _count_async(dsn: str, connections: int, seconds: float) -> int:
 
 def _copy(connection: Connection[Any], ids: Sequence[UUID]) -> int:
     """What an owner of the tables could do, and an enqueuer may not."""
-    now, payload = datetime.now(timezone.utc), Jsonb(PAYLOAD)
+    now, payload = datetime.now(timezone.utc), _payload()
     with connection.transaction(), connection.cursor() as cursor:
         with cursor.copy(_COPY_JOBS) as rows:
             rows.set_types(["uuid", "timestamptz", "timestamptz", "int8", "int2", "int2", "text", "text", "jsonb"])

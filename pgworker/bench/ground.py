@@ -12,10 +12,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 from psycopg import Connection
 
 from pgworker.bench.pool import Pool, running
+from pgworker.config.settings import is_loopback
 from pgworker.db.connect import connect
 from pgworker.db.migrate import migrate
 from pgworker.db.scratch import scratch_database
@@ -44,6 +46,8 @@ class Conditions:
     synchronous_commit: str
     full_page_writes: str
     shared_buffers: str
+    data_on: str | None
+    """The file system of the server's data, such as ext4 or tmpfs; None: not to be seen from here."""
     host_cpus: int
     pooler: bool
 
@@ -51,9 +55,11 @@ class Conditions:
 class Ground:
     """A migrated database that only this measurement uses."""
 
-    def __init__(self, dsn: str, connection: Connection[Any], say: Say, pooler: bool) -> None:
-        """`connection` is in autocommit mode, for questions. `pooler`: what is at the DSN keeps no session."""
-        self._pooler = pooler
+    def __init__(self, dsn: str, connection: Connection[Any], say: Say, *, pooler: bool, turn: int) -> None:
+        """`connection` is in autocommit mode, for questions. `pooler`: what is at the DSN keeps no session. `turn`: so
+        many times this was measured before."""
+        self.pooler = pooler
+        self.turn = turn
         self.dsn = dsn
         self.connection = connection
         self.say = say
@@ -77,13 +83,38 @@ class Ground:
         names = ("server_version", "fsync", "synchronous_commit", "full_page_writes", "shared_buffers")
         told = {name: self.value("select current_setting(%s)", name) for name in names}
         return Conditions(
-            version("pgworker"), platform.python_version(), **told, host_cpus=count_cpus(), pooler=self._pooler
+            version("pgworker"),
+            platform.python_version(),
+            **told,
+            data_on=self._file_system(),
+            host_cpus=count_cpus(),
+            pooler=self.pooler,
         )
+
+    def postmaster(self) -> psutil.Process | None:
+        """The server's first process, if it runs on this host where we can see it."""
+        host = self.connection.info.host
+        if host and not host.startswith("/") and not is_loopback(host):
+            return None
+        try:
+            backend = psutil.Process(self.value("select pg_backend_pid()"))
+            return backend.parent() if "postgres" in backend.name() else None  # else a pid of another container's
+        except psutil.Error:
+            return None
+
+    def _file_system(self) -> str | None:
+        if self.postmaster() is None:
+            return None
+        with suppress(psycopg.errors.InsufficientPrivilege):
+            data = Path(self.value("show data_directory")).resolve()
+            mounts = {Path(mount.mountpoint): mount.fstype for mount in psutil.disk_partitions(all=True)}
+            return next((mounts[place] for place in (data, *data.parents) if place in mounts), None)
+        return None
 
     @contextmanager
     def pools(self, count: int, workers: int, *flags: str) -> Iterator[list[Pool]]:
         """So many pools of `pgworker start`, each with so many workers, all of them ready; drained at the end."""
-        flags = (*flags, "--pooler") if self._pooler else flags
+        flags = (*flags, "--pooler") if self.pooler else flags
         with (
             tempfile.TemporaryDirectory(prefix="pgworker-bench-") as directory,
             running(self.dsn, Path(directory), count, workers, flags) as pools,
@@ -108,7 +139,7 @@ def own_database(server: str) -> Iterator[str]:
 
 
 @contextmanager
-def open_ground(server: str, say: Say, pooler: bool = False) -> Iterator[Ground]:
+def open_ground(server: str, say: Say, *, pooler: bool = False, turn: int = 0) -> Iterator[Ground]:
     """A database of its own, with nothing left to be written of what was before."""
     prepared_from = None if pooler else 5  # uses of a statement; the driver's own default
     with (
@@ -116,7 +147,7 @@ def open_ground(server: str, say: Say, pooler: bool = False) -> Iterator[Ground]
         connect(dsn, application_name="pgworker bench", prepare_threshold=prepared_from) as connection,
     ):
         checkpoint(connection)
-        yield Ground(dsn, connection, say, pooler)
+        yield Ground(dsn, connection, say, pooler=pooler, turn=turn)
 
 
 def checkpoint(connection: Connection[Any]) -> None:

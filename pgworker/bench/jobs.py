@@ -41,8 +41,8 @@ async def sleep_async(seconds: float) -> None:
 
 
 @app.task(name="stamp")
-def stamp(due_ns: int) -> int:
-    """Nanoseconds since then, by the monotonic clock, which all processes of a host share."""
+def stamp(due_ns: int, filling: str) -> int:  # noqa: ARG001  it is there to be large
+    """Nanoseconds since then, by the monotonic clock, which all processes of a host share. `filling`: its size."""
     return time.monotonic_ns() - due_ns
 
 

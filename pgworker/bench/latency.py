@@ -12,9 +12,13 @@ from dataclasses import dataclass
 from pgworker.bench.failure import BenchFailed
 from pgworker.bench.ground import Ground
 from pgworker.bench.jobs import stamp
+from pgworker.bench.meter import Cost, cost, read_meter
 from pgworker.bench.quantiles import Quantiles, histogram
 
 _SPIN = 0.0005  # seconds
+_EVERY = 5  # of how many jobs one is large
+_KEPT = 0.95  # of the rate, if there are as many as
+_MANY = 100
 _WARM_UP = 20
 """Jobs that come first and don't count: plans are made, modules imported."""
 
@@ -24,49 +28,87 @@ _ANSWERS = """
 
 
 @dataclass(frozen=True, slots=True)
-class Latency:
-    """One run. `commit`: how long the call of `enqueue` took, its commit included, which `start` includes as well."""
+class Rhythm:
+    """`rate` jobs a second for `seconds`, at even distances; the argument of every fifth has `large` bytes."""
 
     rate: float
     seconds: float
+    large: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """One run. `commit`: how long the call of `enqueue` took, its commit included, which `start` includes as well. Both
+    are of the small jobs, if there are large ones."""
+
+    rate: float
+    achieved_per_second: float
+    seconds: float
+    large: int
     workers: int
     slots: int
     start: Quantiles
     commit: Quantiles
+    cost: Cost
     histogram_ms: list[tuple[float | None, int]]
 
 
-def measure_latency(ground: Ground, rate: float, seconds: float, workers: int, slots: int) -> Latency:
-    """One enqueue and one commit at a time, `rate` a second, at even distances."""
-    with ground.pools(1, workers, "--slots", str(slots)):
+def measure_latency(ground: Ground, rhythm: Rhythm, workers: int, slots: int) -> Latency:
+    """One enqueue and one commit at a time. BenchFailed: they took longer than the time between two of them."""
+    jobs = max(1, round(rhythm.rate * rhythm.seconds))
+    large = {number for number in range(jobs) if rhythm.large and number % _EVERY == _EVERY - 1}
+    with ground.pools(1, workers, "--slots", str(slots)) as pools:
         for _ in range(_WARM_UP):
-            _enqueue(ground, time.monotonic_ns())
+            _enqueue(ground, time.monotonic_ns(), "")
             time.sleep(0.02)
-        jobs = max(1, round(rate * seconds))
-        commits, began = [], time.monotonic_ns()
-        for number in range(jobs):
-            due = began + int(number / rate * 1e9)
-            time.sleep(max(0.0, (due - time.monotonic_ns()) / 1e9 - _SPIN))
-            while time.monotonic_ns() < due:
-                pass  # a sleep would end a tenth of a millisecond late
-            commits.append(_enqueue(ground, due))
-            if number % 10 == 0:
-                ground.say(f"enqueued {number:,} of {jobs:,}")
+        before = read_meter(ground, pools)
+        began = time.monotonic_ns()
+        commits = [
+            _enqueue(ground, _wait_for(began, number, rhythm.rate), "x" * (rhythm.large if number in large else 0))
+            for number in range(jobs)
+        ]
+        achieved = jobs / ((time.monotonic_ns() - began) / 1e9)
+        if achieved < _KEPT * rhythm.rate and jobs >= _MANY:
+            raise BenchFailed(
+                f"one sender enqueues no more than {achieved:,.0f} jobs a second here, so what it is late would be"
+                " measured: give a lower --rate"
+            )
         ground.wait(
             "select count(*) = %s from pgworker.job_executions where outcome = 'succeeded'",
             jobs + _WARM_UP,
             doing="waiting for the last of them",
         )
-    answers = [nanoseconds / 1e6 for (nanoseconds,) in ground.connection.execute(_ANSWERS).fetchall()][_WARM_UP:]
-    if len(answers) != jobs:
-        raise BenchFailed(
-            f"{jobs} jobs were enqueued and {len(answers)} have succeeded: the figures would be worthless"
-        )
-    return Latency(rate, seconds, workers, slots, Quantiles.of(answers), Quantiles.of(commits), histogram(answers))
+        after = read_meter(ground, pools)
+    starts = [nanoseconds / 1e6 for (nanoseconds,) in ground.connection.execute(_ANSWERS).fetchall()][_WARM_UP:]
+    if len(starts) != jobs:
+        raise BenchFailed(f"{jobs} jobs were enqueued and {len(starts)} have succeeded: the figures would be worthless")
+    small = [number for number in range(jobs) if number not in large]
+    starts, commits = [starts[number] for number in small], [commits[number] for number in small]
+    return Latency(
+        rhythm.rate,
+        achieved,
+        rhythm.seconds,
+        rhythm.large,
+        workers,
+        slots,
+        Quantiles.of(starts),
+        Quantiles.of(commits),
+        cost(ground, jobs, before, before, after),
+        histogram(starts),
+    )
 
 
-def _enqueue(ground: Ground, due: int) -> float:
+def _wait_for(began: int, number: int, rate: float) -> int:
+    """The moment at which this one is due, when it has come."""
+    due = began + int(number / rate * 1e9)
+    time.sleep(max(0.0, (due - time.monotonic_ns()) / 1e9 - _SPIN))
+    while time.monotonic_ns() < due:
+        pass  # a sleep would end a tenth of a millisecond late
+    return due
+
+
+def _enqueue(ground: Ground, due: int, filling: str) -> float:
     """Milliseconds that it took."""
     began = time.monotonic_ns()
-    stamp.using(ground.connection).enqueue(due_ns=due)
+    stamp.using(ground.connection).enqueue(due_ns=due, filling=filling)
     return (time.monotonic_ns() - began) / 1e6

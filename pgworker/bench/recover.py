@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import tempfile
 import time
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from uuid import UUID
 
 from pgworker.bench.ground import Ground
 from pgworker.bench.jobs import rerun
+from pgworker.bench.meter import Cost, cost, read_meter
 from pgworker.bench.quantiles import Quantiles
 from pgworker.config.settings import PoolSettings
 
@@ -29,33 +31,38 @@ class Recovery:
     workers: int
     lease_ttl_seconds: float
     rerun: Quantiles
+    cost: Cost
+    """Per kill."""
 
 
 def kill_workers(ground: Ground, kills: int, workers: int) -> Recovery:
     """Each job kills its own worker, in the midst of its handler, once."""
-    reruns = []
+    reruns, before = [], read_meter(ground)
     with tempfile.TemporaryDirectory(prefix=_PREFIX) as directory, ground.pools(1, workers):
         for number in range(1, kills + 1):
             job = rerun.using(ground.connection).enqueue(path=f"{directory}/{number}", kills=True)
             reruns.append(_wait(ground, job.id, f"worker {number} of {kills} has been killed"))
             time.sleep(_APART)
-    return Recovery("worker", workers, PoolSettings(workers=workers).lease_ttl, Quantiles.of(reruns))
+    spent = cost(ground, kills, before, before, read_meter(ground))
+    return Recovery("worker", workers, PoolSettings(workers=workers).lease_ttl, Quantiles.of(reruns), spent)
 
 
 def kill_hosts(ground: Ground, kills: int, lease_ttl: float) -> Recovery:
     """All processes of a pool die at one moment, and another pool takes over what they held."""
-    reruns, flags = [], ("--lease-ttl", f"{lease_ttl:g}")
+    reruns, flags, before = [], ("--lease-ttl", f"{lease_ttl:g}"), read_meter(ground)
     for number in range(1, kills + 1):
         with tempfile.TemporaryDirectory(prefix=_PREFIX) as directory, ground.pools(1, 1, *flags) as [doomed]:
             file = Path(directory, "killed")
             job = rerun.using(ground.connection).enqueue(path=str(file), kills=False)
             ground.wait("select exists (select from pgworker.job_leases)", doing=f"pool {number} of {kills} begins")
             with ground.pools(1, 1, *flags):
-                time.sleep(1.5 * lease_ttl)  # who has just come takes no leases of strangers
+                # Who has just come takes no leases of strangers; then at whichever moment between two renewals.
+                time.sleep((1.5 + random.random() / 3) * lease_ttl)
                 file.write_text(str(time.monotonic_ns()))
                 doomed.kill()
                 reruns.append(_wait(ground, job.id, f"pool {number} of {kills} has been killed"))
-    return Recovery("host", 1, lease_ttl, Quantiles.of(reruns))
+    spent = cost(ground, kills, before, before, read_meter(ground))
+    return Recovery("host", 1, lease_ttl, Quantiles.of(reruns), spent)
 
 
 def _wait(ground: Ground, job_id: UUID, doing: str) -> float:

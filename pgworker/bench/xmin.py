@@ -15,6 +15,7 @@ from pgworker.bench.claimant import Claimant
 from pgworker.bench.failure import BenchFailed
 from pgworker.bench.ground import Ground
 from pgworker.bench.jobs import app, typical
+from pgworker.bench.meter import Cost, cost, read_meter
 from pgworker.bench.quantiles import Quantiles
 from pgworker.db.connect import connect
 
@@ -38,8 +39,10 @@ class Phase:
     offered_per_second: float
     settled_per_second: float
     readers: int
+    reports: int
     dead_rows: int
     claim: Quantiles
+    cost: Cost
 
 
 class _Load:
@@ -49,11 +52,13 @@ class _Load:
         self._ground = ground
         self._rate = rate
         self._claimant = Claimant(ground.dsn)
+        self.reports = 0
+        """Made by readers since the last phase."""
 
     def run(self, phase: str, seconds: float, readers: int) -> Phase:
         durations: list[float] = []
-        sent = settled = 0
-        began = time.monotonic()
+        sent = settled = self.reports = 0
+        before, began = read_meter(self._ground), time.monotonic()
         while (elapsed := time.monotonic() - began) < seconds:
             due = int(elapsed * self._rate) - sent
             app.enqueue_many([typical(0)] * due, self._ground.connection)
@@ -69,8 +74,17 @@ class _Load:
         if not durations:
             raise BenchFailed(f"no claim in {seconds:g} s; give it more time")
         elapsed = time.monotonic() - began
-        dead_rows = self._dead_rows()
-        return Phase(phase, elapsed, self._rate, settled / elapsed, readers, dead_rows, Quantiles.of(durations))
+        return Phase(
+            phase,
+            elapsed,
+            self._rate,
+            settled / elapsed,
+            readers,
+            self.reports,
+            self._dead_rows(),
+            Quantiles.of(durations),
+            cost(self._ground, settled, before, before, read_meter(self._ground)),
+        )
 
     def _dead_rows(self) -> int:
         question = "select n_dead_tup from pg_stat_user_tables where relid = 'pgworker.job_queue'::regclass"
@@ -90,13 +104,13 @@ def measure_xmin(ground: Ground, rate: float, minutes: float, readers: int) -> l
         pin.isolation_level = IsolationLevel.REPEATABLE_READ
         pin.execute("select pg_current_xact_id()")
         for number in range(readers):
-            stack.enter_context(_reader(ground.dsn, number))
+            stack.enter_context(_reader(ground.dsn, number, load))
         phases += [load.run(f"pinned, {which} half", half, readers) for which in ("first", "second")]
     return phases
 
 
 @contextmanager
-def _reader(dsn: str, number: int) -> Iterator[None]:
+def _reader(dsn: str, number: int, load: _Load) -> Iterator[None]:
     """Read everything in a thread, and rest nine times as long. What goes wrong there is raised at the end."""
     is_over = threading.Event()
 
@@ -106,6 +120,7 @@ def _reader(dsn: str, number: int) -> Iterator[None]:
             while not is_over.wait(rest):
                 began = time.monotonic()
                 connection.execute(_REPORT)
+                load.reports += 1
                 rest = _REST * (time.monotonic() - began)
 
     with ThreadPoolExecutor(1) as threads:

@@ -18,10 +18,11 @@ from pgworker.cli.options import dsn_option
 if TYPE_CHECKING:
     from pgworker.bench.drain import Load
     from pgworker.bench.ground import Ground
-    from pgworker.bench.run import Key, Measure
+    from pgworker.bench.run import Measure
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _COSTS = ("wal_bytes_per_job", "pool_cpu_us_per_job", "server_cpu_us_per_job")
+_RATE = "jobs_per_second"
 _QUANTILES = ("p50_ms", "p95_ms", "p99_ms", "max_ms")
 _COUNT = click.IntRange(min=1)
 _POSITIVE = click.FloatRange(min=0, min_open=True)
@@ -32,7 +33,8 @@ def bench() -> None:
     """Measure pgworker on this machine and server.
 
     Each measurement has a database of its own on the server of the DSN, made for it and dropped afterwards, so its user
-    must be allowed to create one; nothing of yours is touched, but for the time of your server.
+    must be allowed to create one; nothing of yours is touched, but for the time of your server. WAL and CPU are those
+    of the whole server: measure where nothing else goes on.
     """
 
 
@@ -47,8 +49,19 @@ def _where(command: _Command) -> _Command:
 
 def _runs(command: _Command) -> _Command:
     return click.option(
-        "--runs", type=_COUNT, default=1, show_default=True, help="Repeat it; the medians are printed."
+        "--runs",
+        type=_COUNT,
+        default=1,
+        show_default=True,
+        callback=_odd,
+        help="Repeat it, an odd number of times; the medians are printed.",
     )(command)
+
+
+def _odd(_context: click.Context, _option: click.Parameter, runs: int) -> int:
+    if runs % 2 == 0:
+        raise click.BadParameter(f"{runs} runs have no median among them: {runs + 1} have")
+    return runs
 
 
 def _pooler(command: _Command) -> _Command:
@@ -56,7 +69,9 @@ def _pooler(command: _Command) -> _Command:
 
 
 def _workers(default: int) -> Callable[[_Command], _Command]:
-    return click.option("-w", "--workers", type=_COUNT, default=default, show_default=True)
+    return click.option(
+        "-w", "--workers", type=_COUNT, default=default, show_default=True, help="Processes of each pool."
+    )
 
 
 @bench.command(short_help="How many no-op jobs a second a pool can do.")
@@ -73,7 +88,7 @@ def drain(jobs: int, workers: int, slots: int, pools: int, runs: int, **where: A
     from pgworker.bench.drain import drain as measure
 
     load = Load(jobs, workers, slots, pools)
-    _run("drain", [lambda ground: [measure(ground, load)]], runs=runs, key=_by_rate, **where)
+    _run("drain", [lambda ground: [measure(ground, load)]], runs=runs, key=_RATE, **where)
 
 
 @bench.command(short_help="How drain grows with workers and pools.")
@@ -94,7 +109,7 @@ def scale(jobs: int, workers: int, pools: int, runs: int, **where: Any) -> None:
         return [measure(ground, load)]
 
     shows = ("pools", "workers", "jobs_per_second", *_COSTS)
-    _run("scale", [partial(one, load) for load in loads], shows, runs=runs, key=_by_rate, **where)
+    _run("scale", [partial(one, load) for load in loads], shows, runs=runs, key=_RATE, **where)
 
 
 @bench.command(short_help="Jobs of a millisecond, many at a time: threads and async.")
@@ -112,7 +127,7 @@ def mixed(jobs: int, workers: int, in_flight: int, milliseconds: float, runs: in
         return measure_mixed(ground, kind, jobs, workers, in_flight, milliseconds / 1000)
 
     shows = ("handlers", "in_flight", "drained_jobs_per_second", *_COSTS)
-    _run("mixed", [partial(one, kind) for kind in KINDS], shows, runs=runs, key=_by_rate, **where)
+    _run("mixed", [partial(one, kind) for kind in KINDS], shows, runs=runs, key=f"drained_{_RATE}", **where)
 
 
 @bench.command(short_help="How many jobs a second come in, by each door.")
@@ -130,22 +145,38 @@ def enqueue(jobs: int, seconds: float, connections: int, runs: int, **where: Any
         *(partial(enqueue_one_by_one, connections=count, seconds=seconds) for count in sorted({1, connections})),
         lambda ground: enqueue_beside_a_pool(ground, connections, seconds),
     ]
-    shows = ("door", "connections", "jobs_per_second", "of_first", "wal_bytes_per_job", "server_cpu_us_per_job")
-    _run("enqueue", measures, shows, runs=runs, key=_by_rate, **where)
+    shows = (
+        "door",
+        "connections",
+        "jobs",
+        "jobs_per_second",
+        "of_first",
+        "transactions_per_job",
+        "wal_bytes_per_job",
+        "server_cpu_us_per_job",
+    )
+    _run("enqueue", measures, shows, runs=runs, key=_RATE, **where)
 
 
 @bench.command(short_help="From enqueue to the start of the handler.")
 @click.option("--rate", type=_POSITIVE, default=50.0, show_default=True, help="Jobs a second.")
 @click.option("--seconds", type=_POSITIVE, default=20.0, show_default=True)
 @_workers(1)
-@click.option("--slots", type=_COUNT, default=1, show_default=True)
+@click.option("--slots", type=_COUNT, default=1, show_default=True, help="Of each worker.")
+@click.option(
+    "--large", type=click.IntRange(min=0), default=0, show_default=True, help="Bytes of every fifth job's argument."
+)
 @_pooler
 @_where
-def latency(rate: float, seconds: float, workers: int, slots: int, **where: Any) -> None:
-    """A steady load that leaves the pool idle: what a single job waits for, the commit of its enqueue included."""
-    from pgworker.bench.latency import measure_latency
+def latency(rate: float, seconds: float, workers: int, slots: int, large: int, **where: Any) -> None:
+    """A steady load that leaves the pool idle: what a single job waits for, the commit of its enqueue included.
 
-    _run("latency", [lambda ground: [measure_latency(ground, rate, seconds, workers, slots)]], **where)
+    With --large, what small jobs wait for beside large ones.
+    """
+    from pgworker.bench.latency import Rhythm, measure_latency
+
+    rhythm = Rhythm(rate, seconds, large)
+    _run("latency", [lambda ground: [measure_latency(ground, rhythm, workers, slots)]], **where)
 
 
 @bench.command(short_help="How long a killed job waits until it runs again.")
@@ -163,7 +194,7 @@ def recover(kills: int, hosts: int, workers: int, lease_ttl: float, **where: Any
     measures: list[Measure] = [lambda ground: [kill_workers(ground, kills, workers)]]
     if hosts:
         measures.append(lambda ground: [kill_hosts(ground, hosts, lease_ttl)])
-    shows = ("killed", "lease_ttl_seconds", "rerun_count", *(f"rerun_{name}" for name in _QUANTILES))
+    shows = ("killed", "workers", "lease_ttl_seconds", "rerun_count", *(f"rerun_{name}" for name in _QUANTILES))
     _run("recover", measures, shows, **where)
 
 
@@ -184,20 +215,26 @@ def backlog(waiting: str, scheduled: int, finished: int, claims: int, batch: int
     from pgworker.bench.backlog import Backlog, measure_backlogs
 
     besides = [Backlog(), *(Backlog(count, scheduled, finished) for count in _numbers(waiting))]
-    shows = ("waiting", "scheduled", "finished", *(f"claim_{name}" for name in _QUANTILES))
+    shows = ("waiting", "scheduled", "finished", *(f"claim_{name}" for name in _QUANTILES), _COSTS[2])
     _run("backlog", [lambda ground: measure_backlogs(ground, besides, claims, batch)], shows, **where)
 
 
 @bench.command(short_help="Whether an old transaction slows the queue down.")
 @click.option("--minutes", type=_POSITIVE, default=2.0, show_default=True, help="That it is open.")
 @click.option("--rate", type=_POSITIVE, default=2000.0, show_default=True, help="Jobs a second.")
-@click.option("--readers", type=click.IntRange(min=0), default=4, show_default=True, help="Reports beside it.")
+@click.option(
+    "--readers",
+    type=click.IntRange(min=0),
+    default=4,
+    show_default=True,
+    help="Each rests nine times as long as its report took.",
+)
 @_where
 def xmin(minutes: float, rate: float, readers: int, **where: Any) -> None:
     """A steady load, before and while a transaction keeps vacuum from removing anything and reports read it all."""
     from pgworker.bench.xmin import measure_xmin
 
-    shows = ("phase", "settled_per_second", "dead_rows", *(f"claim_{name}" for name in _QUANTILES[:-1]))
+    shows = ("phase", "settled_per_second", "reports", "dead_rows", *(f"claim_{name}" for name in _QUANTILES[:-1]))
     _run("xmin", [lambda ground: measure_xmin(ground, rate, minutes, readers)], shows, **where)
 
 
@@ -206,10 +243,6 @@ def _numbers(text: str) -> list[int]:
     if not all(part.isascii() and part.isdigit() for part in parts):
         raise click.BadParameter(f"{text!r} is not a list of whole numbers such as 0,100000", param_hint="waiting")
     return [int(part) for part in parts]
-
-
-def _by_rate(case: Any) -> float:
-    return float(case.jobs_per_second)
 
 
 def _run(
@@ -221,13 +254,14 @@ def _run(
     embedded: bool,
     as_json: bool,
     runs: int = 1,
-    key: Key | None = None,
+    key: str | None = None,
     pooler: bool = False,
 ) -> None:
     from pgworker.bench.run import run
 
     for number in (signal.SIGTERM, signal.SIGHUP):  # whatever ends it, pools and databases are to go with it
-        signal.signal(number, signal.default_int_handler)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, signal.default_int_handler)
     with open_server(dsn, embedded) as server:
         report = run(server, name, measures, say, runs=runs, key=key, pooler=pooler)
     say("")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pgworker.cli.output import Column, print_json, print_table
@@ -23,12 +23,29 @@ def print_report(report: Report, as_json: bool, shows: Sequence[str] = ()) -> No
     if shows:
         titles = [name.replace("_per_", "/").replace("_", " ") for name in shows]
         columns = [Column(title, right=place > 0) for place, title in enumerate(titles)]
+        if alike := _alike(report.cases, shows):
+            _print_figures(alike)
+            print()
         print_table(columns, [[_shown(case.get(name)) for name in shows] for case in report.cases])
         return
-    for name, value in report.cases[0].items():
-        if name == "histogram_ms":
-            _print_histogram(value)
-        else:
+    _print_figures(report.cases[0])
+    if (histogram := report.cases[0].get("histogram_ms")) is not None:
+        _print_histogram(histogram)
+
+
+def _alike(cases: Sequence[Mapping[str, Any]], shows: Sequence[str]) -> dict[str, Any]:
+    """What all cases have in common, and no column says."""
+    first, *others = cases
+    return {
+        name: value
+        for name, value in first.items()
+        if name not in shows and value is not None and all(other[name] == value for other in others)
+    }
+
+
+def _print_figures(figures: Mapping[str, Any]) -> None:
+    for name, value in figures.items():
+        if name != "histogram_ms":
             print(f"{name.replace('_', ' '):24} {_shown(value):>12}")
 
 
@@ -38,8 +55,9 @@ def _print_conditions(report: Report) -> None:
     print(
         f"PostgreSQL {on.server_version}: fsync {on.fsync}, synchronous_commit {on.synchronous_commit},"
         f" full_page_writes {on.full_page_writes}, shared_buffers {on.shared_buffers}"
-        f"{', behind a pooler' if on.pooler else ''}\n"
+        f"{f', on {on.data_on}' if on.data_on else ''}{', as behind a pooler (--pooler)' if on.pooler else ''}"
     )
+    print(f"medians of {report.runs} runs\n" if report.runs > 1 else "")
 
 
 def _print_histogram(counts: Sequence[tuple[float | None, int]]) -> None:

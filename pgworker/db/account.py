@@ -14,11 +14,15 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from pgworker.errors import ConfigurationError
+from pgworker.linux.pidfd import kill_group
+
+_GONE_WITHIN = 5.0  # seconds, of processes that were killed
 
 STATE = Path("/var/lib/pgworker-embedded")
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "TZ": "UTC"}
@@ -120,10 +124,21 @@ def run(command: list[str], account: pwd.struct_passwd, script: str = "") -> str
         try:
             streams = process.communicate(script.encode())
         except BaseException:
-            process.kill()
+            _end_all(process)  # initdb runs others, which would go on writing
             raise
     output, errors = (stream.decode(errors="replace") for stream in streams)
     if process.returncode != 0:
         said = (output + errors)[-2000:]
         raise ConfigurationError(f"{command[0]} failed with code {process.returncode}:\n{said}")
     return output
+
+
+def _end_all(child: subprocess.Popen[bytes]) -> None:
+    """Kill a child of `spawn` and all that it has started, and wait until they are gone."""
+    kill_group(child.pid, signal.SIGKILL)
+    child.wait()
+    ends = time.monotonic() + _GONE_WITHIN
+    with suppress(ProcessLookupError):
+        while time.monotonic() < ends:
+            os.killpg(child.pid, 0)
+            time.sleep(0.01)

@@ -6,7 +6,8 @@ import contextlib
 import fcntl
 import os
 import signal
-from collections.abc import Container, Iterable
+import threading
+from collections.abc import Container, Iterable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -70,3 +71,24 @@ class SignalQueue:
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self._noted.add(number)  # all that a full pipe leaves of it
+
+
+@contextlib.contextmanager
+def interrupts_held_back() -> Iterator[None]:
+    """INT, TERM and HUP that come within take effect behind it. On another thread than the main one, which alone they
+    interrupt, it does nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    ours = [number for number, handler in before.items() if handler not in (None, signal.SIG_IGN)]
+    for number in ours:
+        signal.signal(number, lambda number, _frame: came.append(number))
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, before[number])
+    if came:
+        signal.raise_signal(came[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from pgworker.errors import PgworkerError
 from tests.bench.bare_loop import BATCH, run_bare_loop
 from tests.bench.outside import IN_NODE, IN_PYTHON, Peer, Run, find_peer, run_peer
 
+_OURS = f"Python {platform.python_version()}"
 _SHOWS = ("who", "enqueued_per_second", "jobs_per_second", "pgworker_by_it")
 
 
@@ -62,13 +64,13 @@ def main(
     except PgworkerError as error:
         raise click.ClickException(str(error)) from error
     say("")
-    report = Report("compare", conditions, [*_medians(every)])
+    report = Report("compare", conditions, runs, [*_medians(every)])
     print_report(report, as_json=False, shows=_SHOWS)
     click.echo()
     for case in report.cases:
-        click.echo(f"{case['who']} {case['version']}: {case['settings']}")
+        click.echo(f"{case['who']} {case['version']}, {case['runtime']}: {case['settings']}")
     if file is not None:
-        file.write_bytes(msgspec.json.encode(report.as_json() | {"runs": every}))
+        file.write_bytes(msgspec.json.encode(report.as_json() | {"every_run": every}))
 
 
 def compare(
@@ -97,6 +99,7 @@ def _medians(every: Mapping[str, Sequence[Run]]) -> Iterator[dict[str, Any]]:
         yield {
             "who": name,
             "version": runs[0].version,
+            "runtime": runs[0].runtime,
             "settings": runs[0].settings,
             "jobs": runs[0].jobs,
             "workers": runs[0].workers,
@@ -110,14 +113,14 @@ def _run_pgworker(server: str, jobs: int, workers: int) -> Run:
     with open_ground(server, say) as ground:
         told = drain(ground, Load(jobs, workers))
     settings = f"slots {told.slots}, enqueue_many of {BULK}"
-    return Run("pgworker", version("pgworker"), jobs, workers, settings, told.enqueue_seconds, told.seconds)
+    return Run("pgworker", version("pgworker"), _OURS, jobs, workers, settings, told.enqueue_seconds, told.seconds)
 
 
 def _run_bare_loop(server: str, jobs: int, workers: int) -> Run:
     with _database(server) as dsn:
         enqueue_seconds, seconds = run_bare_loop(dsn, jobs, workers)
     settings = f"batches of {BATCH}, one COPY"
-    return Run("bare loop", version("pgworker"), jobs, workers, settings, enqueue_seconds, seconds)
+    return Run("bare loop", version("pgworker"), _OURS, jobs, workers, settings, enqueue_seconds, seconds)
 
 
 def _run_peer(server: str, jobs: int, workers: int, peer: Peer) -> Run:

@@ -36,6 +36,7 @@ class Run(msgspec.Struct, frozen=True):
 
     peer: str
     version: str
+    runtime: str
     jobs: int
     workers: int
     settings: str

@@ -23,6 +23,7 @@ Connect = Callable[[], psycopg.Connection[Any]]
 AT_WORK = "select true from pg_stat_activity where application_name = 'pgworker worker 0'"
 PRODUCERS = "select count(*) from pg_stat_activity where application_name = 'pgworker bench producer'"
 STOP_A_PRODUCER = PRODUCERS.replace("count(*)", "pg_terminate_backend(pid)") + " limit 1"
+MAKES_ONE = "select true from pg_stat_activity where query ~ '^create database .pgworker_scratch_' and state = 'active'"
 CONDITIONS = {"pgworker_version", "python_version", "server_version", "fsync", "synchronous_commit", "host_cpus"}
 COSTS = {"wal_bytes_per_job", "transactions_per_job", "pool_cpu_us_per_job", "server_cpu_us_per_job"}
 
@@ -52,9 +53,10 @@ def test_it_goes_through_a_pooler_that_keeps_no_session(dsn: str, directory: Pat
 
 def test_the_median_of_several_runs_is_printed_beside_them_all(dsn: str) -> None:
     told = measured(dsn, "drain", "--jobs", "50", "-w", "1", "--runs", "3")
-    assert told["jobs_per_second"] == sorted(told["runs"])[1]
+    assert told["jobs_per_second"] == sorted(told["jobs_per_second_runs"])[1]
     assert told["seconds"] == pytest.approx(50 / told["jobs_per_second"])
-    assert len(told["runs"]) == 3
+    assert (told["runs"], len(told["jobs_per_second_runs"])) == (3, 3)
+    assert (told["jobs"], told["workers"]) == (50, 1)
 
 
 def test_scale_has_a_case_for_each_number_of_workers_and_one_of_pools(dsn: str) -> None:
@@ -112,18 +114,18 @@ def test_recover_kills_workers_and_whole_hosts(dsn: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "first"),
+    ("words", "told"),
     [
-        (("drain", "--jobs", "20", "-w", "1"), "jobs"),
-        (("scale", "--jobs", "20", "-w", "1", "--pools", "1"), "pools"),
-        (("latency", "--seconds", "0.2"), "rate"),
+        (("drain", "--jobs", "20", "-w", "1"), {"jobs", "workers", "slots", "claimed", "wal"}),
+        (("scale", "--jobs", "20", "-w", "1", "--pools", "1"), {"jobs", "slots", "pools"}),
+        (("latency", "--seconds", "0.2"), {"rate", "achieved", "workers", "slots"}),
     ],
 )
-def test_people_get_the_conditions_and_a_table(dsn: str, words: tuple[str, ...], first: str) -> None:
+def test_people_get_the_conditions_and_a_table(dsn: str, words: tuple[str, ...], told: set[str]) -> None:
     lines = output(run("bench", *words, dsn=dsn)).splitlines()
     assert re.fullmatch(r"pgworker \S+, Python \S+, \d+ CPUs here", lines[0])
     assert re.match(r"PostgreSQL \S+: fsync o\w+, synchronous_commit \w+, ", lines[1])
-    assert lines[3].startswith(first)
+    assert {line.split()[0] for line in lines[2:] if line} >= told
 
 
 def test_other_jobs_of_the_server_are_left_alone_and_nothing_stays(dsn: str, connect: Connect) -> None:
@@ -157,6 +159,42 @@ def test_whatever_ends_it_the_pool_ends_too_and_the_database_is_dropped(
     eventually(lambda: databases(db) == before, "the end of its database")
 
 
+def test_an_interrupt_while_the_database_is_made_leaves_none(dsn: str, connect: Connect) -> None:
+    """The server has it before we hear of that."""
+    db = connect()
+    before = databases(db)
+    for _ in range(5):
+        process = subprocess.Popen(
+            command("bench", "drain"),
+            cwd=ROOT,
+            env=environment(PGWORKER_DSN=dsn),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+        eventually(lambda: bool(ask(db, MAKES_ONE)) or len(databases(db)) > len(before), "a database that is made")
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=60)
+        assert databases(db) == before
+
+
+def test_an_interrupt_while_a_server_of_its_own_is_made_leaves_nothing(directory: Path) -> None:
+    process = subprocess.Popen(
+        command("bench", "drain", "--embedded"),
+        cwd=ROOT,
+        env=environment(TMPDIR=str(directory)),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    eventually(lambda: list(directory.glob("pgworker-*/data.new-*/*")), "what initdb writes")
+    process.send_signal(signal.SIGINT)
+    told = process.communicate(timeout=60)[1]
+    assert (process.returncode, "Traceback" in told) == (130, False), told
+    assert list(directory.iterdir()) == []
+
+
 def test_a_producer_that_fails_ends_the_bench(dsn: str, connect: Connect) -> None:
     db = connect()
     process = subprocess.Popen(
@@ -182,6 +220,8 @@ def test_it_brings_a_server_of_its_own(tmp_path: os.PathLike[str]) -> None:
 
 def test_what_cannot_be_measured_is_refused(dsn: str) -> None:
     is_refused("can't be divided among 3 workers", 78, "bench", "mixed", "-w", "3", "--in-flight", "4", dsn=dsn)
+    is_refused("3 have", 64, "bench", "drain", "--runs", "2", dsn=dsn)
+    is_refused("give a lower --rate", 1, "bench", "latency", "--rate", "50000", "--seconds", "0.02", dsn=dsn)
     is_refused("not both", 64, "bench", "drain", "--embedded", "--dsn", dsn)
     is_refused("is not a list of whole numbers", 64, "bench", "backlog", "--waiting", "0,-5", dsn=dsn)
     assert "no database is named" in refusal(run("bench", "drain"), 78)

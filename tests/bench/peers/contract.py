@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import platform
 import sys
 import time
 from collections.abc import Callable
@@ -58,6 +59,7 @@ def measure(peer: Peer) -> None:
     if done != jobs:
         sys.exit(f"{jobs} jobs were enqueued and {done} have succeeded")
     told = {"peer": peer.package, "version": version(peer.package), "jobs": jobs, "workers": workers}
+    told |= {"runtime": f"Python {platform.python_version()}"}
     told |= {"settings": peer.settings, "enqueue_seconds": enqueue_seconds, "seconds": seconds}
     print(json.dumps(told), flush=True)  # noqa: T201  what it is for
 

@@ -36,7 +36,8 @@ async function measure(jobs, workers) {
   const settings =
     `concurrentJobs ${CONCURRENCY}, localQueue ${LOCAL_QUEUE}, completeJobBatchDelay 0, addJobs of ${BATCH}`;
   const { version } = require("graphile-worker/package.json");
-  console.log(JSON.stringify({ peer: "graphile-worker", version, jobs, workers, settings, enqueue_seconds, seconds }));
+  const told = { peer: "graphile-worker", version, runtime: `Node ${process.versions.node}`, jobs, workers };
+  console.log(JSON.stringify({ ...told, settings, enqueue_seconds, seconds }));
   process.exit(0);
 }
 
