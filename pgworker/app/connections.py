@@ -13,6 +13,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Final
 
 import psycopg
@@ -26,12 +27,6 @@ from pgworker.errors import DatabaseUnavailable, PgworkerError
 from pgworker.lifecycle.transaction import in_time, limit_session
 
 MAX_CONNECTIONS: Final = 4
-PATIENCE: Final = 10.0
-"""Seconds that one waits for a connection: a restart of PostgreSQL fits in."""
-
-ANSWERED: Final = 60.0
-"""Seconds that one waits for each answer on it. The server gives up before, so that what is given up is not done."""
-
 _NAME: Final = "pgworker producer"
 _SLICE: Final = 0.5
 """Seconds between two looks at why no connection has come."""
@@ -45,6 +40,16 @@ _FRESH: Final = 1.0
 """Seconds after its last use during which a connection is asked nothing unless something has come from the server."""
 
 
+@dataclass(slots=True)
+class Waits:
+    """How long one waits, in seconds."""
+
+    for_connection: float = 10.0
+    """A restart of PostgreSQL fits in."""
+    for_answer: float = 60.0
+    """For each, on a connection. The server gives up before, so that what is given up is not done."""
+
+
 class Connections:
     """Opened when they are first needed, at most four, for all threads.
 
@@ -53,6 +58,7 @@ class Connections:
 
     def __init__(self, dsn: Callable[[], str]) -> None:
         self._dsn = dsn
+        self.waits = Waits()
         self._pools = PerProcess(self._open)
 
     @property
@@ -96,21 +102,22 @@ class Connections:
             pool.close()
 
     def _open(self) -> _Pool:
-        return _Pool(self.dsn, self)
+        return _Pool(self.dsn, self, self.waits)
 
 
 class _Pool:
     """One process's connections to `dsn`, until `owner` is gone."""
 
-    def __init__(self, dsn: str, owner: Connections) -> None:
+    def __init__(self, dsn: str, owner: Connections, waits: Waits) -> None:
         self.dsn = dsn
+        self._waits = waits
         self._pid = os.getpid()
         self._failure: tuple[float, PgworkerError] | None = None
         logging.getLogger("psycopg.pool").addFilter(_is_foreign)
         self._connections = ConnectionPool(
             conninfo(dsn, _NAME),
             connection_class=_Connection,
-            kwargs={"failed": self._note, "autocommit": True, "prepare_threshold": None},
+            kwargs={"failed": self._note, "waits": waits, "autocommit": True, "prepare_threshold": None},
             check=self._check,
             name=_NAME,
             min_size=0,
@@ -124,7 +131,7 @@ class _Pool:
     @contextmanager
     def connection(self) -> Iterator[_Connection]:
         connection = self._checkout()
-        connection.patience = ANSWERED
+        connection.patience = self._waits.for_answer
         try:
             yield connection
         finally:
@@ -151,9 +158,10 @@ class _Pool:
         failed_at, failure = self._failure or (0.0, None)
         known = failure if failed_at >= begun else None
         outage = known is None or isinstance(known, DatabaseUnavailable)
-        if outage and time.monotonic() - begun < PATIENCE:
+        if outage and time.monotonic() - begun < self._waits.for_connection:
             return
-        busy = f"The App's {MAX_CONNECTIONS} connections were all busy for {PATIENCE:.0f} s. Enqueue in fewer threads."
+        seconds = f"{self._waits.for_connection:.0f} s"
+        busy = f"The App's {MAX_CONNECTIONS} connections were all busy for {seconds}. Enqueue in fewer threads."
         raise known or DatabaseUnavailable(busy)
 
     def _note(self, error: psycopg.Error | OSError) -> None:
@@ -187,12 +195,12 @@ class _Connection(PatientConnection[Any]):
 
     @classmethod
     def connect(  # type: ignore[override]
-        cls, conninfo: str = "", *, failed: Callable[[psycopg.Error | OSError], None], **kwargs: Any
+        cls, conninfo: str = "", *, failed: Callable[[psycopg.Error | OSError], None], waits: Waits, **kwargs: Any
     ) -> _Connection:
         try:
             connection: _Connection = super().connect(conninfo, **kwargs)
             try:
-                limit_session(connection, ANSWERED)
+                limit_session(connection, waits.for_answer)
             except BaseException:
                 connection.close()
                 raise

@@ -442,6 +442,17 @@ def test_a_private_postgresql_that_is_killed_starts_again_and_ends_with_its_pool
     assert not serving(directory / ".pgworker")
 
 
+def test_of_a_private_postgresql_that_does_not_start_again_the_log_says_why(
+    directory: Path, start_pool: Callable[..., Pool]
+) -> None:
+    pool = start_pool("--embedded", "--metrics-listen", "off", "-w", "1", cwd=directory)
+    pool.wait_for_log("the pool is ready")
+    private = directory / ".pgworker"
+    (private / "data" / "global").rename(private / "away")
+    os.kill(serving(private), signal.SIGKILL)
+    pool.wait_for_log("the private PostgreSQL does not start: .*data/global/pg_control")
+
+
 def serving(directory: Path) -> int:
     """The pid of the private server that accepts connections; 0 for none."""
     lock = directory / "data" / "postmaster.pid"

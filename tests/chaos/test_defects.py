@@ -32,13 +32,12 @@ def test_without_a_defect_all_invariants_hold(binaries: Path | None) -> None:
 
 @pytest.mark.parametrize("defect", [pytest.param(defect, id=defect.name) for defect in all_defects().values()])
 def test_every_defect_finds_what_it_changes_and_leaves_nothing_behind(defect: Defect) -> None:
-    before = query("settle_jobs"), query("claim_jobs"), query
-    with planted(defect):
-        pass
-    import pgworker.lifecycle.settle
-
-    assert (query("settle_jobs"), query("claim_jobs"), query) == before
-    assert getattr(pgworker.lifecycle.settle, "query") is query  # noqa: B009
+    before = query("settle_jobs"), query("claim_jobs")
+    with planted(defect) as bed:
+        there = {(owner, name): getattr(owner, name) for owner, name in bed.changed}
+    assert (query("settle_jobs"), query("claim_jobs")) == before
+    assert there.items().isdisjoint(bed.changed.items())
+    assert bed.changed == {(owner, name): getattr(owner, name) for owner, name in bed.changed}
 
 
 @pytest.mark.parametrize("defect", [pytest.param(defect, id=defect.name) for defect in PLANTED])

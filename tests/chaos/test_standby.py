@@ -15,7 +15,6 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from pgworker import App, DatabaseUnavailable, OutcomeUnknown
-from pgworker.app import connections
 from tests.chaos.pooler import Pooler
 from tests.chaos.servers import PostgresServer
 from tests.process import jobs
@@ -72,15 +71,13 @@ def test_a_pool_on_a_standby_says_so_and_works_once_it_is_promoted(
         assert pool.log().count("event=database_back") == 1
 
 
-def test_an_enqueue_whose_commit_waits_for_its_standby_is_not_undone_and_nobody_says_so(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(connections, "ANSWERED", 2.0)
+def test_an_enqueue_whose_commit_waits_for_its_standby_is_not_undone_and_nobody_says_so() -> None:
     with ExitStack() as undo:
         server = undo.enter_context(PostgresServer())
         dsn = server.make_database()
         standby = undo.enter_context(server.add_standby(synchronous=True))
         app = undo.enter_context(closing(App(dsn)))
+        app._connections.waits.for_answer = 2.0
         task = app.task(name="mail")(mail)
         task.enqueue("before")
         standby.stop()

@@ -100,8 +100,7 @@ def test_every_worker_has_cpus_of_its_own_where_there_are_enough(start_pool: Sta
     usable = os.sched_getaffinity(0)
     workers = len(usable)
     found = affinities(start_pool(workers=workers), workers)
-    if workers > 1:
-        assert sorted(cpu for cpus in found for cpu in cpus) == sorted(usable), "each CPU is somebody's"
+    assert sorted(cpu for cpus in found for cpu in cpus) == sorted(usable), "each CPU is somebody's"
     assert affinities(start_pool(workers=workers + 1), workers + 1) == [usable] * (workers + 1), "not enough"
     assert affinities(start_pool(workers=workers, cpus="none"), workers) == [usable] * workers
 

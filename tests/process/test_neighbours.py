@@ -77,6 +77,34 @@ def test_the_jobs_of_a_pool_that_was_killed_at_once_run_again_in_the_next_pool_b
     assert scene.scalar("select count(*) from pgworker.worker_heartbeats where ended_at is null") == 2
 
 
+def test_a_pool_sees_that_the_clock_of_its_server_was_set_and_takes_nothing_back_for_it(
+    scene: Scene, start_pool: StartPool
+) -> None:
+    """A function of that name stands in for a server whose clock is set: our statements find it first."""
+    db = scene.connection
+
+    def set_clock(by: str) -> None:
+        db.execute(
+            "create or replace function public.clock_timestamp() returns timestamptz language sql as"
+            f" $$ select pg_catalog.clock_timestamp() + interval '{by}' $$".encode()
+        )
+
+    set_clock("0")
+    db.execute(f"alter database {db.info.dbname} set search_path = public, pg_catalog")
+    one, other = start_pool(**SOON), start_pool(**SOON)
+    running = [scene.enqueue(jobs.hold, name) for name in ("a", "b")]
+    for name in ("a", "b"):
+        scene.wait_for("start", name)
+    for by, said in (("1 hour", "forward by 3600 s"), ("0", "back by 3600 s")):
+        set_clock(by)
+        for pool in (one, other):
+            pool.wait_for_log(f"WARNING.*the database's clock was set {said}: .* event=clock_set")
+    for name in ("a", "b"):
+        scene.open_gate(name)
+    scene.wait_for_status("succeeded", *running)
+    assert [scene.outcomes(job) for job in running] == [[(1, "succeeded", 0)]] * 2
+
+
 def test_a_pool_that_runs_already_takes_over_too_and_says_so_once(scene: Scene, start_pool: StartPool) -> None:
     killed = start_pool(workers=1, lease_ttl=LONG)
     hold(scene, killed, "job")

@@ -78,12 +78,16 @@ def test_whose_commit_is_never_answered_runs_again_when_it_has_certainly_not_hap
         assert "event=worker_killed" not in pool.log()
 
 
-def test_a_listener_that_hears_nothing_any_more_is_replaced(pool: Pool, proxy: Proxy) -> None:
-    first = proxy.counts["accepted"]
+def test_a_listener_that_hears_nothing_any_more_is_replaced(pool: Pool, proxy: Proxy, db: Connection[Any]) -> None:
+    def listeners() -> set[int]:
+        named = "select pid from pg_stat_activity where application_name = 'pgworker monitor listener'"
+        return {pid for (pid,) in db.execute(f"{named} and datname = current_database()".encode())}
+
+    before = eventually(listeners, pool.log)
     proxy.blackhole("pgworker monitor listener")
     pool.wait_for_log("event=listening_lost")
     proxy.heal()
-    eventually(lambda: proxy.counts["accepted"] > first, pool.log)
+    eventually(lambda: listeners() - before, pool.log)
 
 
 def test_half_a_second_of_latency_costs_no_lease_of_six_seconds(

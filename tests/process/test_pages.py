@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import http.client
 import socket
+import sys
 import threading
+import time
+import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -15,8 +18,11 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from pgworker.config.token import NoToken
+from pgworker.linux.board import Board
+from pgworker.monitor.activity import Activities
 from pgworker.monitor.bearer import Bearer
 from pgworker.monitor.http import Pages
+from pgworker.monitor.vitals import Vitals
 from tests.process.pool import DEADLINE, eventually
 
 MANY = 200
@@ -161,10 +167,35 @@ def test_while_a_page_of_metrics_is_made_the_pool_is_said_to_live_and_who_asks_m
         scrape.start()
     for _ in range(5):
         assert ask(port, "GET", "/healthz").status == 200
+    eventually(lambda: have_asked_for_metrics() == 10, lambda: f"ten who wait, not {have_asked_for_metrics()}")
     metrics.go_on.set()
     for scrape in scrapes:
         scrape.join(DEADLINE)
     assert len(answers) == 10
-    assert metrics.made < 10
-    made = {line for answer in answers for line in answer.body.splitlines() if line.startswith("made ")}
-    assert len(made) == metrics.made
+    made = [line for answer in answers for line in answer.body.splitlines() if line.startswith("made ")]
+    assert sorted(made) == ["made 1.0", *["made 2.0"] * 9]
+
+
+def test_the_pool_is_said_not_to_live_once_its_monitor_has_been_still_for_fifteen_seconds() -> None:
+    board = Board(1, 1)
+    vitals = Vitals(board, Activities(board))
+    listening = socket.create_server(("127.0.0.1", 0))
+    pages = Pages(listening, CollectorRegistry(), Bearer(NoToken.UNSAID), vitals.is_healthy, vitals.is_ready)
+    pages.serve_in_thread()
+    port = int(listening.getsockname()[1])
+    try:
+        board.monitor_beat_ns = time.monotonic_ns()
+        assert ask(port, "GET", "/healthz").status == 200
+        board.monitor_beat_ns -= 15_000_000_000
+        still = ask(port, "GET", "/healthz")
+        assert (still.status, still.body) == (503, "the monitor is stuck\n")
+    finally:
+        pages.shutdown()
+        pages.server_close()
+
+
+def have_asked_for_metrics() -> int:
+    """How many threads of the pages have noted when they were asked, and are not done yet."""
+    stacks = [[frame for frame, _ in traceback.walk_stack(top)] for top in sys._current_frames().values()]
+    frames = [frame for stack in stacks for frame in stack if frame.f_code is Pages.scrape.__code__]
+    return sum("asked_at" in frame.f_locals for frame in frames)

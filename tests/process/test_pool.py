@@ -224,6 +224,15 @@ def test_a_killed_monitor_is_replaced_and_leases_are_renewed_all_the_same(scene:
     assert scene.outcomes(job) == [(1, "succeeded", 0)]
 
 
+def test_a_monitor_that_has_not_moved_for_long_is_replaced(scene: Scene, start_pool: StartPool) -> None:
+    pool = start_pool(workers=1)
+    stuck = pool.monitor
+    os.kill(stuck, signal.SIGSTOP)
+    pool.wait_for_log("event=monitor_stuck", within=60)
+    eventually(lambda: pool.monitor != stuck, "a new monitor")
+    scene.wait_for_status("succeeded", scene.enqueue(jobs.quick, "job"))
+
+
 def test_when_the_master_is_killed_its_workers_die_and_the_monitor_puts_everything_back(
     scene: Scene, start_pool: StartPool
 ) -> None:
@@ -287,9 +296,12 @@ def test_term_drains_and_a_second_one_changes_nothing(times: int, scene: Scene, 
         jobs.hold.job(str(scene.directory), "running"), *scene.quick("behind", "waiting")
     )
     scene.wait_for("start", "running")
-    for _ in range(times):
+    pool.send(signal.SIGTERM)
+    pool.wait_for_log("TERM: draining")
+    for _ in range(times - 1):
         pool.send(signal.SIGTERM)
-        pool.wait_for_log("TERM: draining")
+    pool.send(signal.SIGTTIN)
+    pool.wait_for_log("TTIN is ignored: the pool drains")  # and what came before it was heard
     eventually(lambda: scene.scalar("select count(*) from pgworker.job_queue") == 2, "what had not started is back")
     assert scene.status(running) == "running"
     scene.open_gate("running")

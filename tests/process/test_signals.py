@@ -114,21 +114,21 @@ def test_hup_gives_every_worker_the_new_app_one_at_a_time_and_a_long_job_delays_
     rolled.rewrite("version 22")
     rolled.reload()
     pool.wait_for_log("the app can be imported")
-    fewest = 3
 
-    def only_the_busy_one_is_old() -> bool:
-        nonlocal fewest
-        fewest = min(fewest, len(pool.workers))
-        return set(pool.workers) & set(before) <= {busy} or "hold" in rolled.version()
+    def the_idle_ones_are_new() -> bool:
+        assert rolled.version() in ("version-1", "version-22")  # the others work on, whichever comes first
+        return pool.log().count("event=worker_started") == 3 + 2
 
-    for _ in range(20):  # the others work on, whichever comes first
-        assert rolled.version() in ("version-1", "version-22")
+    eventually(the_idle_ones_are_new, "two new workers beside the long job")
+    assert {rolled.version() for _ in range(10)} == {"version-22"}
+    assert set(pool.workers) & set(before) == {busy}
+    assert scene.status(long) == "running"
     scene.open_gate("long")
     scene.wait_for_status("succeeded", long)
-    eventually(only_the_busy_one_is_old, "new workers")
     pool.wait_for_log(f"3 {ROLLED}")
     assert not set(pool.workers) & set(before)
-    assert fewest >= 2
+    turns = re.findall("event=(worker_ended|worker_started)", pool.log())[3:]
+    assert turns == ["worker_ended", "worker_started"] * 3, "nobody goes before the one before it was replaced"
     assert {rolled.version() for _ in range(10)} == {"version-22"}
     assert scene.outcomes(long) == [(1, "succeeded", 0)]
     assert not re.search("WARN|ERROR", pool.log())

@@ -24,7 +24,7 @@ from psycopg.conninfo import make_conninfo
 
 import pgworker
 from pgworker import App, ConfigurationError, DatabaseUnavailable, InvalidJob, JobHandle, JobRequest, SchemaError, Task
-from pgworker.app import connections, producer
+from pgworker.app import producer
 from pgworker.db import embedded
 from pgworker.db.migrate import migrate
 
@@ -303,9 +303,9 @@ def test_all_threads_share_four_connections_that_close_ends(app: App, task: Task
 
 
 def test_an_enqueue_that_finds_all_connections_busy_gives_up_and_says_so(
-    task: Task[..., Any], connect: Connect, monkeypatch: pytest.MonkeyPatch
+    app: App, task: Task[..., Any], connect: Connect
 ) -> None:
-    monkeypatch.setattr(connections, "PATIENCE", 1.0)
+    app._connections.waits.for_connection = 1.0
     other = connect()
     blocker = connect()
     blocker.execute("begin; lock table pgworker.jobs in exclusive mode")
@@ -336,7 +336,7 @@ def test_a_role_that_does_not_exist_is_a_mistake_to_mend_not_an_outage(dsn: str)
 
 
 def test_an_enqueue_waits_for_a_starting_postgresql_and_gives_up_silently_on_one_that_is_gone(
-    binaries: Path | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    binaries: Path | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
     with tempfile.TemporaryDirectory(prefix="pgworker-tests-") as name:
@@ -354,7 +354,7 @@ def test_an_enqueue_waits_for_a_starting_postgresql_and_gives_up_silently_on_one
             assert not waiting.done()
             with embedded.start(directory, options=options, binaries=binaries):
                 waiting.result()
-        monkeypatch.setattr(connections, "PATIENCE", 1.0)
+        app._connections.waits.for_connection = 1.0
         with pytest.raises(DatabaseUnavailable, match=f"No server is running in {directory}"):
             task.enqueue("b")
         pool = app._connections._pools.get()._connections

@@ -15,6 +15,7 @@ from pgworker.errors import JobNotFound
 from pgworker.inspection.explain import Explanation, Reason, explain
 from pgworker.inspection.facts import Facts, read_facts
 from pgworker.inspection.queues import COUNT_CAP, Count
+from pgworker.inspection.snapshot import snapshot
 from pgworker.lifecycle.cancel import cancel_job
 from pgworker.lifecycle.heartbeat import (
     Activity,
@@ -92,15 +93,12 @@ def test_how_many_come_before_is_counted_up_to_a_cap_with_a_million_waiting(conn
         fill_queue(db, 40_000, priority=priority)
     (job_id,) = enqueue(db, priority=1)
     beat(db)
-    read = "select seq_tup_read + idx_tup_fetch from pg_stat_user_tables where relname = 'job_queue'"
-    db.execute("select pg_stat_force_next_flush()") if db.info.server_version >= 150000 else None
-    before = ask(db, read)[0]
-    facts, found = explained(db, job_id)
-    db.execute("select pg_stat_force_next_flush()") if db.info.server_version >= 150000 else None
-    db.execute("select pg_stat_clear_snapshot()")
+    read = "select seq_tup_read + idx_tup_fetch from pg_stat_xact_user_tables where relname = 'job_queue'"
+    with snapshot(db):
+        facts, found = explained(db, job_id)
+        assert COUNT_CAP <= ask(db, read)[0] < COUNT_CAP + 200
     assert facts.ahead == Count(COUNT_CAP, is_more=True)
     assert "10,000 or more jobs" in found.sentence
-    assert ask(db, read)[0] - before < COUNT_CAP + 200
 
 
 def test_a_pause_is_told_with_its_age_and_a_resume_ends_it(db: Connection[Any]) -> None:
@@ -120,10 +118,7 @@ def test_workers_that_would_take_a_job_are_told_from_those_that_would_not(db: Co
     beat(db, "mail")
     assert explained(db, job_id)[1].reason is Reason.QUEUE_UNSERVED
     beat(db, tasks=("tt",), digest=18)
-    assert (
-        "did you mean tt?" in explained(db, job_id)[1].sentence
-        or "those of mail do" in explained(db, job_id)[1].sentence
-    )
+    assert "those of mail do" in explained(db, job_id)[1].sentence
     assert explained(db, job_id)[1].reason is Reason.TASK_UNSERVED
     beat(db)
     assert explained(db, job_id)[1].reason is Reason.WORKERS_BUSY

@@ -36,6 +36,8 @@ from pgworker.model.payload import MAX_RESULT_BYTES, describe_error, encode_resu
 from pgworker.model.progress import check_progress
 from pgworker.model.state import Outcome
 from tests.sql.actors import Connect, Monitor, Worker
+from tests.sql.test_enqueue_api import wait_until
+from tests.sql.test_results import waiting
 
 NOBODY = UUID("0199d5a4-6f2b-7c3e-8a1d-2b3c4d5e6f70")
 LONG = 20.0
@@ -161,14 +163,14 @@ def test_waiting_returns_what_the_task_promises_and_by_id_plain_json(
     assert app.job(one.id).wait() == {"number": 7, "at": "2030-01-01T00:00:00Z"}
 
 
-def test_who_waits_while_the_job_runs_is_woken(task: Task[..., Any], worker: Worker) -> None:
+def test_who_waits_while_the_job_runs_is_woken(app: App, task: Task[..., Any], worker: Worker) -> None:
     job = task.enqueue(1)
     with ThreadPoolExecutor(1) as executor:
-        waiting = executor.submit(job.wait, LONG)
         lease = worker.claim()
-        assert not waiting.done()
+        wait = executor.submit(job.wait, LONG)
+        wait_until(lambda: waiting(app) == 1)
         worker.settle(lease.settlement(result='{"number": 1, "at": "2030-01-01T00:00:00Z"}'))
-        assert waiting.result().number == 1
+        assert wait.result().number == 1
 
 
 def test_the_largest_result_comes_back_whole(app: App, task: Task[..., Any], worker: Worker) -> None:

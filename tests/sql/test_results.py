@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -214,12 +214,10 @@ def test_broken_connections_and_a_restart_of_postgresql_are_waited_out(binaries:
         app.close()
 
 
-def test_an_outage_is_named_by_the_wait_that_it_outlasts(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pgworker.app import connections
-
-    monkeypatch.setattr(connections, "PATIENCE", 0.1)
-    monkeypatch.setattr(app, "_given_dsn", "host=127.0.0.1 port=1 dbname=nowhere")
-    with pytest.raises(WaitTimeout, match=r"the database could not be asked: .*; it goes on") as timeout:
+def test_an_outage_is_named_by_the_wait_that_it_outlasts() -> None:
+    app = App("host=127.0.0.1 port=1 dbname=nowhere")
+    app._connections.waits.for_connection = 0.1
+    with closing(app), pytest.raises(WaitTimeout, match=r"the database could not be asked: .*; it goes on") as timeout:
         app.job(NOBODY).wait(3)
     assert "127.0.0.1" in str(timeout.value)
 

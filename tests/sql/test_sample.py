@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 from typing import Any
 
 import psycopg
 import pytest
 from psycopg import Connection
+from psycopg.conninfo import make_conninfo
 
 from pgworker.config.settings import PoolSettings
 from pgworker.control.queues import pause_queues
@@ -135,9 +137,17 @@ def test_a_look_leaves_no_connection_behind(db: Connection[Any], dsn: str) -> No
 
 
 def test_while_the_database_is_away_what_was_counted_last_grows_old_and_goes(
-    dsn: str, caplog: pytest.LogCaptureFixture
+    db: Connection[Any], dsn: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    metrics = PoolMetrics("1", PoolState)
-    Samples(dsn + " port=1", PoolSettings(workers=1), metrics).look(0)
-    assert metrics.registry.get_sample_value("pgworker_database_sample_timestamp_seconds") is None
+    """An hour passes by the clock of Python."""
+    enqueue(db, 3)
+    metrics, settings = PoolMetrics("1", PoolState), PoolSettings(workers=1)
+    Samples(dsn, settings, metrics).look(0)
+    sampled_at = metrics.registry.get_sample_value("pgworker_database_sample_timestamp_seconds")
+    Samples(make_conninfo(dsn, port=1), settings, metrics).look(0)
+    assert counted(metrics, "default")["pending"] == 3
+    now = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: now() + 3600)
+    assert set(counted(metrics, "default").values()) == {None}
+    assert metrics.registry.get_sample_value("pgworker_database_sample_timestamp_seconds") == sampled_at
     assert caplog.records == [], "the monitor's other connection says that"

@@ -21,6 +21,8 @@ class Bed:
 
     def __init__(self) -> None:
         self.dice = random.Random()
+        self.changed: dict[tuple[Any, str], Any] = {}
+        """By owner and name: what was there before the first change."""
         self._undo: list[Callable[[], None]] = []
         self._texts: dict[str, str] = {}
 
@@ -36,6 +38,7 @@ class Bed:
     def patch(self, owner: Any, name: str, value: Any) -> None:
         """An attribute of a module or class of pgworker. AttributeError if there is none of that name."""
         before = getattr(owner, name)
+        self.changed.setdefault((owner, name), before)
         setattr(owner, name, value)
         self._undo.append(lambda: setattr(owner, name, before))
 
@@ -73,11 +76,11 @@ class Defect:
 
 
 @contextmanager
-def planted(defect: Defect) -> Iterator[None]:
+def planted(defect: Defect) -> Iterator[Bed]:
     """Inside, this process has it."""
     bed = Bed()
     try:
         defect.plant(bed)
-        yield
+        yield bed
     finally:
         bed.restore()
