@@ -60,6 +60,26 @@ def started(scene: Scene) -> list[str]:
 # -- order
 
 
+@pytest.mark.parametrize("before", [{"queue": "first"}, {"queue": "second", "priority": 9}], ids=["queue", "priority"])
+def test_under_load_what_comes_first_waits_for_what_is_claimed_ahead_and_not_for_the_backlog(
+    before: dict[str, Any], scene: Scene, start_pool: StartPool
+) -> None:
+    """By the order of starts: two workers hold two batches each at the most, and a third may be on its way."""
+    batch, urgent = 50, [f"urgent{number}" for number in range(5)]
+    backlog = [f"backlog{number}" for number in range(3000)]
+    start_pool(workers=2, queues=["first", "second"], max_batch=batch)
+    scene.enqueue_together(*quick(scene, *backlog, seconds=0.001, queue="second"))
+    scene.wait_for("start", backlog[500])
+    passed = []
+    for name in urgent:
+        seen = len(started(scene))
+        scene.enqueue_together(*quick(scene, name, **before))
+        scene.wait_for("start", name)
+        passed.append(started(scene).index(name) - seen)
+    assert max(passed) <= 2 * 3 * batch, passed
+    assert len(started(scene)) < len(backlog), "the backlog still waited when the last of them had started"
+
+
 def test_a_worker_runs_the_first_queue_first_and_in_each_the_priorities_from_9_down(
     scene: Scene, start_pool: StartPool
 ) -> None:
