@@ -91,6 +91,8 @@ def test_a_long_job_is_not_ended_by_the_age_of_its_worker(scene: Scene, start_po
 
 
 def affinities(pool: Pool, workers: int) -> list[set[int]]:
+    """Of so many workers, once each has been given its CPUs."""
+    eventually(lambda: pool.log().count("event=worker_started") >= workers, "that each is about to claim")
     pids = eventually(lambda: pool.workers if len(pool.workers) == workers else None, "every worker")
     assert pids is not None
     return [os.sched_getaffinity(pid) for pid in pids]

@@ -389,7 +389,10 @@ def test_a_job_that_ends_its_worker_late_is_charged_once_its_trial_lasts_as_long
     start_pool(workers=1, slots=4)
     beside = scene.enqueue_together(*holds(scene, "thread"), *async_holds(scene, "loop"))
     wait_for_starts(scene, "thread", "loop")
-    poison = scene.enqueue(jobs.die.options(max_attempts=1), "poison", "exit late", 99)
+    poison = scene.enqueue(jobs.die_late, "poison")
+    wait_for_starts(scene, "thread", "loop", "poison", execution=2)
+    scene.wait_for_status("succeeded", scene.enqueue(jobs.quick, "beside"))  # which starts when nobody is on trial
+    scene.open_gate("poison")
     scene.wait_for_status("dead_letter", poison)
     open_gates(scene, "thread", "loop")
     scene.wait_for_status("succeeded", *beside)
@@ -400,7 +403,7 @@ def test_a_job_that_ends_its_worker_late_is_charged_once_its_trial_lasts_as_long
     assert offences(scene.connection, STORED) == {}
 
 
-@pytest.mark.parametrize("how", ["exit soon", "kill"])
+@pytest.mark.parametrize("how", ["exit", "kill"])
 def test_a_poison_job_costs_one_crash_more_and_nobody_beside_it_is_charged(
     how: str, scene: Scene, start_pool: StartPool
 ) -> None:
