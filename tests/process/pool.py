@@ -46,6 +46,20 @@ def eventually(look: Callable[[], Seen], what: str | Callable[[], str], within: 
     return seen
 
 
+def share_asleep(pid: int, looks: int = 200) -> float:
+    """In which part of so many looks all threads of a process slept: a busy one doesn't, however little CPU it gets."""
+    seen: list[bool] = []
+
+    def look() -> bool:
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+            stats = [task.joinpath("stat").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+            seen.append(all(stat.rpartition(") ")[2].startswith("S") for stat in stats))
+        return len(seen) == looks
+
+    eventually(look, f"{looks} looks at process {pid}")
+    return sum(seen) / looks
+
+
 def free_port() -> int:
     """A port of 127.0.0.1 that nobody has a moment ago."""
     with closing(socket.create_server(("127.0.0.1", 0))) as listening:
@@ -114,6 +128,10 @@ class Pool:
         line = eventually(look, f"{pattern!r} in the log", within)
         assert line is not None
         return line
+
+    def complaints(self) -> set[str]:
+        """The events of warnings and errors, but for a line that is slow: so is any on a busy machine."""
+        return set(re.findall(r" (?:WARNING|ERROR) .* event=(\w+)", self.log())) - {"line_slow"}
 
     def kill(self) -> None:
         """End whatever is left, the stopped ones too."""
