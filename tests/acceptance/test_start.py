@@ -26,7 +26,7 @@ from psycopg.conninfo import make_conninfo
 from pgworker.db import embedded
 from pgworker.db.migrate import migrate
 from tests.acceptance import tasks
-from tests.process.pool import Pool, eventually, free_port
+from tests.process.pool import Pool, eventually, free_port, launched
 
 Connect = Callable[[], psycopg.Connection[Any]]
 Query = Callable[..., list[tuple[Any, ...]]]
@@ -82,20 +82,9 @@ def start_pool(tmp_path: Path) -> Iterator[Callable[..., Pool]]:
 
         def start_one(*words: str, cwd: Path = ROOT) -> Pool:
             log_file = tmp_path / f"pool{len(list(tmp_path.glob('pool*.log')))}.log"
-            with log_file.open("wb") as log:
-                process = subprocess.Popen(
-                    command("--app", APP, *words),
-                    cwd=cwd,
-                    env=environment(PGWORKER_PG_BINDIR=os.environ.get("PGWORKER_TEST_PG_BINDIR", "")),
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
-            pool = Pool(process, log_file)
-            pools.callback(lambda: print(pool.log()))  # noqa: T201  pytest shows it when the test fails
-            pools.callback(pool.kill)
-            return pool
+            pools.callback(lambda: print(log_file.read_text()))  # noqa: T201  pytest shows it when the test fails
+            binaries = environment(PGWORKER_PG_BINDIR=os.environ.get("PGWORKER_TEST_PG_BINDIR", ""))
+            return pools.enter_context(launched(command("--app", APP, *words), log_file, binaries, cwd))
 
         yield start_one
 
@@ -128,24 +117,10 @@ def test_a_file_may_say_all_that_a_pool_needs_and_a_secret_its_dsn(dsn: str, tmp
         f'app = "{APP}"\nworkers = 1\nqueues = ["filed"]\nmetrics_listen = "off"\ndsn_file = "secret"\n'
         'log_level = "debug"\n'
     )
-    log_file = tmp_path / "pool.log"
-    with log_file.open("wb") as log:
-        process = subprocess.Popen(
-            command(),
-            cwd=tmp_path,
-            env=environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    pool = Pool(process, log_file)
-    try:
+    with launched(command(), tmp_path / "pool.log", environment(), tmp_path) as pool:
         assert "1 workers on filed" in pool.wait_for_log("the pool is ready")
         pool.send(signal.SIGTERM)
         assert pool.wait() == 0
-    finally:
-        pool.kill()
     refused = refusal(78, "--config", "absent.toml", cwd=tmp_path)
     assert refused == "pgworker: there is no file absent.toml: correct --config or PGWORKER_CONFIG"
 

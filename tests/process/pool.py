@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -58,6 +60,19 @@ def share_asleep(pid: int, looks: int = 200) -> float:
 
     eventually(look, f"{looks} looks at process {pid}")
     return sum(seen) / looks
+
+
+@contextmanager
+def no_descriptor_left(pid: int) -> Iterator[None]:
+    """The process can open nothing more meanwhile."""
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    taken = {int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+    lowest_free = next(number for number in itertools.count() if number not in taken)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (lowest_free, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
 
 
 def free_port() -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.process import jobs, test_pool
-from tests.process.pool import ROOT, Pool, eventually, start
+from tests.process.pool import Pool, eventually, launched, start
 from tests.process.test_pool import Scene, StartPool, kill
 
 scene = test_pool.scene
@@ -170,18 +169,11 @@ def test_limits_that_the_cgroup_does_not_hold_are_told_at_the_start(
     words = ["--app", "tests.process.jobs:app", "--dsn", dsn, "--metrics-listen", "off", "-w", "2"]
     join = f'echo $$ > {small_cgroup}/cgroup.procs && exec "$@"'
     command = ["sh", "-c", join, "sh", sys.executable, "-m", "pgworker", "start", *words, "--memory-limit", "600M"]
-    with (tmp_path / "pool.log").open("wb") as log:
-        started = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-        )
-    pool = Pool(started, tmp_path / "pool.log")
-    try:
+    with launched(command, tmp_path / "pool.log", os.environ) as pool:
         pool.wait_for_log("2 workers of --memory-limit 600M are more than the 1024M of this cgroup")
         pool.wait_for_log("the pool is ready")
         pool.send(signal.SIGTERM)
         assert pool.wait() == 0
-    finally:
-        pool.kill()
 
 
 # -- preload

@@ -740,16 +740,17 @@ def test_who_returns_once_he_knows_that_he_is_to_stop_has_not_succeeded(
 # -- the handler's own transaction
 
 
+@pytest.mark.parametrize(("task", "slots"), [(jobs.effect, 1), (jobs.effect_async, 4)], ids=["thread", "loop"])
 def test_what_a_handler_writes_in_its_transaction_is_there_exactly_if_that_committed(
-    scene: Scene, start_pool: StartPool
+    task: Task[[str, str, str], Any], slots: int, scene: Scene, start_pool: StartPool
 ) -> None:
-    pool = start_pool(workers=1)
+    pool = start_pool(workers=1, slots=slots)
     fine, raised, rolled_back, after = (
-        scene.enqueue(jobs.effect, f"job{number}", fault)
+        scene.enqueue(task, f"job{number}", fault)
         for number, fault in enumerate(("", "raise", "roll back", "raise after"))
     )
     scene.wait_for_status("succeeded", fine, raised, rolled_back, after)
-    killed = scene.enqueue(jobs.effect, "killed", "kill")
+    killed = scene.enqueue(task, "killed", "kill")
     scene.wait_for_status("succeeded", killed)
     assert sorted(scene.effects()) == sorted([(fine, 1), (raised, 2), (after, 1), (killed, 2)])
     assert scene.outcomes(fine) == [(1, "succeeded", 0)]

@@ -6,7 +6,6 @@ import resource
 import signal
 from collections import Counter
 from collections.abc import Callable
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from psycopg import Connection, sql
 from psycopg.types.json import Jsonb
 
 from tests.process import jobs, test_pool
-from tests.process.pool import eventually
+from tests.process.pool import eventually, no_descriptor_left
 from tests.process.test_pool import TTL, Scene, StartPool, kill
 from tests.sql import actors
 
@@ -133,24 +132,11 @@ def has_no_descriptor(pid: int) -> bool:
 # -- a machine that has nothing left
 
 
-@contextmanager
-def no_new_descriptors(pid: int) -> Any:
-    """Inside, this process can open nothing."""
-    taken = {int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir()}
-    free = next(number for number in range(len(taken) + 1) if number not in taken)
-    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, before[1]))
-    try:
-        yield
-    finally:
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
-
-
 @pytest.mark.parametrize("who", ["worker", "monitor"])
 def test_a_fork_that_fails_is_tried_again_until_it_works(who: str, scene: Scene, start_pool: StartPool) -> None:
     pool = start_pool(workers=1)
     victim = pool.monitor if who == "monitor" else pool.workers[0]
-    with no_new_descriptors(pool.master):
+    with no_descriptor_left(pool.master):
         kill(victim)
         pool.wait_for_log("can't fork: .*Too many open files")
     job = scene.enqueue(jobs.quick, "job")

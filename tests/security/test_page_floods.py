@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-import resource
 import socket
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
-from pathlib import Path
+from contextlib import ExitStack, closing, suppress
 
 import psutil
 import pytest
 
 from tests.acceptance.test_start import fetch
 from tests.process import jobs, test_pool
-from tests.process.pool import DEADLINE, Pool, eventually, free_port, share_asleep
+from tests.process.pool import DEADLINE, Pool, eventually, free_port, no_descriptor_left, share_asleep
 from tests.process.test_pool import Scene, StartPool
 from tests.security.clients import connections, descriptors
 
@@ -61,19 +57,6 @@ class Work:
         self.scene.open_gate("held")
         self.scene.wait_for_status("succeeded", self.held)
         assert self.scene.outcomes(self.held) == [(1, "succeeded", 0)]
-
-
-@contextmanager
-def no_descriptor_left(pid: int) -> Iterator[None]:
-    """The process can open nothing more meanwhile."""
-    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    taken = {int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir()}
-    lowest_free = next(number for number in itertools.count() if number not in taken)
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (lowest_free, before[1]))
-    try:
-        yield
-    finally:
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
 
 
 def test_a_monitor_without_a_descriptor_left_pauses_says_so_once_and_serves_afterwards(
