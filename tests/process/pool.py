@@ -146,7 +146,8 @@ class Pool:
 
     def complaints(self) -> set[str]:
         """The events of warnings and errors, but for a line that is slow: so is any on a busy machine."""
-        return set(re.findall(r" (?:WARNING|ERROR) .* event=(\w+)", self.log())) - {"line_slow"}
+        told = re.findall(r"^\S+ (?:WARNING|ERROR) .*?(?: event=(\w+).*)?$", self.log(), re.MULTILINE)
+        return set(told) - {"line_slow"}
 
     def kill(self) -> None:
         """End whatever is left, the stopped ones too."""
