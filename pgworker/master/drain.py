@@ -46,9 +46,9 @@ class Drain:
         if self.is_on:
             return
         running = self._running()
+        self._ask_all(time.monotonic() + self._timeout)  # first: who reads that we drain may count on it
         told = fields("draining", jobs=running)
         log.info("%s: draining, %d running jobs have %g s", why, running, self._timeout, extra=told)
-        self._ask_all(time.monotonic() + self._timeout)
 
     def interrupt(self) -> None:
         """Ctrl-C: drain; again, a second later: stop now; a third time: kill."""
@@ -70,12 +70,12 @@ class Drain:
             return
         self._is_quick = True
         running = self._running()
-        told = fields("drain_hurried", jobs=running)
-        log.warning("%s: %d running jobs are stopped and go back to the queue, uncharged", why, running, extra=told)
         until = time.monotonic() + SHUTDOWN_GRACE
         if self.until is None:
             self._ask_all(until)
         self.until = until if self.until is None else min(self.until, until)
+        told = fields("drain_hurried", jobs=running)
+        log.warning("%s: %d running jobs are stopped and go back to the queue, uncharged", why, running, extra=told)
 
     def end_now(self) -> None:
         """Kill whoever is still there."""

@@ -35,6 +35,7 @@ from pgworker.lifecycle.settle import Next
 from pgworker.model.progress import check_progress
 from pgworker.model.state import Outcome, Status
 from pgworker.sql.load import migrations, query
+from tests.process.pool import eventually
 from tests.sql.actors import DEADLINE, POOL, Worker, ask, enqueue
 
 Connect = Callable[[], psycopg.Connection[Any]]
@@ -665,10 +666,7 @@ def test_ctrl_c_in_the_middle_of_a_purge_says_how_far_it_came(dsn: str, connect:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
-        deadline = time.monotonic() + DEADLINE
-        while not ask(connection, "select pid from pg_locks where not granted"):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        eventually(lambda: ask(connection, "select pid from pg_locks where not granted"), "somebody who waits")
         process.send_signal(signal.SIGINT)
         printed, complained = process.communicate(timeout=60)
     assert (process.returncode, printed, complained) == (130, b"purged 10000, then interrupted\n", b"\n")
@@ -933,10 +931,7 @@ def test_ctrl_c_ends_a_command_that_waits_without_a_traceback(dsn: str, connect:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
-        deadline = time.monotonic() + DEADLINE
-        while not ask(connection, "select pid from pg_locks where not granted"):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        eventually(lambda: ask(connection, "select pid from pg_locks where not granted"), "somebody who waits")
         process.send_signal(signal.SIGINT)
         printed = process.communicate(timeout=60)
     assert b"".join(printed).strip() == b""

@@ -17,7 +17,7 @@ import pytest
 
 from tests.acceptance.test_cli import refusal, run
 from tests.acceptance.test_start import command, environment
-from tests.process.pool import Pool, eventually
+from tests.process.pool import Pool, eventually, launched
 
 APP = """
 from pgworker import App
@@ -91,19 +91,9 @@ def start(dsn: str, connect: Callable[[], psycopg.Connection[Any]], tmp_path: Pa
             (directory / "shop.py").write_text(APP)
             (directory / "rules.py").write_text("answer = 1\n")
             log_file = tmp_path / "pool.log"
-            with log_file.open("wb") as log:
-                process = subprocess.Popen(
-                    command("--app", "shop:app", "-w", "1", "--metrics-listen", "off", "--reload", *words),
-                    cwd=directory,
-                    env=environment(PGWORKER_DSN=dsn),
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
-            pool = Pool(process, log_file)
-            pools.callback(lambda: print(pool.log()))  # noqa: T201  pytest shows it when the test fails
-            pools.callback(pool.kill)
+            pools.callback(lambda: print(log_file.read_text()))  # noqa: T201  pytest shows it when the test fails
+            starts = command("--app", "shop:app", "-w", "1", "--metrics-listen", "off", "--reload", *words)
+            pool = pools.enter_context(launched(starts, log_file, environment(PGWORKER_DSN=dsn), directory))
             pool.wait_for_log("the pool is ready")
             pool.wait_for_log("Python files in .* are watched")
             connection = connect()

@@ -32,6 +32,7 @@ from pgworker import (
 )
 from pgworker.app.connections import Connections
 from pgworker.testing import DrainedJob, assert_enqueued, drain, drain_async
+from tests.process.pool import eventually
 
 Connect = Callable[[], psycopg.Connection[Any]]
 
@@ -531,10 +532,8 @@ def test_nothing_is_left_of_a_drain(app: App, connection: psycopg.Connection[Any
     assert woken == [True] * 3
     assert variable.get() == ""
     app.close()
-    deadline = time.monotonic() + 20
-    while connection.execute(ours).fetchall() != [(0,)] or {t.ident for t in threading.enumerate()} - before:
-        assert time.monotonic() < deadline, (connection.execute(ours).fetchall(), threading.enumerate())
-        time.sleep(0.01)
+    eventually(lambda: connection.execute(ours).fetchall() == [(0,)], "no connection left")
+    eventually(lambda: not {t.ident for t in threading.enumerate()} - before, lambda: f"only {before}")
     held = "select (select count(*) from pgworker.job_leases) + (select count(*) from pgworker.job_queue)"
     assert connection.execute(held).fetchall() == [(0,)]
 

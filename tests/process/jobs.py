@@ -24,7 +24,6 @@ from tests.chaos.evidence import append
 
 app = App()
 _SOON = Backoff(base=0.05, cap=0.2)
-_LATER = {"exit soon": 0.1, "exit late": 1.2}
 _LOOK = 0.01  # seconds between two looks at a gate
 
 
@@ -185,6 +184,17 @@ def die(ctx: Context, directory: str, name: str, how: str, executions: int = 1) 
         end_process(how)
 
 
+@app.task(backoff=_SOON, max_attempts=1)
+def die_late(ctx: Context, directory: str, name: str) -> None:
+    """End the process: the second time when the gate opens, then on trial, but later than a first trial lasts."""
+    note(ctx, directory, "start", name)
+    if ctx.job.execution == 2:
+        wait_for_gate(directory, name)
+    elif ctx.job.execution > 2:
+        time.sleep(0.8)
+    end_process("exit")
+
+
 @app.task(backoff=_SOON)
 async def die_async(ctx: Context, directory: str, name: str, how: str, executions: int = 1) -> None:
     """As `die`, on the event loop."""
@@ -194,10 +204,7 @@ async def die_async(ctx: Context, directory: str, name: str, how: str, execution
 
 
 def end_process(how: str) -> None:
-    """By kill, segfault or exit, or a moment later."""
-    if how in _LATER:
-        time.sleep(_LATER[how])
-        os._exit(3)
+    """By kill, segfault or exit."""
     if how == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif how == "segfault":

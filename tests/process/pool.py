@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -44,6 +46,33 @@ def eventually(look: Callable[[], Seen], what: str | Callable[[], str], within: 
         assert time.monotonic() < ends, f"not within {within:g} s: {what if isinstance(what, str) else what()}"
         time.sleep(0.01)
     return seen
+
+
+def share_asleep(pid: int, looks: int = 200) -> float:
+    """In which part of so many looks all threads of a process slept: a busy one doesn't, however little CPU it gets."""
+    seen: list[bool] = []
+
+    def look() -> bool:
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+            stats = [task.joinpath("stat").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+            seen.append(all(stat.rpartition(") ")[2].startswith("S") for stat in stats))
+        return len(seen) == looks
+
+    eventually(look, f"{looks} looks at process {pid}")
+    return sum(seen) / looks
+
+
+@contextmanager
+def no_descriptor_left(pid: int) -> Iterator[None]:
+    """The process can open nothing more meanwhile."""
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    taken = {int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+    lowest_free = next(number for number in itertools.count() if number not in taken)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (lowest_free, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
 
 
 def free_port() -> int:
@@ -114,6 +143,11 @@ class Pool:
         line = eventually(look, f"{pattern!r} in the log", within)
         assert line is not None
         return line
+
+    def complaints(self) -> set[str]:
+        """The events of warnings and errors, but for a line that is slow: so is any on a busy machine."""
+        told = re.findall(r"^\S+ (?:WARNING|ERROR) .*?(?: event=(\w+).*)?$", self.log(), re.MULTILINE)
+        return set(told) - {"line_slow"}
 
     def kill(self) -> None:
         """End whatever is left, the stopped ones too."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.process import jobs, test_pool
-from tests.process.pool import ROOT, Pool, eventually, start
+from tests.process.pool import Pool, eventually, launched, start
 from tests.process.test_pool import Scene, StartPool, kill
 
 scene = test_pool.scene
@@ -91,6 +90,8 @@ def test_a_long_job_is_not_ended_by_the_age_of_its_worker(scene: Scene, start_po
 
 
 def affinities(pool: Pool, workers: int) -> list[set[int]]:
+    """Of so many workers, once each has been given its CPUs."""
+    eventually(lambda: pool.log().count("event=worker_started") >= workers, "that each is about to claim")
     pids = eventually(lambda: pool.workers if len(pool.workers) == workers else None, "every worker")
     assert pids is not None
     return [os.sched_getaffinity(pid) for pid in pids]
@@ -167,18 +168,11 @@ def test_limits_that_the_cgroup_does_not_hold_are_told_at_the_start(
     words = ["--app", "tests.process.jobs:app", "--dsn", dsn, "--metrics-listen", "off", "-w", "2"]
     join = f'echo $$ > {small_cgroup}/cgroup.procs && exec "$@"'
     command = ["sh", "-c", join, "sh", sys.executable, "-m", "pgworker", "start", *words, "--memory-limit", "600M"]
-    with (tmp_path / "pool.log").open("wb") as log:
-        started = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-        )
-    pool = Pool(started, tmp_path / "pool.log")
-    try:
+    with launched(command, tmp_path / "pool.log", os.environ) as pool:
         pool.wait_for_log("2 workers of --memory-limit 600M are more than the 1024M of this cgroup")
         pool.wait_for_log("the pool is ready")
         pool.send(signal.SIGTERM)
         assert pool.wait() == 0
-    finally:
-        pool.kill()
 
 
 # -- preload

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -59,9 +58,7 @@ def test_a_receiver_that_reads_nothing_does_not_stall_us(
         filler.setblocking(False)
         while True:
             filler.sendto(b"STATUS=full", path)
-    begun = time.monotonic()
     notify("READY=1")
-    assert time.monotonic() - begun < 5
 
 
 @pytest.mark.parametrize(

@@ -5,15 +5,11 @@ from __future__ import annotations
 import os
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
 import pytest
-from psycopg import Connection
 
 from pgworker.control.queues import pause_queues, resume_queues
 from pgworker.inspection.queues import find_unserved
@@ -22,31 +18,15 @@ from pgworker.lifecycle.purge import purge_queue
 from pgworker.model.job import JobRequest
 from pgworker.model.selection import JobFilter
 from tests.acceptance import tasks
-from tests.process import jobs
-from tests.process.pool import Pool, eventually, free_port, start
+from tests.process import jobs, test_pool
+from tests.process.pool import eventually, free_port
 from tests.process.test_pool import Scene, StartPool
+
+scene = test_pool.scene
+start_pool = test_pool.start_pool
 
 NEVER = 600.0
 """Seconds between two polls: whoever starts a job earlier was woken."""
-
-
-@pytest.fixture
-def scene(connect: Callable[[], Connection[Any]], tmp_path: Path) -> Scene:
-    return Scene(connect(), tmp_path)
-
-
-@pytest.fixture
-def start_pool(dsn: str, tmp_path: Path) -> Iterator[StartPool]:
-    """Starts pools on the test's database, and returns each when it is ready."""
-    with ExitStack() as pools:
-
-        def start_one(**settings: Any) -> Pool:
-            log = tmp_path / f"pool{len(list(tmp_path.glob('pool*.log')))}.log"
-            pool = pools.enter_context(start(dsn, log, **settings))
-            pool.wait_for_log("the pool is ready")
-            return pool
-
-        yield start_one
 
 
 def quick(scene: Scene, *names: str, seconds: float = 0.0, **options: Any) -> list[JobRequest]:

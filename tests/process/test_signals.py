@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import socket
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -157,14 +156,14 @@ def test_workers_that_run_nothing_have_the_new_app_before_a_long_job_ends(
     [
         ("1 / 0", "can't import fresh: ZeroDivisionError: division by zero"),
         ("os._exit(3)", r"ended with it \(exit code 3\)"),
-        ("time.sleep(600)", "was not imported within 2 s"),
+        ("time.sleep(600)", "was not imported within 5 s"),
     ],
     ids=["raises", "exits", "hangs"],
 )
 def test_hup_with_a_broken_app_keeps_the_old_workers_and_says_so_in_one_line(
     broken: str, said: str, fresh: Callable[..., Fresh]
 ) -> None:
-    rolled = fresh(workers=2, boot_timeout=2)
+    rolled = fresh(workers=2, boot_timeout=5)
     before = rolled.pool.workers
     rolled.rewrite("broken", broken)
     rolled.reload()
@@ -213,14 +212,14 @@ def test_a_worker_that_hangs_before_it_is_ready_is_replaced_without_a_roll_too(f
 
 
 def test_a_stop_hook_that_hangs_does_not_hold_up_a_roll_for_ever(fresh: Callable[..., Fresh]) -> None:
-    rolled = fresh(workers=2, boot_timeout=1)
+    rolled = fresh(workers=2, boot_timeout=5)
     hangs = "@app.on_worker_stop\ndef hang(state): time.sleep(600)"
     rolled.rewrite("hangs", hangs)
     rolled.reload()
     rolled.pool.wait_for_log(f"2 {ROLLED}")
     rolled.rewrite("mended")
     rolled.reload()
-    rolled.pool.wait_for_log(r"was killed: it had drained and did not end within 1 s \(a stop hook that hangs\?\)")
+    rolled.pool.wait_for_log(r"was killed: it had drained and did not end within 5 s \(a stop hook that hangs\?\)")
     rolled.wait_for_lines(ROLLED, 2)
     assert rolled.version() == "mended"
 
@@ -386,7 +385,7 @@ def test_usr2_pauses_claiming_until_the_next_one(
         def wait_for_status(status: str) -> None:
             eventually(lambda: systemd.recv(4096).decode() == f"STATUS={status}", status)
 
-        with start(dsn, tmp_path / "pool.log", workers=1) as pool:
+        with start(dsn, tmp_path / "pool.log", workers=1, poll_interval=0.05, heartbeat_interval=0.5) as pool:
             wait_for_status("1 of 1 worker ready, 0 jobs running")
             scene.warm_up()
             running, *behind = scene.enqueue_together(
@@ -402,8 +401,9 @@ def test_usr2_pauses_claiming_until_the_next_one(
             kill(pool.workers[0])  # the next one is paused too
             pool.wait_for_log("a new one starts at once")
             (worker,) = eventually(lambda: pool.workers, "a worker")
-            idle_since = time.monotonic()
-            eventually(lambda: time.monotonic() - idle_since > 2, "twice the time to the next poll")
+            now = scene.scalar("select clock_timestamp()")
+            beaten = "select count(*) from pgworker.worker_heartbeats where pid = %s and beat_at > %s + interval '1 s'"
+            eventually(lambda: scene.scalar(beaten, worker, now), "a beat after many a poll")
             assert [scene.status(job) for job in (*behind, late)] == ["pending"] * 3
             pool.send(signal.SIGUSR2)
             wait_for_status("1 of 1 worker ready, 0 jobs running")
@@ -421,13 +421,13 @@ def test_usr2_pauses_claiming_until_the_next_one(
 
 
 def test_quit_stops_at_once_and_everything_goes_back_uncharged(scene: Scene, start_pool: StartPool) -> None:
-    pool = start_pool(workers=3)
+    pool = start_pool(workers=3, drain_timeout=600)
     deaf, kind = scene.enqueue(jobs.hold, "deaf"), scene.enqueue(jobs.cooperate, "kind")
     stuck = scene.enqueue(jobs.lock_up_the_gil, "stuck")
     for name in ("deaf", "kind", "stuck"):
         scene.wait_for("start", name)
     pool.send(signal.SIGQUIT)
-    assert pool.wait(within=10) == 75
+    assert pool.wait() == 75
     assert scene.noted("stop", "kind")
     assert [scene.outcomes(job) for job in (deaf, kind, stuck)] == [[(1, "released", 0)]] * 3
     assert [scene.status(job) for job in (deaf, kind, stuck)] == ["pending"] * 3
@@ -447,7 +447,7 @@ def test_quit_hurries_a_drain(scene: Scene, start_pool: StartPool) -> None:
     pool.send(signal.SIGTERM)
     pool.wait_for_log("TERM: draining")
     pool.send(signal.SIGQUIT)
-    assert pool.wait(within=10) == 75
+    assert pool.wait() == 75
     assert scene.outcomes(job) == [(1, "released", 0)]
 
 
@@ -475,7 +475,7 @@ def test_a_pool_that_is_stopped_while_it_starts_leaves_nothing(
     with start(dsn, tmp_path / "pool.log", app=app, cwd=tmp_path) as pool:
         wait_for_boot(pool)
         pool.send(number)
-        assert pool.wait(within=5) == 0
+        assert pool.wait() == 0
         assert pool.log() == ""
 
 

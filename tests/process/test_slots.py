@@ -22,7 +22,7 @@ from pgworker.model.job import JobRequest
 from pgworker.model.state import CancelAnswer
 from tests.process import jobs, test_pool
 from tests.process.pool import eventually
-from tests.process.test_pool import TTL, Noted, Outage, Scene, StartPool, kill
+from tests.process.test_pool import TTL, Noted, Outage, Scene, StartPool, enqueuers_tell, kill
 from tests.sql.invariants import STORED, WITNESSED, WITNESSES, offences
 
 Connect = Callable[[], Connection[Any]]
@@ -73,13 +73,6 @@ def most_at_once(lines: Iterable[Noted]) -> int:
 
 def count(scene: Scene, table: str) -> int:
     return int(scene.scalar(f"select count(*) from pgworker.{table}"))
-
-
-def is_asleep(scene: Scene) -> bool:
-    """Whether enqueuers see that somebody of the pool has nothing to do."""
-    asked = "select count(*) > 0 from pg_locks where locktype = 'advisory' and classid = %s and database = %s::oid"
-    database = scene.scalar("select oid from pg_database where datname = current_database()")
-    return bool(scene.scalar(asked, 0x70677771, database))
 
 
 # -- how many at once
@@ -211,7 +204,7 @@ def test_what_waits_behind_long_jobs_goes_back_and_wakes_another_worker(
     start_pool(workers=workers, slots=slots, poll_interval=NEVER)
     scene.warm_up(200)
     for number in range(6):
-        eventually(lambda: is_asleep(scene), "an idle pool")
+        eventually(lambda: enqueuers_tell(scene), "an idle pool")
         long = names(workers * slots - 1, f"long{number}of")
         short = names(10, f"short{number}of")
         first = scene.enqueue_together(*holds(scene, *long), *scene.quick(*short))
@@ -225,7 +218,7 @@ def test_what_waits_behind_long_jobs_goes_back_and_wakes_another_worker(
 def test_sync_jobs_behind_an_event_loop_that_is_blocked_are_run_elsewhere(scene: Scene, start_pool: StartPool) -> None:
     start_pool(workers=2, slots=3, poll_interval=NEVER)
     scene.warm_up(200)
-    eventually(lambda: is_asleep(scene), "an idle pool")
+    eventually(lambda: enqueuers_tell(scene), "an idle pool")
     blocker = jobs.block_the_loop.job(str(scene.directory), "blocker")
     naps = [jobs.nap_async.job(str(scene.directory), name) for name in names(5, "nap")]
     everything = scene.enqueue_together(blocker, *naps, *scene.quick(*names(10)))
@@ -389,7 +382,10 @@ def test_a_job_that_ends_its_worker_late_is_charged_once_its_trial_lasts_as_long
     start_pool(workers=1, slots=4)
     beside = scene.enqueue_together(*holds(scene, "thread"), *async_holds(scene, "loop"))
     wait_for_starts(scene, "thread", "loop")
-    poison = scene.enqueue(jobs.die.options(max_attempts=1), "poison", "exit late", 99)
+    poison = scene.enqueue(jobs.die_late, "poison")
+    wait_for_starts(scene, "thread", "loop", "poison", execution=2)
+    scene.wait_for_status("succeeded", scene.enqueue(jobs.quick, "beside"))  # which starts when nobody is on trial
+    scene.open_gate("poison")
     scene.wait_for_status("dead_letter", poison)
     open_gates(scene, "thread", "loop")
     scene.wait_for_status("succeeded", *beside)
@@ -400,7 +396,7 @@ def test_a_job_that_ends_its_worker_late_is_charged_once_its_trial_lasts_as_long
     assert offences(scene.connection, STORED) == {}
 
 
-@pytest.mark.parametrize("how", ["exit soon", "kill"])
+@pytest.mark.parametrize("how", ["exit", "kill"])
 def test_a_poison_job_costs_one_crash_more_and_nobody_beside_it_is_charged(
     how: str, scene: Scene, start_pool: StartPool
 ) -> None:
@@ -562,26 +558,6 @@ def test_a_worker_killed_while_it_settles_out_of_order_loses_nothing_and_repeats
 
 
 # -- the handler's own transaction on the loop
-
-
-def test_what_an_async_handler_writes_in_its_transaction_is_there_exactly_if_that_committed(
-    scene: Scene, start_pool: StartPool
-) -> None:
-    pool = start_pool(workers=1, slots=4)
-    fine, raised, rolled_back, after = (
-        scene.enqueue(jobs.effect_async, f"job{number}", fault)
-        for number, fault in enumerate(("", "raise", "roll back", "raise after"))
-    )
-    scene.wait_for_status("succeeded", fine, raised, rolled_back, after)
-    killed = scene.enqueue(jobs.effect_async, "killed", "kill")
-    scene.wait_for_status("succeeded", killed)
-    assert sorted(scene.effects()) == sorted([(fine, 1), (raised, 2), (after, 1), (killed, 2)])
-    assert scene.outcomes(fine) == [(1, "succeeded", 0)]
-    assert scene.outcomes(rolled_back) == [(1, "succeeded", 0)]
-    assert scene.outcomes(raised) == [(1, "failed", 1), (2, "succeeded", 1)]
-    assert scene.outcomes(after) == [(1, "succeeded", 0)]
-    assert scene.outcomes(killed) == [(1, "crashed", 1), (2, "succeeded", 1)]
-    assert "has succeeded all the same" in pool.wait_for_log(str(after))
 
 
 def test_a_job_cancelled_inside_its_async_transaction_leaves_nothing_of_it(scene: Scene, start_pool: StartPool) -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from pgworker.db.migrate import migrate
 from pgworker.db.roles import make_roles
 from pgworker.db.scratch import scratch_directory
 from pgworker.errors import ConfigurationError, DatabaseUnavailable
-from tests.process import jobs
+from tests.process import jobs, pool
 from tests.process.pool import APP, ROOT, Pool, eventually, free_port
 from tests.sql.actors import ask, ended
 
@@ -108,24 +108,9 @@ def environment(**variables: str) -> dict[str, str]:
     return {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "PYTHONPATH": str(ROOT), **variables}
 
 
-@contextmanager
-def launched(scene: Scene, log: Path, *options: str, **variables: str) -> Iterator[Pool]:
+def launched(scene: Scene, log: Path, *options: str, **variables: str) -> AbstractContextManager[Pool]:
     command = [sys.executable, "-m", "pgworker", "start", "--app", APP, "-w", "2", "--metrics-listen", scene.metrics]
-    with log.open("wb") as opened:
-        process = subprocess.Popen(
-            [*command, *options],
-            cwd=ROOT,
-            env=environment(**variables),
-            stdin=subprocess.DEVNULL,
-            stdout=opened,
-            stderr=opened,
-            start_new_session=True,
-        )
-    pool = Pool(process, log)
-    try:
-        yield pool
-    finally:
-        pool.kill()
+    return pool.launched([*command, *options], log, environment(**variables))
 
 
 def titles(pool: Pool) -> str:

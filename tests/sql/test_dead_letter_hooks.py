@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import datetime
@@ -21,6 +20,7 @@ from pgworker.lifecycle.dead_letters import DeadLetterHook, declare_hooks, reque
 from pgworker.lifecycle.release import release_jobs
 from pgworker.lifecycle.settle import Next
 from pgworker.model.state import Outcome
+from tests.process.pool import eventually
 from tests.sql.actors import Connect, Held, Monitor, Worker, again, ask, ended, enqueue, statuses
 from tests.sql.invariants import STORED
 
@@ -184,11 +184,7 @@ def test_a_pool_that_sleeps_is_told_as_by_an_enqueue(db: Connection[Any], worker
     with closing(Listener(db.info.dsn, application_name="test")) as listener:
         assert listener.sleep_lock("late")
         bury(worker, worker.claim())
-        told: list[str] = []
-        deadline = time.monotonic() + 20
-        while not told:
-            assert time.monotonic() < deadline
-            told += [payload for payload in listener.read() if payload.startswith("late=")]
+        told = eventually(lambda: [each for each in listener.read() if each.startswith("late=")], "a notification")
     assert told == ["late=1"]
 
 
@@ -274,12 +270,10 @@ def test_a_burial_without_a_hook_costs_one_look_and_a_settle_without_a_burial_no
     db.execute("set track_functions = 'pl'")
     assert worker.settle(held.settlement(1, 4))
     bury(worker, held, first=5)
-    db.execute("select pg_stat_force_next_flush()") if db.info.server_version >= 150_000 else time.sleep(1.1)
-    deadline = time.monotonic() + 20
-    while (counted := ask(db, calls)) == [0]:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    assert counted == [2]
+    if db.info.server_version >= 150_000:
+        db.execute("select pg_stat_force_next_flush()")
+    eventually(lambda: ask(db, calls) != [0], "calls that the server has counted")
+    assert ask(db, calls) == [2]
     assert hook_jobs(db) == []
 
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import itertools
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +16,7 @@ from pgworker.db.migrate import migrate, refuse_old_server, script
 from pgworker.errors import ConfigurationError, DatabaseUnavailable, PgworkerError, SchemaError
 from pgworker.sql import load
 from pgworker.sql.load import Migration, read_migrations
+from tests.process.pool import eventually
 
 MIGRATION_LOCK = 0x7067776D69677261
 
@@ -59,13 +59,6 @@ def ask(dsn: str, statement: str) -> list[tuple[Any, ...]]:
     with psycopg.connect(dsn, autocommit=True) as connection:
         cursor = connection.execute(statement.encode())
         return cursor.fetchall() if cursor.description else []
-
-
-def wait_until(happened: Callable[[], bool], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < deadline, "it didn't happen in time"
-        time.sleep(0.01)
 
 
 def books(dsn: str) -> list[tuple[Any, ...]]:
@@ -117,7 +110,7 @@ def test_two_hosts_that_migrate_at_once_apply_each_migration_once(
     with ThreadPoolExecutor(2) as hosts, psycopg.connect(blank_dsn, autocommit=True) as gate:
         gate.execute("select pg_advisory_lock(%s)", (MIGRATION_LOCK,))
         runs = [hosts.submit(migrate, blank_dsn, migrations=both) for _ in range(2)]
-        wait_until(lambda: gate.execute(waiting).fetchone() == (2,))
+        eventually(lambda: gate.execute(waiting).fetchone() == (2,), "two that wait")
         gate.execute("select pg_advisory_unlock(%s)", (MIGRATION_LOCK,))
         applied = [name for run in runs for name in run.result(30)]
     assert sorted(applied) == ["0001_step", "0002_step"]
@@ -151,7 +144,7 @@ def test_a_migration_gives_way_to_who_uses_its_table_and_lets_others_pass(
             migrate(blank_dsn, migrations=both, lock_wait=0.1)
         run = host.submit(migrate, blank_dsn, migrations=both)
         for _ in range(2):
-            wait_until(lambda: other.execute(tries).fetchone() == (1,))
+            eventually(lambda: other.execute(tries).fetchone() == (1,), "a try")
             other.execute("select from pgworker.things")
             assert not run.done()
         reader.commit()

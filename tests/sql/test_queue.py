@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterator
-from contextlib import suppress
-from threading import Thread
 from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
 import pytest
 from psycopg import Connection
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgworker import App
 from pgworker.app.queue.leases import ClaimedJob
@@ -23,6 +19,7 @@ from pgworker.lifecycle.claim import Lanes
 from pgworker.lifecycle.settle import Ended
 from pgworker.linux.board import Board
 from pgworker.model.job import JobRequest
+from tests.chaos.proxy import Proxy
 from tests.sql.actors import (
     DEADLINE,
     Blocked,
@@ -327,80 +324,28 @@ def test_results_survive_a_connection_that_breaks_between_claim_and_settle(owner
     assert leases(db) == {}
 
 
-_IDLE = b"Z\0\0\0\5I"
-"""ReadyForQuery, outside a transaction: https://www.postgresql.org/docs/current/protocol-message-formats.html"""
-
-
-class LossyProxy:
-    """Between a client and the server's socket; can lose what is replied to a commit, and the connection with it."""
-
-    def __init__(self, server: str) -> None:
-        self._server = server
-        self._listening = socket.create_server(("127.0.0.1", 0))
-        self._waits_for_commit = self._loses = False
-        self._sockets = [self._listening]
-        Thread(target=self._serve, daemon=True).start()
-
-    @property
-    def port(self) -> int:
-        return int(self._listening.getsockname()[1])
-
-    def lose_next_reply(self) -> None:
-        self._waits_for_commit = True
-
-    def close(self) -> None:
-        for each in self._sockets:
-            each.close()
-
-    def _serve(self) -> None:
-        with suppress(OSError):
-            while True:
-                client, _ = self._listening.accept()
-                server = socket.socket(socket.AF_UNIX)
-                server.connect(self._server)
-                self._sockets += [client, server]
-                Thread(target=self._pass_on, args=(client, server, False), daemon=True).start()
-                Thread(target=self._pass_on, args=(server, client, True), daemon=True).start()
-
-    def _pass_on(self, source: socket.socket, sink: socket.socket, replies: bool) -> None:
-        with suppress(OSError):
-            while data := source.recv(65536):
-                if not replies and self._waits_for_commit and b"commit" in data:
-                    self._waits_for_commit, self._loses = False, True
-                if not (replies and self._loses):
-                    sink.sendall(data)
-                elif data.endswith(_IDLE):
-                    self._loses = False
-                    break
-        for end in (source, sink):
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
+@pytest.fixture
+def proxy(dsn: str) -> Iterator[Proxy]:
+    with Proxy.before(dsn) as started:
+        yield started
 
 
 @pytest.fixture
-def proxy(dsn: str) -> Iterator[LossyProxy]:
-    where = conninfo_to_dict(dsn)
-    proxy = LossyProxy(f"{where['host']}/.s.PGSQL.{where.get('port', 5432)}")
-    yield proxy
-    proxy.close()
-
-
-@pytest.fixture
-def distant(dsn: str, proxy: LossyProxy) -> Iterator[Owner]:
+def distant(dsn: str, proxy: Proxy) -> Iterator[Owner]:
     """One whose connection goes by the proxy."""
-    owner = Owner(make_conninfo(dsn, host="127.0.0.1", port=proxy.port, sslmode="disable", gssencmode="disable"))
+    owner = Owner(proxy.dsn(dsn))
     yield owner
     owner.close()
 
 
-def lose_reply(owner: Owner, proxy: LossyProxy, jobs: int = 0) -> None:
-    proxy.lose_next_reply()
+def lose_reply(owner: Owner, proxy: Proxy, jobs: int = 0) -> None:
+    proxy.drop_reply("^commit$")
     with pytest.raises(psycopg.OperationalError):
         owner.claim(jobs)
 
 
 def test_a_settle_whose_reply_was_lost_is_sent_again_with_what_ended_since_and_recorded_once(
-    distant: Owner, proxy: LossyProxy, db: Connection[Any]
+    distant: Owner, proxy: Proxy, db: Connection[Any]
 ) -> None:
     enqueue(db, 3)
     claimed = distant.claim()
@@ -415,7 +360,7 @@ def test_a_settle_whose_reply_was_lost_is_sent_again_with_what_ended_since_and_r
 
 
 def test_the_end_of_a_lease_whose_reply_was_lost_is_known_after_the_next_try(
-    distant: Owner, proxy: LossyProxy, db: Connection[Any]
+    distant: Owner, proxy: Proxy, db: Connection[Any]
 ) -> None:
     enqueue(db, 2)
     claimed = distant.claim()
@@ -430,7 +375,7 @@ def test_the_end_of_a_lease_whose_reply_was_lost_is_known_after_the_next_try(
 
 
 def test_a_claim_whose_reply_was_lost_goes_back_and_is_found_again(
-    distant: Owner, proxy: LossyProxy, db: Connection[Any]
+    distant: Owner, proxy: Proxy, db: Connection[Any]
 ) -> None:
     stored = enqueue(db, 3)
     lose_reply(distant, proxy, jobs=10)
