@@ -107,6 +107,11 @@ class CancelReason(int, Enum):
         """What is recorded of an execution that had to be killed for this reason."""
         return _KILLED_AS[self]
 
+    @property
+    def words(self) -> str:
+        """What the error says of it with which a handler stops."""
+        return _WORDS[self]
+
 
 _KILLED_AS = {
     CancelReason.NONE: Outcome.CRASHED,
@@ -114,4 +119,11 @@ _KILLED_AS = {
     CancelReason.DEADLINE: Outcome.TIMED_OUT,
     CancelReason.LEASE_LOST: Outcome.LOST,
     CancelReason.SHUTDOWN: Outcome.RELEASED,
+}
+_WORDS = {
+    CancelReason.NONE: "not cancelled",
+    CancelReason.CANCELLED: "the job was cancelled",
+    CancelReason.DEADLINE: "the job's time is up",
+    CancelReason.LEASE_LOST: "the job's lease is lost",
+    CancelReason.SHUTDOWN: "the worker is shutting down",
 }

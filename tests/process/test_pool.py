@@ -730,6 +730,7 @@ def test_who_returns_once_he_knows_that_he_is_to_stop_has_not_succeeded(
     pool.wait()
     assert scene.outcomes(cancelled) == [(1, "cancelled", 0)]
     assert scene.outcomes(late) == [(1, "timed_out", 1)]
+    assert "the job's time is up" in scene.executions(late)[0].message
     assert (scene.status(released), scene.outcomes(released)) == ("pending", [(1, "released", 0)])
 
 
