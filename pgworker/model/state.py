@@ -52,11 +52,13 @@ class WorkerState(str, Enum):
     STARTING = "starting"
     """it imports its app, or its start hooks run"""
     IDLE = "idle"
+    """it runs nothing, and would"""
     BUSY = "busy"
+    """it runs a job; with more slots than one it may take more"""
     DRAINING = "draining"
     """it claims nothing more, and ends with the last job that it has"""
     PAUSED = "paused"
-    """it runs nothing, since its pool was told not to claim"""
+    """it claims nothing, since its pool was told not to; it may still run what it has"""
 
 
 class CancelAnswer(str, Enum):

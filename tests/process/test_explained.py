@@ -33,6 +33,8 @@ def test_a_job_of_a_pool_is_explained_from_its_enqueue_to_its_end(scene: Scene, 
     assert "waits behind 1 job " in becomes(later, Reason.BACKLOG).sentence
     pool.send(signal.SIGUSR2)
     pool.wait_for_log("pause")
+    assert "1 is paused (USR2 to the master resumes)" in becomes(behind, Reason.WORKERS_NOT_CLAIMING).sentence
+    assert explained(held).reason is Reason.RUNNING
     scene.open_gate("held")
     becomes(held, Reason.SUCCEEDED)
     assert "1 is paused (USR2" in becomes(behind, Reason.WORKERS_NOT_CLAIMING).sentence
