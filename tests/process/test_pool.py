@@ -413,7 +413,15 @@ def test_jobs_behind_a_held_gil_are_run_by_another_worker_meanwhile_and_nothing_
 # -- handlers that take their worker with them
 
 
-@pytest.mark.parametrize(("how", "words"), [("segfault", "SIGSEGV"), ("exit", "exit code 3"), ("kill", "SIGKILL")])
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("segfault", "SIGSEGV"),
+        ("exit", "exit code 3"),
+        ("exit quietly", "ended with code 0 in the middle of a job: does its handler call os._exit()?"),
+        ("kill", "SIGKILL"),
+    ],
+)
 def test_how_a_worker_died_is_on_the_execution(how: str, words: str, scene: Scene, start_pool: StartPool) -> None:
     start_pool(workers=1)
     job = scene.enqueue(jobs.die, "job", how)
