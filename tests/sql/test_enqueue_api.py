@@ -93,6 +93,20 @@ def test_every_option_is_stored_as_it_was_written(task: Task[..., Any], connect:
     )
 
 
+def test_a_job_with_a_delay_is_stored_for_so_long_after_its_enqueue(
+    task: Task[..., Any], dsn: str, connect: Connect
+) -> None:
+    later = task.options(delay=timedelta(hours=1))
+
+    async def enqueue() -> UUID:
+        async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+            return (await later.using(connection).enqueue_async("b")).id
+
+    ids = [later.enqueue("a").id, asyncio.run(enqueue())]
+    rows = connect().execute("select id, run_at > created_at + interval '59 minutes' from pgworker.jobs order by id")
+    assert rows.fetchall() == [(job_id, True) for job_id in ids]
+
+
 def test_using_a_connection_or_cursor_enqueues_in_its_transaction(
     task: Task[..., Any], dsn: str, connect: Connect
 ) -> None:

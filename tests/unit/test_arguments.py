@@ -237,6 +237,29 @@ def test_options_are_set_on_a_copy_and_add_up() -> None:
     assert later.options(timeout=None, run_at=None).job(1).timeout is None
 
 
+@pytest.mark.parametrize("delay", [90, 90.0, timedelta(seconds=90)])
+def test_a_delay_counts_from_the_moment_that_each_job_is_made(delay: float | timedelta) -> None:
+    later = plain.options(delay=delay).options(priority=9)
+    moments = [datetime.now(timezone.utc)]
+    for _ in range(2):
+        run_at = later.job(1).run_at
+        assert run_at is not None
+        moments += [run_at - timedelta(seconds=90), datetime.now(timezone.utc)]
+    assert moments == sorted(moments)
+
+
+def test_of_a_delay_and_a_time_the_one_that_was_set_last_counts() -> None:
+    at = datetime.now(timezone.utc) + timedelta(hours=1)
+    assert plain.options(delay=5).options(run_at=at).job(1).run_at == at
+    assert plain.options(delay=5).options(run_at=None).job(1).run_at is None
+    assert plain.options(run_at=at).options(delay=None).job(1).run_at is None
+    delayed = plain.options(run_at=at).options(delay=5).job(1).run_at
+    assert delayed is not None
+    assert delayed < at
+    with pytest.raises(InvalidJob, match="run_at and delay exclude each other"):
+        plain.options(run_at=at, delay=5)
+
+
 @pytest.mark.parametrize(
     ("options", "allowed"),
     [
@@ -247,7 +270,9 @@ def test_options_are_set_on_a_copy_and_add_up() -> None:
         ({"timeout": float("nan")}, "between 0 seconds and 100 years"),
         ({"timeout": 0.0001}, "at least a millisecond"),
         ({"run_at": datetime(2030, 1, 1)}, "not a datetime without a time zone"),  # noqa: DTZ001
-        ({"run_at": 60}, "an aware datetime"),
+        ({"run_at": 60}, "an aware datetime .* for a time from now on there is delay"),
+        ({"delay": -1}, "delay must be between 0 seconds and 100 years, not -1"),
+        ({"delay": "1h"}, "delay must be a number of seconds or a timedelta, not str"),
         ({"run_at": datetime.max.replace(tzinfo=timezone.utc)}, "before the year 9999"),
         ({"run_at": datetime.max.replace(tzinfo=timezone(timedelta(hours=-2)))}, "before the year 9999"),
         ({"org_id": ""}, "1 to 256 characters"),
