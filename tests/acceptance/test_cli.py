@@ -738,8 +738,19 @@ def test_all_dead_letters_of_a_task_are_requeued_or_discarded_in_batches(dsn: st
     (other,) = bury(connection, 1, task="u")
     assert output(run("dead-letters", "discard", "--all", "--yes", "--task", "u", dsn=dsn)) == "discarded 1\n"
     assert ask(connection, "select pgworker.job_status(%s::uuid)", other) == ["cancelled"]
-    assert output(run("dead-letters", "requeue", "--all", "-q", "default", dsn=dsn)) == "requeued 1200\n"
+    assert output(run("dead-letters", "requeue", "--all", "-y", "-q", "default", dsn=dsn)) == "requeued 1200\n"
     assert ask(connection, "select count(*) from pgworker.job_queue") == [1200]
+
+
+@pytest.mark.parametrize(("verb", "done"), [("requeue", "requeued"), ("discard", "discarded")])
+def test_the_dead_letters_of_an_organisation_are_requeued_or_discarded_and_no_others(
+    verb: str, done: str, dsn: str, connect: Connect
+) -> None:
+    connection = connect()
+    (other,) = bury(connection, 1)
+    bury(connection, 2, org_id="acme")
+    assert output(run("dead-letters", verb, "--all", "--org", "acme", "--yes", dsn=dsn)) == f"{done} 2\n"
+    assert ask(connection, "select job_id::text from pgworker.dead_letter_jobs") == [other]
 
 
 def test_why_a_job_was_given_up_is_read_on_a_terminal_of_80_columns_and_by_grep(dsn: str, connect: Connect) -> None:
@@ -765,7 +776,9 @@ def test_why_a_job_was_given_up_is_read_on_a_terminal_of_80_columns_and_by_grep(
 def test_which_dead_letters_are_meant_must_be_said() -> None:
     is_refused("name the ids of dead letters, or give --all", 64, "dead-letters", "discard")
     is_refused("either ids, or --all", 64, "dead-letters", "discard", "--all", str(uuid4()))
-    is_refused("give --yes if it is meant", 64, "dead-letters", "discard", "--all")
+    is_refused("either ids, or --all", 64, "dead-letters", "requeue", "--org", "acme", str(uuid4()))
+    for verb in ("requeue", "discard"):
+        is_refused("give --yes if it is meant", 64, "dead-letters", verb, "--all")
     is_refused("name the ids of dead letters, or give --all", 64, "dead-letters", "requeue", "-q", "mail")
 
 
