@@ -29,7 +29,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgworker import errors
+from pgworker.config.settings import PoolSettings
 from pgworker.master.main import ENDS, OBEYED_LATER
+from pgworker.model.graces import Graces
+from pgworker.model.state import CancelReason
 from tests.deploy.test_alerts import anchors
 from tests.process.pool import Pool, eventually, free_port
 from tests.sql.actors import statuses
@@ -212,6 +215,19 @@ def test_a_pool_on_a_postgresql_of_ones_own_runs_what_python_and_sql_enqueue(she
         eventually(lambda: scraped(address, finished) == 1002, "the scrape says so too")
     pool.send(signal.SIGTERM)
     assert pool.wait() == 0
+
+
+def test_the_page_says_how_long_after_its_deadline_a_handler_is_killed() -> None:
+    settings = PoolSettings(workers=1)
+    graces, reason = Graces(settings.cancel_grace, settings.term_grace, settings.lease_ttl), CancelReason.DEADLINE
+    cancelled = graces.before_cancel_ns(reason) // 10**9
+    killed, killed_on_loop = (
+        (graces.before_term_ns(reason, is_async=is_async) + graces.before_kill_ns(reason)) // 10**9
+        for is_async in (False, True)
+    )
+    assert f"is killed, with its worker, {killed} s later" in SECTIONS["Tasks"]
+    assert f"has its task cancelled after those {cancelled} s" in SECTIONS["Tasks"]
+    assert f"it is killed {killed_on_loop} s after its deadline" in SECTIONS["Tasks"]
 
 
 def test_pools_with_limits_and_a_preloaded_app_run_jobs(shell: Shell, dsn: str) -> None:
