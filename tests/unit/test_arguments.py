@@ -85,6 +85,11 @@ RICH: dict[str, Any] = {
 }
 
 
+@app.task(name="named")
+def named(name: str) -> str:
+    return name
+
+
 def no_job() -> Job:
     raise AssertionError("nobody asked for the job")
 
@@ -107,6 +112,7 @@ def test_arguments_are_stored_by_name_and_defaults_are_not() -> None:
         (lambda: plain.job(), "missing a required argument: 'a'"),  # type: ignore[call-arg]
         (lambda: plain.job(1, "b", True), "too many positional arguments"),  # type: ignore[call-arg]
         (lambda: plain.job(1, d=2), "unexpected keyword argument 'd'"),  # type: ignore[call-arg]
+        (lambda: named.job(nme="x"), r"named\(\): got an unexpected keyword argument 'nme'; did you mean 'name'\?"),  # type: ignore[call-arg]
         (lambda: plain.options(prio=2), "unexpected keyword argument 'prio'"),  # type: ignore[call-arg]
         (lambda: plain.using("postgresql://"), "psycopg 3, .* or django.db.connection, not str"),  # type: ignore[arg-type]
         (lambda: app.enqueue_many([plain]), r"made by task.job\(...\), not Task"),  # type: ignore[list-item]
@@ -124,12 +130,15 @@ def three(a, b=1, *, c=2):  # type: ignore[no-untyped-def]
 
 
 @given(st.lists(st.integers(), max_size=4), st.dictionaries(st.sampled_from("abcd"), st.integers()))
-def test_arguments_are_named_as_python_names_them(args: list[int], kwargs: dict[str, int]) -> None:
+def test_arguments_are_named_as_python_names_them_and_what_is_unexpected_is_named_first(
+    args: list[int], kwargs: dict[str, int]
+) -> None:
     task = App("").task(name="three")(three)
     try:
         expected = inspect.signature(three).bind(*args, **kwargs).arguments
     except TypeError as error:
-        with pytest.raises(TypeError, match=re.escape(str(error))):
+        said = "got an unexpected keyword argument 'd'" if "d" in kwargs else str(error)
+        with pytest.raises(TypeError, match=re.escape(said)):
             task.job(*args, **kwargs)
     else:
         assert json.loads(task.job(*args, **kwargs).payload) == expected
