@@ -31,7 +31,7 @@ def job_page(detail: JobDetail, in_short: str) -> Iterator[str]:
     """What matters most, the job itself, its executions, the latest first, then the stack of the latest error."""
     yield f"{'in short':<10}  {printable(in_short)}"
     for name, value in _facts(detail):
-        yield f"{name:<10}  {printable(_clip(value))}"
+        yield f"{name:<10}  {printable(clip(value))}"
     for ended in detail.executions:
         yield ""
         yield from _execution(ended, detail.job.seen_at)
@@ -44,7 +44,7 @@ def job_page(detail: JobDetail, in_short: str) -> Iterator[str]:
 def dead_letter_page(letter: DeadLetterDetail) -> Iterator[str]:
     """The job, why it was given up, the stack of its last error, and the commands that decide what becomes of it."""
     for name, value in _dead_facts(letter):
-        yield f"{name:<10}  {printable(_clip(value))}"
+        yield f"{name:<10}  {printable(clip(value))}"
     error = _texts(letter.error)
     if stack := error.get("traceback") or error.get("stack"):
         yield from ("", f"stack of execution {letter.execution}:")
@@ -135,11 +135,11 @@ def _execution(ended: ExecutionRecord, now: datetime) -> Iterator[str]:
     yield printable(line)
     error = _error(ended)
     if error:
-        yield f"    {printable(_clip(': '.join(filter(None, (error.get('type'), error.get('message'))))))}"
+        yield f"    {printable(clip(': '.join(filter(None, (error.get('type'), error.get('message'))))))}"
     if ended.cause is not None and ended.cause != error.get("message"):
-        yield f"    {printable(_clip(ended.cause))}"
+        yield f"    {printable(clip(ended.cause))}"
     if ended.result is not None:
-        yield f"    result {printable(_clip(ended.result))}"
+        yield f"    result {printable(clip(ended.result))}"
 
 
 def _stack(executions: list[ExecutionRecord]) -> Iterator[str]:
@@ -180,5 +180,6 @@ def _texts(stored: str | None) -> dict[str, str]:
     return {name: value for name, value in error.items() if isinstance(value, str)}
 
 
-def _clip(text: str) -> str:
+def clip(text: str) -> str:
+    """The text, or as much of it as a page has room for and how much more there is."""
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}… ({len(text) - _LONGEST} characters more: --json)"

@@ -125,6 +125,7 @@ def _print_stack(error: BaseException) -> None:
 
 
 def _ending(facts: Facts, *, handed_back: bool) -> str:
+    from pgworker.cli.job_page import clip
     from pgworker.inspection.explain import explain
 
     detail = facts.detail
@@ -133,7 +134,7 @@ def _ending(facts: Facts, *, handed_back: bool) -> str:
         return "handed back: it waits as before, and nothing was charged"
     text = explain(facts).sentence
     if last is not None and last.outcome == "succeeded" and last.result is not None:
-        text += f" It returned {last.result}"
+        text += f" It returned {clip(last.result)}"
     return printable(text)
 
 

@@ -429,6 +429,18 @@ def test_the_stack_of_a_worker_ends_at_its_handler(dsn: str, connect: Connect, w
     assert "click/core.py" in output(run(*words, str(job_id), "--json", dsn=dsn))
 
 
+@pytest.mark.parametrize("words", [("jobs", "show"), ("dead-letters", "show")])
+def test_of_a_long_payload_the_page_has_the_beginning_and_json_all(
+    dsn: str, connect: Connect, words: tuple[str, ...]
+) -> None:
+    payload = {"text": "x" * 900_000}
+    (job_id,) = bury(connect(), 1, payload=json.dumps(payload))
+    page = output(run(*words, job_id, dsn=dsn))
+    assert len(page) < 4000
+    assert f"{len(json.dumps(payload)) - 2000} characters more: --json" in page
+    assert json.loads(output(run(*words, job_id, "--json", dsn=dsn)))["payload"] == payload
+
+
 def test_jobs_show_says_how_far_a_job_is(dsn: str, connect: Connect) -> None:
     connection = connect()
     worker = Worker(connection)

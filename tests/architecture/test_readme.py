@@ -32,6 +32,7 @@ from pgworker import errors
 from pgworker.config.settings import PoolSettings
 from pgworker.master.main import ENDS, OBEYED_LATER
 from pgworker.model.graces import Graces
+from pgworker.model.payload import MAX_PAYLOAD_BYTES, MAX_RESULT_BYTES
 from pgworker.model.state import CancelReason
 from tests.deploy.test_alerts import anchors
 from tests.process.pool import Pool, eventually, free_port
@@ -215,6 +216,13 @@ def test_a_pool_on_a_postgresql_of_ones_own_runs_what_python_and_sql_enqueue(she
         eventually(lambda: scraped(address, finished) == 1002, "the scrape says so too")
     pool.send(signal.SIGTERM)
     assert pool.wait() == 0
+
+
+def test_the_page_says_how_large_arguments_results_and_checkpoints_may_be() -> None:
+    assert f"arguments of a job are at most {MAX_PAYLOAD_BYTES >> 20} MiB of JSON" in SECTIONS["Tasks"]
+    assert f"its result {MAX_RESULT_BYTES >> 10} KiB" in SECTIONS["Tasks"]
+    assert f"what the handler returned, up to {MAX_RESULT_BYTES >> 10} KiB" in SECTIONS["Handles and results"]
+    assert f"A checkpoint is at most {MAX_RESULT_BYTES >> 10} KiB" in SECTIONS["Progress and checkpoints"]
 
 
 def test_the_page_says_how_long_after_its_deadline_a_handler_is_killed() -> None:
