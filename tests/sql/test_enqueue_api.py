@@ -349,6 +349,21 @@ def test_a_role_that_does_not_exist_is_a_mistake_to_mend_not_an_outage(dsn: str)
     app.close()
 
 
+def test_why_no_connection_comes_is_raised_alone_or_with_what_the_caller_was_handling(dsn: str) -> None:
+    app = App(make_conninfo(dsn, user="nobody_here"))
+    with pytest.raises(ConfigurationError) as caught:
+        app.enqueue_many([JobRequest("mail", "{}")])
+    assert (caught.value.__cause__, caught.value.__context__) == (None, None)
+    own = ValueError("the caller's own")
+    try:
+        raise own
+    except ValueError:
+        with pytest.raises(ConfigurationError) as caught:
+            app.enqueue_many([JobRequest("mail", "{}")])
+    assert (caught.value.__cause__, caught.value.__context__) == (None, own)
+    app.close()
+
+
 def test_an_enqueue_waits_for_a_starting_postgresql_and_gives_up_silently_on_one_that_is_gone(
     binaries: Path | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
