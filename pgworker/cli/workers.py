@@ -33,7 +33,7 @@ _COLUMNS = (
 @json_option
 @dsn_option
 def workers(limit: int, as_json: bool, dsn: str | None) -> None:
-    """The worker processes of all hosts that have not ended, as of their last heartbeats.
+    """The worker processes of all hosts that have not ended, as of their last heartbeats, which come every 5 s.
 
     WORKER is its number in its pool. RUNS has the task of the job that has run for longest, and FOR how long; +2: two
     more run beside it. MEM is memory that it shares with no other process, CPU the time it has used. One that is
