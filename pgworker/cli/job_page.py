@@ -24,7 +24,16 @@ _LONGEST = 2000
 _CALLS_HANDLER = re.compile(
     r'/pgworker/app/(?:task|scope)\.py", line \d+ in (?:<lambda>|invoke|invoke_async|run_in_job)$'
 )
-"""In a dump of stacks, the most recent call first; a traceback has a comma before `in`, and ends with what matters."""
+"""In a dump of stacks, the most recent call first: what is below it leads to the handler, too."""
+
+_LEADS_TO_HANDLER = re.compile(
+    r"/pgworker/(?:worker/(?:runner|foreground|execution)|app/(?:task|scope|middleware))\.py"
+    r'", line \d+, in (?:_run|run_async|_call|call(?:_async)?|invoke(?:_async)?|run_in_job|<lambda>|around|call_next)$'
+)
+"""In a traceback, which has a comma before `in`, the most recent call last."""
+
+_BEHIND_THE_FIRST = re.compile(r'", line \d+ in |/asyncio/base_events\.py", line \d+, in run_until_complete$')
+"""What is left out behind one of these: the rest of a dump, and the loop of `jobs run`."""
 
 
 def job_page(detail: JobDetail, in_short: str) -> Iterator[str]:
@@ -48,7 +57,7 @@ def dead_letter_page(letter: DeadLetterDetail) -> Iterator[str]:
     error = _texts(letter.error)
     if stack := error.get("traceback") or error.get("stack"):
         yield from ("", f"stack of execution {letter.execution}:")
-        yield from _stack_lines(stack)
+        yield from (f"    {line}" for line in stack_lines(stack))
     yield from ("", f"run it again:          pgworker dead-letters requeue {letter.job_id}")
     yield f"give it up for good:   pgworker dead-letters discard {letter.job_id}"
     yield f"its whole history:     pgworker jobs show {letter.job_id}"
@@ -148,24 +157,28 @@ def _stack(executions: list[ExecutionRecord]) -> Iterator[str]:
         if stack := error.get("traceback") or error.get("stack"):
             yield ""
             yield f"stack of execution {ended.execution}:"
-            yield from _stack_lines(stack)
+            yield from (f"    {line}" for line in stack_lines(stack))
             return
 
 
-def _stack_lines(stack: str) -> Iterator[str]:
-    """Without what a dump of threads has below the handler: all that led to it from the command line."""
+def stack_lines(stack: str, all_in: str = "--json") -> Iterator[str]:
+    """Without the frames that led to the handler; `all_in` is what has them."""
     shown: list[str] = []
     left_out = 0
     for line in stack.rstrip().split("\n"):
-        if line.startswith("  File ") and (left_out or _CALLS_HANDLER.search(line)):
-            if left_out:
-                shown.pop()
-            left_out += 1
-            shown.append(f"  … {left_out} frames of pgworker (--json has them)")
-        else:
-            left_out = 0
-            shown.append(line)
-    yield from (f"    {printable(line, lines=True)}" for line in shown)
+        if line.startswith("  File "):
+            is_ours = _CALLS_HANDLER.search(line) or _LEADS_TO_HANDLER.search(line)
+            if is_ours or (left_out and _BEHIND_THE_FIRST.search(line)):
+                if left_out:
+                    shown.pop()
+                left_out += 1
+                shown.append(f"  … {left_out} frame{'s' if left_out > 1 else ''} of pgworker ({all_in} has them)")
+                continue
+        elif left_out and line.startswith("    "):  # the source of a frame that is left out
+            continue
+        left_out = 0
+        shown.append(line)
+    yield from (printable(line, lines=True) for line in shown)
 
 
 def _error(ended: ExecutionRecord) -> dict[str, str]:

@@ -117,11 +117,13 @@ def _announce(claimed: ClaimedJob) -> None:
 
 
 def _print_stack(error: BaseException) -> None:
+    from pgworker.cli.job_page import stack_lines
     from pgworker.errors import JobControl
     from pgworker.model.payload import describe_error
 
     if not isinstance(error, JobControl):
-        print(printable(describe_error(error)["traceback"].rstrip(), lines=True), file=sys.stderr)
+        stack = describe_error(error)["traceback"]
+        print("\n".join(stack_lines(stack, "pgworker jobs show --json")), file=sys.stderr)
 
 
 def _ending(facts: Facts, *, handed_back: bool) -> str:
