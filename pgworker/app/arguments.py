@@ -7,8 +7,9 @@ over a deploy gets those of the code that runs it.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, Final, get_origin
 
 import msgspec
@@ -83,12 +84,20 @@ def _binder(signature: Signature, name: str) -> Bind:
         is_whole = named.keys() == known or required <= named.keys() <= known  # the first is the faster one
         if is_whole and len(named) == len(args) + len(kwargs):
             return named
+        if unknown := next((given for given in kwargs if given not in known), None):
+            raise TypeError(f"{name}(): {_unexpected(unknown, known)}")
         try:
             return whole.bind(*args, **kwargs).arguments
         except TypeError as error:
             raise TypeError(f"{name}(): {error}") from None
 
     return bind
+
+
+def _unexpected(unknown: str, known: Collection[str]) -> str:
+    """Python would first say that another one is missing: the one that was misspelt."""
+    close = get_close_matches(unknown, known, n=1)
+    return f"got an unexpected keyword argument {unknown!r}" + (f"; did you mean {close[0]!r}?" if close else "")
 
 
 def _reader(signature: Signature) -> Callable[[str | bytes], msgspec.Struct]:

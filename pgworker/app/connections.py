@@ -148,10 +148,11 @@ class _Pool:
         while True:
             try:
                 return self._connections.getconn(timeout=_SLICE)
-            except PoolTimeout:  # noqa: PERF203  waiting is what this loop is for
-                self._give_up(begun)
+            except PoolTimeout:  # waiting is what this loop is for
+                pass
             except psycopg.Error as error:
                 raise explain(error, self.dsn) from error
+            self._give_up(begun)  # out here, where nothing says that it was raised while PoolTimeout was handled
 
     def _give_up(self, begun: float) -> None:
         """Raise why there is no connection, if waiting any longer makes no sense."""

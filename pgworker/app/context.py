@@ -30,14 +30,6 @@ else:
 _POLL: Final = 0.05
 """Seconds between two looks at the cancel flag, which is a word in shared memory that nothing can wait for."""
 
-_WORDS: Final = {
-    CancelReason.NONE: "not cancelled",
-    CancelReason.CANCELLED: "the job was cancelled",
-    CancelReason.DEADLINE: "the job's time is up",
-    CancelReason.LEASE_LOST: "the job's lease is lost",
-    CancelReason.SHUTDOWN: "the worker is shutting down",
-}
-
 
 class Context:
     """One execution of a job. Made by the worker; asks nobody until a handler does.
@@ -150,7 +142,7 @@ class Context:
         """Raise Cancelled if this execution is to stop."""
         reason = self.cancel_reason
         if reason is not CancelReason.NONE:
-            raise Cancelled(_WORDS[reason])
+            raise Cancelled(reason.words)
 
     def wait_cancelled(self, timeout: float | timedelta) -> bool:
         """Sleep `timeout` (seconds or timedelta), or until this execution is to stop: True, within 50 ms."""

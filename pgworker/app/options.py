@@ -68,6 +68,11 @@ def job_options(given: Mapping[str, object]) -> dict[str, Any]:
     return {name: _OF_JOBS[name](value, InvalidJob) for name, value in given.items()}
 
 
+def job_delay(value: object) -> timedelta | None:
+    """A `delay`, None for none. InvalidJob for what is no duration."""
+    return None if value is None else timedelta(seconds=seconds(value, "delay", error=InvalidJob))
+
+
 def check_org(value: object) -> str:
     """`value` if an org may have this id; InvalidJob otherwise."""
     org_id = _org_id(value, InvalidJob)
@@ -111,7 +116,10 @@ def _run_at(value: object, error: Refusal) -> datetime | None:
         return None
     if not isinstance(value, datetime) or _offset(value, error) is None:
         what = "a datetime without a time zone" if isinstance(value, datetime) else exact.type_name(value)
-        raise error(f"run_at must be an aware datetime such as datetime.now(timezone.utc) + delay, not {what}")
+        raise error(
+            f"run_at must be an aware datetime such as datetime.now(timezone.utc), not {what}; "
+            "for a time from now on there is delay"
+        )
     try:
         moment = value.astimezone(timezone.utc)
     except OverflowError:

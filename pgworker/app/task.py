@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from functools import update_wrapper
 from types import CoroutineType
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
@@ -25,12 +25,13 @@ from pgworker.app.arguments import Arguments
 from pgworker.app.context import Context
 from pgworker.app.handle import JobHandle
 from pgworker.app.middleware import Call, Middleware, wrapped
-from pgworker.app.options import TaskOptions, job_options
+from pgworker.app.options import TaskOptions, job_delay, job_options
 from pgworker.app.orgs import OrgRules, refuse_job_without_org, refuse_request_without_org
 from pgworker.app.producer import Producer
 from pgworker.app.returns import Returns
 from pgworker.app.scope import enter_job, leave_job, run_in_job, scope_here
 from pgworker.app.targets import Target, check_target
+from pgworker.errors import InvalidJob
 from pgworker.model.dead_letter import DeadLetter
 from pgworker.model.job import Job, JobRequest
 
@@ -53,19 +54,26 @@ class Enqueuer(Generic[P, R]):
     """A task with options and a place to go: enqueues any number of jobs. Immutable."""
 
     def __init__(
-        self, sender: Sender, template: JobRequest, target: Target | None = None, chosen: frozenset[str] = frozenset()
+        self,
+        sender: Sender,
+        template: JobRequest,
+        target: Target | None = None,
+        chosen: frozenset[str] = frozenset(),
+        delay: timedelta | None = None,
     ) -> None:
-        """`chosen` are the options that were set for the job: of those it inherits nothing."""
+        """`chosen` are the options that were set for the job: of those it inherits nothing. `delay`, if there is one,
+        goes before the `run_at` of the template."""
         self._sender = sender
         self._template = template
         self._target = target
         self._chosen = chosen
+        self._delay = delay
 
     def using(self, target: Target) -> Enqueuer[P, R]:
         """Enqueue in the transaction of a connection or cursor of psycopg, synchronous or not, or of what holds one: a
         session or connection of SQLAlchemy, `django.db.connection`. TypeError for anything else."""
         check_target(target)
-        return Enqueuer(self._sender, self._template, target, self._chosen)
+        return Enqueuer(self._sender, self._template, target, self._chosen, self._delay)
 
     def options(
         self,
@@ -73,6 +81,7 @@ class Enqueuer(Generic[P, R]):
         queue: str | UnsetType = UNSET,
         priority: int | UnsetType = UNSET,
         run_at: datetime | UnsetType | None = UNSET,
+        delay: float | timedelta | UnsetType | None = UNSET,
         max_attempts: int | UnsetType = UNSET,
         timeout: float | timedelta | UnsetType | None = UNSET,
         org_id: str | UnsetType | None = UNSET,
@@ -81,7 +90,10 @@ class Enqueuer(Generic[P, R]):
     ) -> Enqueuer[P, R]:
         """The same with other options than the task's; what was set before stays. InvalidJob for values that can't be.
 
-        `priority` 0 to 9, 9 first · `run_at` aware, not before then · `timeout` in seconds or a timedelta, None: none ·
+        `priority` 0 to 9, 9 first · `run_at` aware, not before then ·
+        `delay` in seconds or a timedelta, not before so long after `job` or `enqueue` is called, by this host's clock;
+        it takes the place of a `run_at` that was set before, and the other way round; both at once are refused ·
+        `timeout` in seconds or a timedelta, None: none ·
         `org_id` and `headers` instead of those that the job would inherit, None: none ·
         `id` a UUIDv7 of your own, which makes a second enqueue of the same job fail.
         """
@@ -96,7 +108,14 @@ class Enqueuer(Generic[P, R]):
             "id": id,
         }
         given = job_options({name: value for name, value in all_options.items() if value is not UNSET})
-        return Enqueuer(self._sender, self._template._replace(**given), self._target, self._chosen.union(given))
+        waits = self._delay
+        if delay is not UNSET:
+            waits = job_delay(delay)
+            if given.setdefault("run_at", None) is not None and waits is not None:
+                raise InvalidJob("run_at and delay exclude each other: the one is a time, the other so long from now")
+        elif "run_at" in given:
+            waits = None
+        return Enqueuer(self._sender, self._template._replace(**given), self._target, self._chosen.union(given), waits)
 
     def job(self, *args: P.args, **kwargs: P.kwargs) -> JobRequest:
         """The job, unsent, with the org and headers of here and now. TypeError if the arguments don't fit the task,
@@ -111,7 +130,7 @@ class Enqueuer(Generic[P, R]):
             payload=payload,
             queue=template.queue,
             priority=template.priority,
-            run_at=template.run_at,
+            run_at=template.run_at if self._delay is None else datetime.now(timezone.utc) + self._delay,
             max_attempts=template.max_attempts,
             timeout=template.timeout,
             org_id=org_id,

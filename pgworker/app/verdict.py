@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from asyncio import CancelledError
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -52,12 +51,7 @@ def judge(
     task: Task[..., Any] | None,
     job: Callable[[], Job],
 ) -> Verdict:
-    """Who raised what, after which request to stop, and with how many failures before.
-
-    An asyncio.CancelledError after such a request is ours, sent to a handler on the loop that did not look.
-    """
-    if isinstance(error, CancelledError) and reason is not CancelReason.NONE:
-        error = Cancelled("the task was cancelled")
+    """Who raised what, after which request to stop, and with how many failures before."""
     if isinstance(error, Cancelled) or (cancel_seen and reason is not CancelReason.NONE):
         outcome = Outcome.CANCELLED if reason is CancelReason.NONE else reason.outcome
         if outcome is Outcome.CANCELLED:

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import setproctitle
 
@@ -18,7 +19,7 @@ from pgworker.errors import EXIT_BUG, EXIT_CONFIGURATION, EXIT_UNAVAILABLE, Conf
 from pgworker.linux.audit import audit, open_descriptors
 from pgworker.linux.fork import fork_child
 from pgworker.linux.memory import data_bytes
-from pgworker.linux.pidfd import Exit
+from pgworker.linux.pidfd import Exit, kill_group
 
 _LOOK = 0.01  # seconds between two looks whether the check has ended, and at signals
 _HEADROOM = 32 << 20  # bytes that a worker needs beyond its app: its second thread, its connections, its first job
@@ -52,9 +53,18 @@ def check(
 
 
 def in_child(run: Callable[[], int]) -> int:
-    """Its exit code. ConfigurationError for one that no check ends with: importing the app has ended the process."""
+    """Its exit code. ConfigurationError for one that no check ends with: importing the app has ended the process.
+
+    It is gone when this is left, by a signal too: else it would tell of a server that ends with us as of an outage.
+    """
     pid = fork_child(run, keep_fds=(), death_signal=signal.SIGKILL, blocked=())
-    status = _wait(pid)
+    try:
+        status = _wait(pid)
+    except BaseException:
+        kill_group(pid, signal.SIGKILL)
+        with suppress(ChildProcessError):  # it had just ended
+            os.waitpid(pid, 0)
+        raise
     code = os.waitstatus_to_exitcode(status)
     if code in (0, EXIT_UNAVAILABLE, EXIT_BUG, EXIT_CONFIGURATION):
         return code

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import click
 
-from pgworker.cli.bulk import confirm
+from pgworker.cli.bulk import confirm, of_these
 from pgworker.cli.database import open_database
 from pgworker.cli.options import dsn_option, filter_options, json_option, org_option, whole_uuid
 from pgworker.cli.output import Column, duration, hint, print_json, print_table
@@ -41,10 +41,15 @@ def dead_letters() -> None:
 
 def _chosen(command: _Command) -> _Command:
     """ID..., or --all with filters."""
-    command = click.option("everything", "--all", is_flag=True, help="All of them, or those that -q and --task leave.")(
-        command
-    )
-    command = filter_options(command)
+    for option in (
+        click.option("--yes", "-y", is_flag=True, help="Don't ask whether --all is meant."),
+        org_option,
+        filter_options,
+        click.option(
+            "everything", "--all", is_flag=True, help="All of them, or those that -q, --task and --org leave."
+        ),
+    ):
+        command = option(command)
     return click.argument("job_ids", type=whole_uuid, nargs=-1, metavar="[ID]...")(command)
 
 
@@ -100,45 +105,72 @@ def show(job_id: UUID, as_json: bool, dsn: str | None) -> None:
 @dead_letters.command()
 @_chosen
 @dsn_option
-def requeue(job_ids: tuple[UUID, ...], everything: bool, queue: str | None, task: str | None, dsn: str | None) -> None:
+def requeue(
+    job_ids: tuple[UUID, ...],
+    everything: bool,
+    queue: str | None,
+    task: str | None,
+    org: str | None,
+    yes: bool,
+    dsn: str | None,
+) -> None:
     """Run them again at once, with their failures counted from 0."""
-    _require_choice(job_ids, everything, queue, task)
+    _be_sure("requeue", job_ids, everything, queue, task, org, yes)
     with open_database(dsn, "dead-letters requeue") as connection:
         from pgworker.lifecycle.dead_letters import requeue_dead_letters
 
-        _move(connection, requeue_dead_letters, "requeued", job_ids, queue, task)
+        _move(connection, requeue_dead_letters, "requeued", job_ids, queue, task, org)
 
 
 @dead_letters.command()
 @_chosen
-@click.option("--yes", is_flag=True, help="Don't ask whether --all is meant.")
 @dsn_option
 def discard(
-    job_ids: tuple[UUID, ...], everything: bool, queue: str | None, task: str | None, yes: bool, dsn: str | None
+    job_ids: tuple[UUID, ...],
+    everything: bool,
+    queue: str | None,
+    task: str | None,
+    org: str | None,
+    yes: bool,
+    dsn: str | None,
 ) -> None:
     """Give them up for good: their jobs count as cancelled."""
-    _require_choice(job_ids, everything, queue, task)
-    if everything:
-        of = "".join(f" of the {what} {name}" for what, name in (("queue", queue), ("task", task)) if name)
-        confirm(yes, lambda: f"Discard all dead letters{of}?")
+    _be_sure("discard", job_ids, everything, queue, task, org, yes)
     with open_database(dsn, "dead-letters discard") as connection:
         from pgworker.lifecycle.dead_letters import discard_dead_letters
 
-        _move(connection, discard_dead_letters, "discarded", job_ids, queue, task)
+        _move(connection, discard_dead_letters, "discarded", job_ids, queue, task, org)
 
 
-def _require_choice(job_ids: Sequence[UUID], everything: bool, queue: str | None, task: str | None) -> None:
+def _be_sure(
+    verb: str,
+    job_ids: Sequence[UUID],
+    everything: bool,
+    queue: str | None,
+    task: str | None,
+    org: str | None,
+    yes: bool,
+) -> None:
+    """Return if it is said which are meant, and all of them only if that is meant."""
     if not job_ids and not everything:
         raise click.UsageError("name the ids of dead letters, or give --all")
-    if job_ids and (everything or queue or task):
-        raise click.UsageError("give either ids, or --all with -q and --task")
+    if job_ids and (everything or queue or task or org):
+        raise click.UsageError("give either ids, or --all with -q, --task and --org")
+    if everything:
+        confirm(yes, lambda: f"{verb} all dead letters{of_these(queue, task, org)}")
 
 
 def _move(
-    connection: Connection, move: Move, done: str, job_ids: Sequence[UUID], queue: str | None, task: str | None
+    connection: Connection,
+    move: Move,
+    done: str,
+    job_ids: Sequence[UUID],
+    queue: str | None,
+    task: str | None,
+    org: str | None,
 ) -> None:
     if not job_ids:
-        print(f"{done} {sum(move_all(connection, move, queue, task))}")
+        print(f"{done} {sum(move_all(connection, move, queue, task, org))}")
         return
     moved = set(move(connection, job_ids))
     print(f"{done} {len(moved)}")
@@ -148,7 +180,7 @@ def _move(
 
 
 def move_all(
-    connection: Connection, move: Move, queue: str | None, task: str | None, org_id: str | None = None
+    connection: Connection, move: Move, queue: str | None, task: str | None, org_id: str | None
 ) -> Iterator[int]:
     """From the latest back in time, so that what is requeued and dies again meanwhile doesn't come round for ever.
 

@@ -72,7 +72,7 @@ def moment(text: str) -> datetime:
     default=duration(DEFAULT_TIMEOUT),
     show_default=True,
     metavar="TIME|none",
-    help="How long one execution may take.",
+    help="How long one execution may take until it is asked to stop.",
 )
 @click.option("org_id", "--org", metavar="ID", help="The organisation that the job belongs to.")
 @dsn_option

@@ -24,14 +24,23 @@ _LONGEST = 2000
 _CALLS_HANDLER = re.compile(
     r'/pgworker/app/(?:task|scope)\.py", line \d+ in (?:<lambda>|invoke|invoke_async|run_in_job)$'
 )
-"""In a dump of stacks, the most recent call first; a traceback has a comma before `in`, and ends with what matters."""
+"""In a dump of stacks, the most recent call first: what is below it leads to the handler, too."""
+
+_LEADS_TO_HANDLER = re.compile(
+    r"/pgworker/(?:worker/(?:runner|foreground|execution)|app/(?:task|scope|middleware))\.py"
+    r'", line \d+, in (?:_run|run_async|_call|call(?:_async)?|invoke(?:_async)?|run_in_job|<lambda>|around|call_next)$'
+)
+"""In a traceback, which has a comma before `in`, the most recent call last."""
+
+_BEHIND_THE_FIRST = re.compile(r'", line \d+ in |/asyncio/base_events\.py", line \d+, in run_until_complete$')
+"""What is left out behind one of these: the rest of a dump, and the loop of `jobs run`."""
 
 
 def job_page(detail: JobDetail, in_short: str) -> Iterator[str]:
     """What matters most, the job itself, its executions, the latest first, then the stack of the latest error."""
     yield f"{'in short':<10}  {printable(in_short)}"
     for name, value in _facts(detail):
-        yield f"{name:<10}  {printable(_clip(value))}"
+        yield f"{name:<10}  {printable(clip(value))}"
     for ended in detail.executions:
         yield ""
         yield from _execution(ended, detail.job.seen_at)
@@ -44,11 +53,11 @@ def job_page(detail: JobDetail, in_short: str) -> Iterator[str]:
 def dead_letter_page(letter: DeadLetterDetail) -> Iterator[str]:
     """The job, why it was given up, the stack of its last error, and the commands that decide what becomes of it."""
     for name, value in _dead_facts(letter):
-        yield f"{name:<10}  {printable(_clip(value))}"
+        yield f"{name:<10}  {printable(clip(value))}"
     error = _texts(letter.error)
     if stack := error.get("traceback") or error.get("stack"):
         yield from ("", f"stack of execution {letter.execution}:")
-        yield from _stack_lines(stack)
+        yield from (f"    {line}" for line in stack_lines(stack))
     yield from ("", f"run it again:          pgworker dead-letters requeue {letter.job_id}")
     yield f"give it up for good:   pgworker dead-letters discard {letter.job_id}"
     yield f"its whole history:     pgworker jobs show {letter.job_id}"
@@ -135,11 +144,11 @@ def _execution(ended: ExecutionRecord, now: datetime) -> Iterator[str]:
     yield printable(line)
     error = _error(ended)
     if error:
-        yield f"    {printable(_clip(': '.join(filter(None, (error.get('type'), error.get('message'))))))}"
+        yield f"    {printable(clip(': '.join(filter(None, (error.get('type'), error.get('message'))))))}"
     if ended.cause is not None and ended.cause != error.get("message"):
-        yield f"    {printable(_clip(ended.cause))}"
+        yield f"    {printable(clip(ended.cause))}"
     if ended.result is not None:
-        yield f"    result {printable(_clip(ended.result))}"
+        yield f"    result {printable(clip(ended.result))}"
 
 
 def _stack(executions: list[ExecutionRecord]) -> Iterator[str]:
@@ -148,24 +157,28 @@ def _stack(executions: list[ExecutionRecord]) -> Iterator[str]:
         if stack := error.get("traceback") or error.get("stack"):
             yield ""
             yield f"stack of execution {ended.execution}:"
-            yield from _stack_lines(stack)
+            yield from (f"    {line}" for line in stack_lines(stack))
             return
 
 
-def _stack_lines(stack: str) -> Iterator[str]:
-    """Without what a dump of threads has below the handler: all that led to it from the command line."""
+def stack_lines(stack: str, all_in: str = "--json") -> Iterator[str]:
+    """Without the frames that led to the handler; `all_in` is what has them."""
     shown: list[str] = []
     left_out = 0
     for line in stack.rstrip().split("\n"):
-        if line.startswith("  File ") and (left_out or _CALLS_HANDLER.search(line)):
-            if left_out:
-                shown.pop()
-            left_out += 1
-            shown.append(f"  … {left_out} frames of pgworker (--json has them)")
-        else:
-            left_out = 0
-            shown.append(line)
-    yield from (f"    {printable(line, lines=True)}" for line in shown)
+        if line.startswith("  File "):
+            is_ours = _CALLS_HANDLER.search(line) or _LEADS_TO_HANDLER.search(line)
+            if is_ours or (left_out and _BEHIND_THE_FIRST.search(line)):
+                if left_out:
+                    shown.pop()
+                left_out += 1
+                shown.append(f"  … {left_out} frame{'s' if left_out > 1 else ''} of pgworker ({all_in} has them)")
+                continue
+        elif left_out and line.startswith("    "):  # the source of a frame that is left out
+            continue
+        left_out = 0
+        shown.append(line)
+    yield from (printable(line, lines=True) for line in shown)
 
 
 def _error(ended: ExecutionRecord) -> dict[str, str]:
@@ -180,5 +193,6 @@ def _texts(stored: str | None) -> dict[str, str]:
     return {name: value for name, value in error.items() if isinstance(value, str)}
 
 
-def _clip(text: str) -> str:
+def clip(text: str) -> str:
+    """The text, or as much of it as a page has room for and how much more there is."""
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}… ({len(text) - _LONGEST} characters more: --json)"

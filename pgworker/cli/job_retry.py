@@ -8,7 +8,7 @@ from uuid import UUID
 
 import click
 
-from pgworker.cli.bulk import Progress, confirm, tell_of_each
+from pgworker.cli.bulk import Progress, confirm, of_these, tell_of_each
 from pgworker.cli.database import open_database
 from pgworker.cli.dead_letters import move_all
 from pgworker.cli.options import dsn_option, filter_options, org_option, whole_uuid
@@ -78,14 +78,12 @@ def _retry_named(job_ids: Sequence[UUID], dsn: str | None) -> int:
 def _retry_matching(
     statuses: Sequence[Status], queue: str | None, task: str | None, org: str | None, yes: bool, dsn: str | None
 ) -> None:
-    named = [("queue", queue), ("task", task), ("organisation", org)]
-    which = " and ".join(f"{what} {value}" for what, value in named if value is not None)
     meant = " and ".join(status.value for status in dict.fromkeys(statuses))
     with open_database(dsn, "jobs retry") as connection:
         from pgworker.lifecycle.dead_letters import requeue_dead_letters
         from pgworker.lifecycle.hasten import hasten_matching
 
-        confirm(yes, lambda: f"run all {meant} jobs{f' of {which}' if which else ''} now")
+        confirm(yes, lambda: f"run all {meant} jobs{of_these(queue, task, org)} now")
         due = requeued = 0
         with Progress("due now", "requeued") as progress:
             if Status.FAILED in statuses or Status.SCHEDULED in statuses:

@@ -117,14 +117,17 @@ def _announce(claimed: ClaimedJob) -> None:
 
 
 def _print_stack(error: BaseException) -> None:
+    from pgworker.cli.job_page import stack_lines
     from pgworker.errors import JobControl
     from pgworker.model.payload import describe_error
 
     if not isinstance(error, JobControl):
-        print(printable(describe_error(error)["traceback"].rstrip(), lines=True), file=sys.stderr)
+        stack = describe_error(error)["traceback"]
+        print("\n".join(stack_lines(stack, "pgworker jobs show --json")), file=sys.stderr)
 
 
 def _ending(facts: Facts, *, handed_back: bool) -> str:
+    from pgworker.cli.job_page import clip
     from pgworker.inspection.explain import explain
 
     detail = facts.detail
@@ -133,7 +136,7 @@ def _ending(facts: Facts, *, handed_back: bool) -> str:
         return "handed back: it waits as before, and nothing was charged"
     text = explain(facts).sentence
     if last is not None and last.outcome == "succeeded" and last.result is not None:
-        text += f" It returned {last.result}"
+        text += f" It returned {clip(last.result)}"
     return printable(text)
 
 

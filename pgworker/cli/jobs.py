@@ -76,7 +76,8 @@ def list_(
     """The newest jobs first.
 
     `failed` will run again; what has used up its attempts is a `dead_letter`. `running` jobs are claimed by a worker,
-    which may hold some more than it runs at this moment.
+    which may hold some more than it runs at this moment. `LOST` ones are nowhere, which should never be: please report
+    them as a bug of pgworker.
     """
     with open_database(dsn, "jobs list") as connection:
         from pgworker.inspection.jobs import list_jobs

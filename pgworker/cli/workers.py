@@ -33,11 +33,12 @@ _COLUMNS = (
 @json_option
 @dsn_option
 def workers(limit: int, as_json: bool, dsn: str | None) -> None:
-    """The worker processes of all hosts that have not ended, as of their last heartbeats.
+    """The worker processes of all hosts that have not ended, as of their last heartbeats, which come every 5 s.
 
     WORKER is its number in its pool. RUNS has the task of the job that has run for longest, and FOR how long; +2: two
-    more run beside it. MEM is memory that it shares with no other process, CPU the time it has used. Who has not been
-    heard of for 15 s is `silent`, after a day it is left out. --json has the jobs' ids.
+    more run beside it. MEM is memory that it shares with no other process, CPU the time it has used. One that is
+    `paused` claims nothing, since USR2 to its master, and may still run what it has. Who has not been heard of for 15 s
+    is `silent`, after a day it is left out. --json has the jobs' ids.
     """
     with open_database(dsn, "workers") as connection:
         from pgworker.inspection.database import read_clock

@@ -257,7 +257,13 @@ class Master:
         runs = child.row.runs()
         charge = self._ladders.take(exit_.pid, runs, by_signal=exit_.signal is not None)
         how, verdict = explain_exit(
-            exit_, child.row.index, charge.killed_for, self._saw_oom(exit_), child.asked, child.given_up
+            exit_,
+            child.row.index,
+            charge.killed_for,
+            self._saw_oom(exit_),
+            in_a_job=bool(runs),
+            asked=child.asked,
+            given_up=child.given_up,
         )
         clean = exit_.code == 0 and not runs
         stack = self._shared.stacks[child.row.index].read()

@@ -52,11 +52,13 @@ class WorkerState(str, Enum):
     STARTING = "starting"
     """it imports its app, or its start hooks run"""
     IDLE = "idle"
+    """it runs nothing, and would"""
     BUSY = "busy"
+    """it runs a job; with more slots than one it may take more"""
     DRAINING = "draining"
     """it claims nothing more, and ends with the last job that it has"""
     PAUSED = "paused"
-    """it runs nothing, since its pool was told not to claim"""
+    """it claims nothing, since its pool was told not to; it may still run what it has"""
 
 
 class CancelAnswer(str, Enum):
@@ -107,6 +109,11 @@ class CancelReason(int, Enum):
         """What is recorded of an execution that had to be killed for this reason."""
         return _KILLED_AS[self]
 
+    @property
+    def words(self) -> str:
+        """What the error says of it with which a handler stops."""
+        return _WORDS[self]
+
 
 _KILLED_AS = {
     CancelReason.NONE: Outcome.CRASHED,
@@ -114,4 +121,11 @@ _KILLED_AS = {
     CancelReason.DEADLINE: Outcome.TIMED_OUT,
     CancelReason.LEASE_LOST: Outcome.LOST,
     CancelReason.SHUTDOWN: Outcome.RELEASED,
+}
+_WORDS = {
+    CancelReason.NONE: "not cancelled",
+    CancelReason.CANCELLED: "the job was cancelled",
+    CancelReason.DEADLINE: "the job's time is up",
+    CancelReason.LEASE_LOST: "the job's lease is lost",
+    CancelReason.SHUTDOWN: "the worker is shutting down",
 }

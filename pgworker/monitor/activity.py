@@ -109,6 +109,6 @@ class Activities:
             return WorkerState.STARTING
         if row.is_draining:
             return WorkerState.DRAINING
-        if is_running:
-            return WorkerState.BUSY
-        return WorkerState.PAUSED if self._board.is_paused else WorkerState.IDLE
+        if self._board.is_paused:
+            return WorkerState.PAUSED
+        return WorkerState.BUSY if is_running else WorkerState.IDLE

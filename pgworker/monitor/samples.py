@@ -17,7 +17,7 @@ from pgworker.config.settings import PoolSettings
 from pgworker.db.connect import check_schema, connect, explain, is_outage
 from pgworker.db.patience import ANSWER
 from pgworker.errors import PgworkerError
-from pgworker.inspection.queues import QueueCounts, Unserved
+from pgworker.inspection.queues import Count, QueueCounts, Unserved
 from pgworker.inspection.sample import Sample, sample_database
 from pgworker.observe.logs import Throttle, fields, logger
 from pgworker.observe.metrics import DatabaseSample, PoolMetrics, QueueSample
@@ -29,7 +29,7 @@ _MISSES = 3  # looks that may fail before the gauges are absent
 _SAID_EVERY = 60.0
 _REMINDED_EVERY = 3600.0
 STATES = ("pending", "scheduled", "failed", "running")
-_TASKS = 20  # how many are told of: names come from whoever enqueues
+_NAMES = 20  # how many tasks, and how many queues, are told of: names come from whoever enqueues
 
 log = logger("monitor.samples")
 
@@ -44,6 +44,7 @@ class Samples:
         self._metrics = metrics
         self._knows_tasks_at = time.monotonic() + 2 * settings.heartbeat_interval
         self._said: dict[tuple[str, str], float] = {}
+        self._said_of_queues: dict[str, float] = {}
         self._throttle = Throttle(interval=_SAID_EVERY)
         self._reminder = Throttle(interval=_REMINDED_EVERY)
 
@@ -72,7 +73,9 @@ class Samples:
             shown = DatabaseSample(sampled_at, queues, sample.dead_letters, sample.default_jobs)
             self._metrics.set_sample(shown, _MISSES * pause + cost)
             if knows_tasks:
-                self._log_unserved([one for queue in sample.queues for one in queue.unserved], now)
+                unserved = [one for queue in sample.queues for one in queue.unserved]
+                self._log_unserved(unserved, now)
+                self._log_unserved_queues(unserved, now)
         return pause
 
     def _sample(self) -> Sample | None:
@@ -120,7 +123,7 @@ class Samples:
     def _log_unserved(self, unserved: Sequence[Unserved], now: float) -> None:
         """Of the queues of this pool: others tell of theirs."""
         ours = sorted((one for one in unserved if one.queue in self._queues), key=lambda one: -one.jobs.number)
-        told = {(one.queue, one.task): one for one in ours[:_TASKS]}
+        told = {(one.queue, one.task): one for one in ours[:_NAMES]}
         self._said = {key: at for key, at in self._said.items() if key in told and now - at < _SAID_EVERY}
         for key in told.keys() - self._said.keys():
             self._said[key] = now
@@ -131,6 +134,26 @@ class Samples:
                 " or more" if one.jobs.is_more else "",
                 one.task,
                 extra=fields("jobs_unserved", queue=one.queue, task=one.task, jobs=one.jobs.number),
+            )
+
+    def _log_unserved_queues(self, unserved: Sequence[Unserved], now: float) -> None:
+        """Of queues that no pool serves: there every pool tells, and seldom."""
+        waiting: dict[str, list[Count]] = {}
+        for one in unserved:
+            if not one.is_queue_served and one.queue not in self._queues:
+                waiting.setdefault(one.queue, []).append(one.jobs)
+        self._said_of_queues = {queue: at for queue, at in self._said_of_queues.items() if now - at < _REMINDED_EVERY}
+        for queue, counts in waiting.items():
+            if queue in self._said_of_queues or len(self._said_of_queues) == _NAMES:
+                continue
+            self._said_of_queues[queue] = now
+            jobs = Count.total(counts)
+            log.warning(
+                "%d%s due jobs wait in queue %s, which no living worker serves: is its name right?",
+                jobs.number,
+                " or more" if jobs.is_more else "",
+                queue,
+                extra=fields("queue_unserved", queue=queue, jobs=jobs.number),
             )
 
 

@@ -83,6 +83,7 @@ POOL_EVENTS: Final[Mapping[str, str]] = {
     "reclaim_failed": "a lease could not be taken back; the others are",
     "queue_not_returned": "what app.queue() held could not be given back",
     "jobs_unserved": "jobs wait, and no worker serves their task",
+    "queue_unserved": "jobs wait in a queue that no worker of any pool serves; at most once an hour from each pool",
     "schema_newer": "a newer pgworker has migrated the database: the pool works on, and is to be restarted with it",
     "counts_missing": "what the database holds can't be counted, so /metrics does not show it",
     "labels_folded": "more pairs of queue and task than /metrics shows: new ones are other, other there",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from asyncio import CancelledError
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
@@ -143,7 +144,7 @@ class Execution:
         if result is None and self.context is None:
             return Ended(job.job_id, job.execution, self.started_ns, finished_ns)
         if self._cancel_seen and self.must_end and not self.is_settled:
-            return self.failed(Cancelled("the handler returned after it had learned that it was to stop"), tasks)
+            return self.failed(Cancelled(f"{self.reason.words}: the handler knew, and returned"), tasks)
         if result is None:
             return Ended(job.job_id, job.execution, self.started_ns, finished_ns)
         stored = encode_result(result)
@@ -154,8 +155,11 @@ class Execution:
 
     def failed(self, error: BaseException, tasks: dict[str, Task[..., Any]]) -> Ended:
         """The handler has raised `error`."""
-        row = self.claimed.row
-        verdict = judge_safely(error, self.reason, self._cancel_seen, self.claimed, tasks.get(row.task))
+        row, reason = self.claimed.row, self.reason
+        if isinstance(error, CancelledError) and reason is not CancelReason.NONE:
+            # Ours, sent to a handler on the loop that did not look.
+            error = Cancelled(reason.words).with_traceback(error.__traceback__)
+        verdict = judge_safely(error, reason, self._cancel_seen, self.claimed, tasks.get(row.task))
         described = describe_error(error)
         finished_ns = time.monotonic_ns()
         if not self.is_settled and not self.is_lost:

@@ -437,6 +437,18 @@ def test_the_stack_of_a_worker_ends_at_its_handler(dsn: str, connect: Connect, w
     assert "click/core.py" in output(run(*words, str(job_id), "--json", dsn=dsn))
 
 
+@pytest.mark.parametrize("words", [("jobs", "show"), ("dead-letters", "show")])
+def test_of_a_long_payload_the_page_has_the_beginning_and_json_all(
+    dsn: str, connect: Connect, words: tuple[str, ...]
+) -> None:
+    payload = {"text": "x" * 900_000}
+    (job_id,) = bury(connect(), 1, payload=json.dumps(payload))
+    page = output(run(*words, job_id, dsn=dsn))
+    assert len(page) < 4000
+    assert f"{len(json.dumps(payload)) - 2000} characters more: --json" in page
+    assert json.loads(output(run(*words, job_id, "--json", dsn=dsn)))["payload"] == payload
+
+
 def test_jobs_show_says_how_far_a_job_is(dsn: str, connect: Connect) -> None:
     connection = connect()
     worker = Worker(connection)
@@ -743,8 +755,19 @@ def test_all_dead_letters_of_a_task_are_requeued_or_discarded_in_batches(dsn: st
     (other,) = bury(connection, 1, task="u")
     assert output(run("dead-letters", "discard", "--all", "--yes", "--task", "u", dsn=dsn)) == "discarded 1\n"
     assert ask(connection, "select pgworker.job_status(%s::uuid)", other) == ["cancelled"]
-    assert output(run("dead-letters", "requeue", "--all", "-q", "default", dsn=dsn)) == "requeued 1200\n"
+    assert output(run("dead-letters", "requeue", "--all", "-y", "-q", "default", dsn=dsn)) == "requeued 1200\n"
     assert ask(connection, "select count(*) from pgworker.job_queue") == [1200]
+
+
+@pytest.mark.parametrize(("verb", "done"), [("requeue", "requeued"), ("discard", "discarded")])
+def test_the_dead_letters_of_an_organisation_are_requeued_or_discarded_and_no_others(
+    verb: str, done: str, dsn: str, connect: Connect
+) -> None:
+    connection = connect()
+    (other,) = bury(connection, 1)
+    bury(connection, 2, org_id="acme")
+    assert output(run("dead-letters", verb, "--all", "--org", "acme", "--yes", dsn=dsn)) == f"{done} 2\n"
+    assert ask(connection, "select job_id::text from pgworker.dead_letter_jobs") == [other]
 
 
 def test_why_a_job_was_given_up_is_read_on_a_terminal_of_80_columns_and_by_grep(dsn: str, connect: Connect) -> None:
@@ -770,7 +793,9 @@ def test_why_a_job_was_given_up_is_read_on_a_terminal_of_80_columns_and_by_grep(
 def test_which_dead_letters_are_meant_must_be_said() -> None:
     is_refused("name the ids of dead letters, or give --all", 64, "dead-letters", "discard")
     is_refused("either ids, or --all", 64, "dead-letters", "discard", "--all", str(uuid4()))
-    is_refused("give --yes if it is meant", 64, "dead-letters", "discard", "--all")
+    is_refused("either ids, or --all", 64, "dead-letters", "requeue", "--org", "acme", str(uuid4()))
+    for verb in ("requeue", "discard"):
+        is_refused("give --yes if it is meant", 64, "dead-letters", verb, "--all")
     is_refused("name the ids of dead letters, or give --all", 64, "dead-letters", "requeue", "-q", "mail")
 
 

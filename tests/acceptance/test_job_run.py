@@ -61,6 +61,10 @@ def greet(ctx: Context, name: str) -> str:
 def spill() -> None:
     raise ValueError("no such luck")
 
+@app.task(max_attempts=1)
+async def sink() -> None:
+    raise ValueError("no such luck")
+
 @app.task
 def refuse() -> None:
     raise Discard("nothing is in it")
@@ -213,6 +217,18 @@ def test_a_failure_shows_its_stack_and_is_retried_or_given_up_by_the_usual_rules
     third = run_job(shop, dsn, job_id)
     assert f"Try: pgworker jobs retry {job_id}" in refusal(third, 64)
     assert "the shop opens" not in third.stdout
+
+
+@pytest.mark.parametrize("task", ["spill", "sink"])
+def test_the_stack_of_a_failure_has_the_frames_of_the_app_alone(
+    shop: Path, dsn: str, connect: Connect, task: str
+) -> None:
+    (job_id,) = enqueue(connect(), task=f"corner.{task}", payload="{}")
+    finished = run_job(shop, dsn, job_id)
+    frames = [line for line in finished.stderr.splitlines() if line.startswith("  File ")]
+    assert frames
+    assert [frame for frame in frames if "corner.py" not in frame] == []
+    assert "frames of pgworker (pgworker jobs show --json has them)" in finished.stderr
 
 
 @pytest.mark.parametrize(

@@ -424,6 +424,32 @@ def test_of_a_private_postgresql_that_does_not_start_again_the_log_says_why(
     pool.wait_for_log("the private PostgreSQL does not start: .*data/global/pg_control")
 
 
+IMPORTED_BESIDE_A_STATEMENT = """
+from pathlib import Path
+import psycopg
+from pgworker import App
+from pgworker.db.embedded import dsn
+
+app = App()
+with psycopg.connect(dsn(Path(".pgworker").resolve())) as connection:
+    Path("importing").touch()
+    connection.execute("select pg_sleep(600)")
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_start_that_is_stopped_while_it_checks_tells_of_no_outage_of_its_own_server(
+    number: signal.Signals, code: int, directory: Path, start_pool: Callable[..., Pool]
+) -> None:
+    (directory / "slow.py").write_text(IMPORTED_BESIDE_A_STATEMENT)
+    pool = start_pool("--embedded", "--metrics-listen", "off", "--app", "slow:app", cwd=directory)
+    eventually((directory / "importing").exists, "a check that is at work on the server")
+    pool.send(number)
+    assert pool.wait() == code
+    assert not serving(directory / ".pgworker")
+    assert [line for line in pool.log().splitlines() if line and "postgres_started" not in line] == []
+
+
 def serving(directory: Path) -> int:
     """The pid of the private server that accepts connections; 0 for none."""
     lock = directory / "data" / "postmaster.pid"

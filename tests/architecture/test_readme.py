@@ -29,7 +29,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgworker import errors
+from pgworker.config.settings import PoolSettings
 from pgworker.master.main import ENDS, OBEYED_LATER
+from pgworker.model.graces import Graces
+from pgworker.model.payload import MAX_PAYLOAD_BYTES, MAX_RESULT_BYTES
+from pgworker.model.state import CancelReason
 from tests.deploy.test_alerts import anchors
 from tests.process.pool import Pool, eventually, free_port
 from tests.sql.actors import statuses
@@ -203,12 +207,35 @@ def test_a_pool_on_a_postgresql_of_ones_own_runs_what_python_and_sql_enqueue(she
         assert ask("select result from pgworker.job_executions where job_id = %s", greeted) == [("hello Ada",)]
         paid = Counter(order for (order,) in ask("select order_id from payments"))
         assert paid == Counter(range(1000)) + Counter({42: 2}), "each of them exactly once"
-        tomorrow = ask("select priority, run_at - now() > interval '23 hours' from pgworker.job_queue")
-        assert tomorrow == [(9, True)]
+        waits = "select priority, extract(epoch from run_at - now())::float8 from pgworker.job_queue order by priority"
+        (delayed, hour), (scheduled, day) = ask(waits)
+        assert (delayed, scheduled) == (5, 9)
+        assert 1800 < hour <= 3600
+        assert day > 23 * 3600
         finished = 'pgworker_jobs_finished_total{outcome="succeeded",queue="default",task="shop.charge"}'
         eventually(lambda: scraped(address, finished) == 1002, "the scrape says so too")
     pool.send(signal.SIGTERM)
     assert pool.wait() == 0
+
+
+def test_the_page_says_how_large_arguments_results_and_checkpoints_may_be() -> None:
+    assert f"arguments of a job are at most {MAX_PAYLOAD_BYTES >> 20} MiB of JSON" in SECTIONS["Tasks"]
+    assert f"its result {MAX_RESULT_BYTES >> 10} KiB" in SECTIONS["Tasks"]
+    assert f"what the handler returned, up to {MAX_RESULT_BYTES >> 10} KiB" in SECTIONS["Handles and results"]
+    assert f"A checkpoint is at most {MAX_RESULT_BYTES >> 10} KiB" in SECTIONS["Progress and checkpoints"]
+
+
+def test_the_page_says_how_long_after_its_deadline_a_handler_is_killed() -> None:
+    settings = PoolSettings(workers=1)
+    graces, reason = Graces(settings.cancel_grace, settings.term_grace, settings.lease_ttl), CancelReason.DEADLINE
+    cancelled = graces.before_cancel_ns(reason) // 10**9
+    killed, killed_on_loop = (
+        (graces.before_term_ns(reason, is_async=is_async) + graces.before_kill_ns(reason)) // 10**9
+        for is_async in (False, True)
+    )
+    assert f"is killed, with its worker, {killed} s later" in SECTIONS["Tasks"]
+    assert f"has its task cancelled after those {cancelled} s" in SECTIONS["Tasks"]
+    assert f"it is killed {killed_on_loop} s after its deadline" in SECTIONS["Tasks"]
 
 
 def test_pools_with_limits_and_a_preloaded_app_run_jobs(shell: Shell, dsn: str) -> None:
@@ -259,9 +286,9 @@ def enqueued():
     with psycopg.connect(os.environ["PGWORKER_DSN"]) as elsewhere:
         return elsewhere.execute(query).fetchone()[0]
 
-assert enqueued() == 3, "the one in our transaction is not there yet"
+assert enqueued() == 4, "the one in our transaction is not there yet"
 conn.commit()
-assert enqueued() == 4
+assert enqueued() == 5
 """
 """What a reader has at hand when he writes the lines of the block: the app, a connection, and a time."""
 

@@ -36,9 +36,12 @@ def test_heartbeats_tell_which_worker_runs_a_job_and_what_it_has_used(scene: Sce
     assert busy.cpu_seconds is not None
     assert busy.cpu_seconds > 0
     pool.send(signal.SIGUSR2)
-    eventually(lambda: sorted(map(str, states(scene))) == ["busy", "paused"], "the idle one is paused")
-    scene.open_gate("held")
     eventually(lambda: states(scene) == ["paused", "paused"], "both are paused")
+    assert [len(worker.runs) for worker in list_workers(scene.connection) if worker.pid == busy.pid] == [1]
+    scene.open_gate("held")
+    scene.wait_for_status("succeeded", job)
+    assert states(scene) == ["paused", "paused"]
+    eventually(lambda: sum(worker.jobs_done for worker in list_workers(scene.connection)), "one that has done a job")
     assert sorted(worker.jobs_done for worker in list_workers(scene.connection)) == [0, 1]
     pool.send(signal.SIGTERM)
     eventually(lambda: not states(scene), "nobody is left")

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import signal
+from typing import Any
 from uuid import UUID
 
+import pytest
+
+from pgworker.app.task import Task
+from pgworker.cli.job_page import job_page
 from pgworker.inspection.explain import Explanation, Reason, explain
 from pgworker.inspection.facts import read_facts
+from pgworker.inspection.jobs import show_job
 from tests.process import jobs, test_pool
 from tests.process.pool import eventually
 from tests.process.test_pool import Scene, StartPool
@@ -33,8 +39,27 @@ def test_a_job_of_a_pool_is_explained_from_its_enqueue_to_its_end(scene: Scene, 
     assert "waits behind 1 job " in becomes(later, Reason.BACKLOG).sentence
     pool.send(signal.SIGUSR2)
     pool.wait_for_log("pause")
+    assert "1 is paused (USR2 to the master resumes)" in becomes(behind, Reason.WORKERS_NOT_CLAIMING).sentence
+    assert explained(held).reason is Reason.RUNNING
     scene.open_gate("held")
     becomes(held, Reason.SUCCEEDED)
     assert "1 is paused (USR2" in becomes(behind, Reason.WORKERS_NOT_CLAIMING).sentence
     pool.send(signal.SIGUSR2)
     becomes(behind, Reason.RUNNING)
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+@pytest.mark.parametrize(("task", "frames"), [(jobs.nap, 5), (jobs.nap_async, 3)], ids=["thread", "loop"])
+def test_the_traceback_on_the_page_of_a_job_begins_with_its_handler(
+    task: Task[..., Any], frames: int, slots: int, scene: Scene, start_pool: StartPool
+) -> None:
+    start_pool(workers=1, slots=slots)
+    job = scene.enqueue(task.options(max_attempts=1), "job", 0, 1)
+    scene.wait_for_status("dead_letter", job)
+    stored = show_job(scene.connection, job)
+    page = list(job_page(stored, "it has failed"))
+    begins = page.index("stack of execution 1:") + 1
+    assert page[begins] == f"      … {frames} frames of pgworker (--json has them)"
+    assert page[begins + 1].endswith(f"in {task.name.rpartition('.')[2]}")
+    assert page[begins + 2 :] == ['        raise ValueError("as asked")', "    ValueError: as asked"]
+    assert "in call" in scene.executions(job)[0].stack

@@ -430,7 +430,15 @@ def test_jobs_behind_a_held_gil_are_run_by_another_worker_meanwhile_and_nothing_
 # -- handlers that take their worker with them
 
 
-@pytest.mark.parametrize(("how", "words"), [("segfault", "SIGSEGV"), ("exit", "exit code 3"), ("kill", "SIGKILL")])
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("segfault", "SIGSEGV"),
+        ("exit", "exit code 3"),
+        ("exit quietly", "ended with code 0 in the middle of a job: does its handler call os._exit()?"),
+        ("kill", "SIGKILL"),
+    ],
+)
 def test_how_a_worker_died_is_on_the_execution(how: str, words: str, scene: Scene, start_pool: StartPool) -> None:
     start_pool(workers=1)
     job = scene.enqueue(jobs.die, "job", how)
@@ -759,6 +767,7 @@ def test_who_returns_once_he_knows_that_he_is_to_stop_has_not_succeeded(
     pool.wait()
     assert scene.outcomes(cancelled) == [(1, "cancelled", 0)]
     assert scene.outcomes(late) == [(1, "timed_out", 1)]
+    assert "the job's time is up" in scene.executions(late)[0].message
     assert (scene.status(released), scene.outcomes(released)) == ("pending", [(1, "released", 0)])
 
 

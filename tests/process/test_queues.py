@@ -180,6 +180,9 @@ def test_jobs_of_a_task_that_nobody_serves_wait_are_told_of_and_run_when_somebod
     line = pool.wait_for_log("no worker serves it")
     assert "WARNING monitor  3 due jobs of task add wait, and no worker serves it: is it deployed" in line
     assert "queue=default task=add" in line
+    line = pool.wait_for_log("event=queue_unserved")
+    assert "WARNING monitor  1 due jobs wait in queue elsewhere, which no living worker serves" in line
+    assert "queue=elsewhere" in line
     with urlopen(f"http://{address}/metrics", timeout=10) as page:
         assert 'pgworker_jobs_unserved{queue="default"} 3.0' in page.read().decode().splitlines()
     assert {scene.status(job) for job in unknown} == {"pending"}

@@ -17,6 +17,8 @@ import pytest
 from psycopg import Connection
 
 from pgworker.app.task import Enqueuer
+from pgworker.inspection.explain import explain
+from pgworker.inspection.facts import read_facts
 from pgworker.lifecycle.cancel import cancel_job
 from pgworker.model.job import JobRequest
 from pgworker.model.state import CancelAnswer
@@ -271,6 +273,18 @@ def test_an_async_job_whose_time_is_up_is_cancelled_and_charged_alone(scene: Sce
     scene.wait_for_status("succeeded", late, neighbour)
     assert ran(scene, late, neighbour) == [[(1, "timed_out", 1), (2, "succeeded", 1)], [(1, "succeeded", 0)]]
     assert pool.workers == [worker]
+
+
+def test_an_async_job_whose_time_is_up_is_explained_by_that_and_by_the_place_where_it_was(
+    scene: Scene, start_pool: StartPool
+) -> None:
+    start_pool(workers=1, cancel_grace=0.1, term_grace=20)
+    late = scene.enqueue(jobs.hold_async.options(timeout=0.1, max_attempts=1), "late")
+    scene.wait_for_status("dead_letter", late)
+    [execution] = scene.executions(late)
+    assert "after 1 failure: the job's time is up." in explain(read_facts(scene.connection, late)).sentence
+    assert (execution.outcome, execution.message) == ("timed_out", "the job's time is up")
+    assert "in wait_for_gate_async" in execution.stack
 
 
 @pytest.mark.parametrize("why", ["cancelled", "timed_out"])

@@ -93,6 +93,20 @@ def test_every_option_is_stored_as_it_was_written(task: Task[..., Any], connect:
     )
 
 
+def test_a_job_with_a_delay_is_stored_for_so_long_after_its_enqueue(
+    task: Task[..., Any], dsn: str, connect: Connect
+) -> None:
+    later = task.options(delay=timedelta(hours=1))
+
+    async def enqueue() -> UUID:
+        async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+            return (await later.using(connection).enqueue_async("b")).id
+
+    ids = [later.enqueue("a").id, asyncio.run(enqueue())]
+    rows = connect().execute("select id, run_at > created_at + interval '59 minutes' from pgworker.jobs order by id")
+    assert rows.fetchall() == [(job_id, True) for job_id in ids]
+
+
 def test_using_a_connection_or_cursor_enqueues_in_its_transaction(
     task: Task[..., Any], dsn: str, connect: Connect
 ) -> None:
@@ -332,6 +346,21 @@ def test_a_role_that_does_not_exist_is_a_mistake_to_mend_not_an_outage(dsn: str)
     with pytest.raises(ConfigurationError, match='role "nobody_here" does not exist') as caught:
         app.enqueue_many([JobRequest("mail", "{}")])
     assert "s3cret" not in str(caught.value)
+    app.close()
+
+
+def test_why_no_connection_comes_is_raised_alone_or_with_what_the_caller_was_handling(dsn: str) -> None:
+    app = App(make_conninfo(dsn, user="nobody_here"))
+    with pytest.raises(ConfigurationError) as caught:
+        app.enqueue_many([JobRequest("mail", "{}")])
+    assert (caught.value.__cause__, caught.value.__context__) == (None, None)
+    own = ValueError("the caller's own")
+    try:
+        raise own
+    except ValueError:
+        with pytest.raises(ConfigurationError) as caught:
+            app.enqueue_many([JobRequest("mail", "{}")])
+    assert (caught.value.__cause__, caught.value.__context__) == (None, own)
     app.close()
 
 

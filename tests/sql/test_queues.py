@@ -250,6 +250,7 @@ def test_a_monitor_counts_what_nobody_serves_and_tells_of_each_task_once_a_minut
     db: Connection[Any], dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     serve(db, "t")
+    serve(db, "another", queues=("elsewhere",), digest=2)
     enqueue(db, 2, task="typo")
     enqueue(db, 2, queue="elsewhere")
     metrics = PoolMetrics("0", PoolState)
@@ -273,6 +274,33 @@ def test_a_monitor_counts_what_nobody_serves_and_tells_of_each_task_once_a_minut
     db.execute("update pgworker.worker_heartbeats set tasks_digest = 5")
     assert look(84) == []
     assert metrics.registry.get_sample_value("pgworker_jobs_unserved", served[0]) == 0
+
+
+def test_a_monitor_tells_of_each_queue_that_nobody_serves_once_an_hour_and_of_no_more_than_twenty(
+    db: Connection[Any], dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    serve(db, "t", digest=1)
+    serve(db, "another", queues=("elsewhere",), digest=2)
+    enqueue(db, 2, queue="defualt")
+    enqueue(db, 1, queue="defualt", task="u")
+    enqueue(db, 1, queue="elsewhere")
+    looks = Samples(dsn, PoolSettings(workers=1), PoolMetrics("0", PoolState))
+    begun = time.monotonic() + 100
+
+    def look(at: float) -> list[str]:
+        caplog.clear()
+        looks.look(begun + at)
+        return [record.getMessage() for record in caplog.records]
+
+    said = "due jobs wait in queue {}, which no living worker serves: is its name right?"
+    assert look(0) == [f"3 {said.format('defualt')}"]
+    enqueue(db, 1, queue="mial")
+    assert look(61) == [f"1 {said.format('mial')}"]
+    assert look(3599) == []
+    assert look(3601) == [f"3 {said.format('defualt')}"]
+    for number in range(30):
+        enqueue(db, 1, queue=f"queue{number}")
+    assert len(look(3602)) == 18
 
 
 def test_a_monitor_that_can_not_count_in_time_says_so_and_counts_again_later(

@@ -85,6 +85,11 @@ RICH: dict[str, Any] = {
 }
 
 
+@app.task(name="named")
+def named(name: str) -> str:
+    return name
+
+
 def no_job() -> Job:
     raise AssertionError("nobody asked for the job")
 
@@ -107,6 +112,7 @@ def test_arguments_are_stored_by_name_and_defaults_are_not() -> None:
         (lambda: plain.job(), "missing a required argument: 'a'"),  # type: ignore[call-arg]
         (lambda: plain.job(1, "b", True), "too many positional arguments"),  # type: ignore[call-arg]
         (lambda: plain.job(1, d=2), "unexpected keyword argument 'd'"),  # type: ignore[call-arg]
+        (lambda: named.job(nme="x"), r"named\(\): got an unexpected keyword argument 'nme'; did you mean 'name'\?"),  # type: ignore[call-arg]
         (lambda: plain.options(prio=2), "unexpected keyword argument 'prio'"),  # type: ignore[call-arg]
         (lambda: plain.using("postgresql://"), "psycopg 3, .* or django.db.connection, not str"),  # type: ignore[arg-type]
         (lambda: app.enqueue_many([plain]), r"made by task.job\(...\), not Task"),  # type: ignore[list-item]
@@ -124,12 +130,15 @@ def three(a, b=1, *, c=2):  # type: ignore[no-untyped-def]
 
 
 @given(st.lists(st.integers(), max_size=4), st.dictionaries(st.sampled_from("abcd"), st.integers()))
-def test_arguments_are_named_as_python_names_them(args: list[int], kwargs: dict[str, int]) -> None:
+def test_arguments_are_named_as_python_names_them_and_what_is_unexpected_is_named_first(
+    args: list[int], kwargs: dict[str, int]
+) -> None:
     task = App("").task(name="three")(three)
     try:
         expected = inspect.signature(three).bind(*args, **kwargs).arguments
     except TypeError as error:
-        with pytest.raises(TypeError, match=re.escape(str(error))):
+        said = "got an unexpected keyword argument 'd'" if "d" in kwargs else str(error)
+        with pytest.raises(TypeError, match=re.escape(said)):
             task.job(*args, **kwargs)
     else:
         assert json.loads(task.job(*args, **kwargs).payload) == expected
@@ -237,6 +246,29 @@ def test_options_are_set_on_a_copy_and_add_up() -> None:
     assert later.options(timeout=None, run_at=None).job(1).timeout is None
 
 
+@pytest.mark.parametrize("delay", [90, 90.0, timedelta(seconds=90)])
+def test_a_delay_counts_from_the_moment_that_each_job_is_made(delay: float | timedelta) -> None:
+    later = plain.options(delay=delay).options(priority=9)
+    moments = [datetime.now(timezone.utc)]
+    for _ in range(2):
+        run_at = later.job(1).run_at
+        assert run_at is not None
+        moments += [run_at - timedelta(seconds=90), datetime.now(timezone.utc)]
+    assert moments == sorted(moments)
+
+
+def test_of_a_delay_and_a_time_the_one_that_was_set_last_counts() -> None:
+    at = datetime.now(timezone.utc) + timedelta(hours=1)
+    assert plain.options(delay=5).options(run_at=at).job(1).run_at == at
+    assert plain.options(delay=5).options(run_at=None).job(1).run_at is None
+    assert plain.options(run_at=at).options(delay=None).job(1).run_at is None
+    delayed = plain.options(run_at=at).options(delay=5).job(1).run_at
+    assert delayed is not None
+    assert delayed < at
+    with pytest.raises(InvalidJob, match="run_at and delay exclude each other"):
+        plain.options(run_at=at, delay=5)
+
+
 @pytest.mark.parametrize(
     ("options", "allowed"),
     [
@@ -247,7 +279,9 @@ def test_options_are_set_on_a_copy_and_add_up() -> None:
         ({"timeout": float("nan")}, "between 0 seconds and 100 years"),
         ({"timeout": 0.0001}, "at least a millisecond"),
         ({"run_at": datetime(2030, 1, 1)}, "not a datetime without a time zone"),  # noqa: DTZ001
-        ({"run_at": 60}, "an aware datetime"),
+        ({"run_at": 60}, "an aware datetime .* for a time from now on there is delay"),
+        ({"delay": -1}, "delay must be between 0 seconds and 100 years, not -1"),
+        ({"delay": "1h"}, "delay must be a number of seconds or a timedelta, not str"),
         ({"run_at": datetime.max.replace(tzinfo=timezone.utc)}, "before the year 9999"),
         ({"run_at": datetime.max.replace(tzinfo=timezone(timedelta(hours=-2)))}, "before the year 9999"),
         ({"org_id": ""}, "1 to 256 characters"),

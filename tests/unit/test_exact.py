@@ -98,6 +98,7 @@ def test_a_subclass_is_what_it_was_made_of() -> None:
         (lambda: t.options(timeout=Thing()), InvalidJob),  # type: ignore[arg-type]
         (lambda: t.options(run_at=datetime(2030, 1, 1, tzinfo=Nowhere())), InvalidJob),
         (lambda: t.options(run_at=Thing()), InvalidJob),  # type: ignore[arg-type]
+        (lambda: t.options(delay=Giant(10**40)), InvalidJob),
         (lambda: t.options(org_id=Silent("\0")), InvalidJob),
         (lambda: t.options(org_id=Pretender()), InvalidJob),  # type: ignore[arg-type]
         (lambda: t.options(headers=Unreadable(a=1)), InvalidJob),

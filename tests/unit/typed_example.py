@@ -54,6 +54,7 @@ def enqueue(conn: psycopg.Connection, cursor: psycopg.Cursor) -> None:
     assert_type(charge.using(conn).options(priority=9, org_id="acme").enqueue(7), JobHandle[None])
     assert_type(app.enqueue_many([charge.job(i) for i in range(1000)]), list[JobHandle[Any]])
     assert_type(refund.options(timeout=timedelta(minutes=1), run_at=datetime.now(timezone.utc)).job(7), JobRequest)
+    assert_type(refund.options(delay=timedelta(minutes=1)).options(delay=5).job(7), JobRequest)
     app.enqueue_many((send_receipt.job(i) for i in range(3)), connection=cursor)
     purge.enqueue(older_than=7)
     charge.enqueue("x")  # type: ignore[arg-type]
