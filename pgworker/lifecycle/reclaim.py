@@ -55,8 +55,8 @@ class Findings:
 
     `outcomes` and `started_us` (µs ago) have one entry per position, None: never started. `assumed_running` is for a
     lease nobody could look into: so many of its first unfinished positions count as running.
-    `suspects`: so many jobs ran, and with more than one nobody knows of which their worker died. Who would be `crashed`
-    is `lost` then, uncharged; in a lease nobody could look into only if the execution before it had ended otherwise.
+    `suspects`: how many jobs ran. Of more than one nobody knows which their worker died of: those that would be
+    `crashed` are `lost`, uncharged. In a lease nobody could look into, only those whose execution before was not.
     """
 
     outcomes: Sequence[Outcome | None]

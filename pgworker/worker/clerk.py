@@ -223,8 +223,8 @@ class Clerk:
 
     @property
     def _until_next_look(self) -> float:
-        """Seconds, after nothing was found; somebody tells us of new jobs before that, but for a rush of them. Then all
-        workers were woken at one moment, so each draws when it looks again."""
+        """Seconds until the next look after one that found nothing. As a rule the monitor wakes us before; in a rush of
+        new jobs nobody does, and all workers were woken at one moment, so each draws its own."""
         pause = self._settings.poll_interval
         if time.monotonic_ns() < self._board.rush_until_ns:
             return min(pause, RUSH_LOOK * max(1, self._board.workers_wanted) * random.uniform(0, 2))
