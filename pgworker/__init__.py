@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from pgworker.model.job import Job, JobRequest
     from pgworker.model.progress import Progress
     from pgworker.model.retry import Backoff
-    from pgworker.model.state import CancelAnswer, CancelReason, Status
+    from pgworker.model.state import CancelAnswer, CancelReason, Outcome, Status
 
 __all__ = [
     "App",
@@ -77,6 +77,7 @@ __all__ = [
     "JobRequest",
     "LeaseLost",
     "Org",
+    "Outcome",
     "OutcomeUnknown",
     "PgworkerError",
     "Progress",
@@ -104,6 +105,7 @@ _HOMES = {
     "JobHandle": "app.handle",
     "JobRequest": "model.job",
     "Org": "app.orgs",
+    "Outcome": "model.state",
     "Progress": "model.progress",
     "Queue": "app.queue.postgres",
     "Status": "model.state",

@@ -112,8 +112,8 @@ class ErrorRecord:
 class JobFailed(PgworkerError):
     """The job that was waited for is a dead letter.
 
-    `outcome` of its last execution (failed, timed_out, crashed …), the `error` that it ended with if there was one, and
-    the `cause` if it could not say itself why it ended.
+    `outcome`, an `Outcome`, is how its last execution ended (failed, timed_out, crashed …), `error` what that raised
+    if it did, and `cause` why it ended if it could not say so itself.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ from pgworker.model import exact
 from pgworker.model.durations import seconds
 from pgworker.model.failure import why_failed
 from pgworker.model.progress import Progress
-from pgworker.model.state import CancelAnswer, Status
+from pgworker.model.state import CancelAnswer, Outcome, Status
 
 R = TypeVar("R", covariant=True)
 
@@ -154,11 +154,11 @@ def _seconds(timeout: float | timedelta | None) -> float | None:
 
 def _failed(result: JobResult) -> JobFailed:
     error = None if result.error is None else msgspec.json.decode(result.error, type=ErrorRecord)
-    outcome = result.outcome or Status.FAILED.value
-    why = why_failed(outcome, result.error, result.cause)
+    outcome = Outcome(result.outcome or Outcome.FAILED)
+    why = why_failed(outcome.value, result.error, result.cause)
     times = "1 failure" if result.failures == 1 else f"{result.failures} failures"
     return JobFailed(
-        f"job {result.job_id} is a dead letter after {times} ({outcome}): {why}",
+        f"job {result.job_id} is a dead letter after {times} ({outcome.value}): {why}",
         outcome=outcome,
         error=error,
         cause=result.cause,

@@ -20,7 +20,6 @@ from pgworker.model.payload import encode_payload
 from pgworker.model.retry import Backoff
 
 MAX_ATTEMPTS: Final = 32_767
-MAX_ORG_LENGTH: Final = 256
 MAX_HEADERS_BYTES: Final = 4096
 """As JSON. The database allows 64 KiB as jsonb, which takes up to twelve times the room of the text."""
 
@@ -139,12 +138,10 @@ def _offset(moment: datetime, error: Refusal) -> timedelta | None:
 def _org_id(value: object, error: Refusal) -> str | None:
     if value is None:
         return None
-    text = exact.text(value)
-    if text is None or not 1 <= len(text) <= MAX_ORG_LENGTH:
-        raise error(f"org_id must be a string of 1 to {MAX_ORG_LENGTH} characters, not {_shown(value)}")
-    if "\0" in text or not _is_text(text):
-        raise error("org_id must not have the character U+0000 or lone surrogates, which PostgreSQL can't store")
-    return text
+    try:
+        return names.check_org(value)
+    except InvalidJob as problem:
+        raise error(str(problem)) from None
 
 
 def _headers(value: object, error: Refusal) -> str | None:
@@ -190,14 +187,6 @@ def _should_retry(value: Any) -> ShouldRetry | None:
         raise RegistrationError(f"should_retry must be a plain function of job and error, not {_shown(value)}")
     judge: ShouldRetry | None = value
     return judge
-
-
-def _is_text(value: str) -> bool:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _shown(value: object) -> str:

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 
 from pgworker.model.job import Job
 from pgworker.model.payload import encode_payload
+from pgworker.observe.logs import job_fields
 
 Returned = TypeVar("Returned")
 MakeJob = Callable[[], Job]
@@ -56,8 +57,7 @@ def job_here() -> dict[str, object] | None:
 
 def log_fields(job: Job) -> dict[str, object]:
     """What log lines of a handler say of its job."""
-    told: dict[str, object] = {"job": job.id, "execution": job.execution, "task": job.task, "queue": job.queue}
-    return told if job.org_id is None else told | {"org": job.org_id}
+    return job_fields(job.id, job.execution, job.task, job.queue, job.org_id)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What queues and tasks may be called: safe in URLs, labels, log fields and shells without any quoting."""
+"""What queues and tasks may be called: safe in URLs, labels, log fields and shells without any quoting; and orgs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pgworker.model import exact
 
 MAX_QUEUE_LENGTH = 128
 MAX_TASK_LENGTH = 256
+MAX_ORG_LENGTH = 256
 
 _ALPHABET = re.compile(r"[A-Za-z0-9_.:-]+")
 
@@ -33,6 +34,25 @@ def check_queues(names: Iterable[object]) -> tuple[str, ...]:
 def check_task(name: object) -> str:
     """`name` if a task may have it; InvalidJob otherwise."""
     return _check("task", name, MAX_TASK_LENGTH)
+
+
+def check_org(name: object) -> str:
+    """`name` if an org may have this id, which is any text that PostgreSQL can store; InvalidJob otherwise."""
+    text = exact.text(name)
+    if text is None or not 1 <= len(text) <= MAX_ORG_LENGTH:
+        found = exact.type_name(name) if text is None else f"one of {len(text)}"
+        raise InvalidJob(f"org_id must be a string of 1 to {MAX_ORG_LENGTH} characters, not {found}")
+    if "\0" in text or not _is_text(text):
+        raise InvalidJob("org_id must not have the character U+0000 or lone surrogates, which PostgreSQL can't store")
+    return text
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # lone surrogates
+        return False
+    return True
 
 
 def _check(what: str, name: object, longest: int) -> str:

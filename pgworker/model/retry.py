@@ -16,6 +16,7 @@ DEFAULT_MAX_ATTEMPTS = 25
 DEFAULT_TIMEOUT = 1800.0
 """Seconds that an execution may take unless its task says otherwise."""
 
+_CAP = 30.0  # seconds
 _MAX_EXPONENT = 1000
 """2.0 ** 1024 overflows; every cap is reached long before."""
 
@@ -24,16 +25,20 @@ _MAX_EXPONENT = 1000
 class Backoff:
     """Delays of base, 2·base, 4·base … up to `cap` (seconds or timedelta), each plus up to `jitter` of itself.
 
-    InvalidJob for values that make no sense: a cap below the base, a jitter outside 0 to 1.
+    Without a cap it is 30 s, or `base` if that is longer. InvalidJob for values that make no sense: a cap below the
+    base, a jitter outside 0 to 1.
     """
 
     base: float
     cap: float
     jitter: float
 
-    def __init__(self, base: float | timedelta = 1.0, cap: float | timedelta = 30.0, jitter: float = 0.25) -> None:
+    def __init__(
+        self, base: float | timedelta = 1.0, cap: float | timedelta | None = None, jitter: float = 0.25
+    ) -> None:
         object.__setattr__(self, "base", seconds(base, "the base of a backoff"))
-        object.__setattr__(self, "cap", seconds(cap, "the cap of a backoff"))
+        longest = max(_CAP, self.base) if cap is None else seconds(cap, "the cap of a backoff")
+        object.__setattr__(self, "cap", longest)
         object.__setattr__(self, "jitter", _fraction(jitter))
         if self.cap < self.base:
             raise InvalidJob(f"the cap of a backoff ({self.cap:g} s) must not be below its base ({self.base:g} s)")

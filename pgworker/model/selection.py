@@ -7,11 +7,8 @@ from datetime import timedelta
 from typing import Any
 
 from pgworker.errors import InvalidFilter, InvalidJob
-from pgworker.model import exact
 from pgworker.model.durations import seconds
-from pgworker.model.names import check_queue, check_task
-
-MAX_ORG_LENGTH = 256
+from pgworker.model.names import check_org, check_queue, check_task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,10 +41,10 @@ class JobFilter:
                 object.__setattr__(self, "queue", check_queue(self.queue))
             if self.task is not None:
                 object.__setattr__(self, "task", check_task(self.task))
+            if self.org_id is not None:
+                object.__setattr__(self, "org_id", check_org(self.org_id))
         except InvalidJob as problem:
             raise InvalidFilter(str(problem)) from None
-        if self.org_id is not None:
-            object.__setattr__(self, "org_id", _org(self.org_id))
 
     def parameters(self) -> dict[str, Any]:
         """What the statements that choose jobs are told."""
@@ -59,18 +56,3 @@ class JobFilter:
         named = " and ".join(f"{what} {value}" for what, value in parts if value is not None)
         age = "" if self.older_than is None else f"enqueued over {self.older_than:g} s ago"
         return ", ".join(filter(None, [f"of {named}" if named else "", age]))
-
-
-def _org(name: object) -> str:
-    text = exact.text(name)
-    if text is None or not 1 <= len(text) <= MAX_ORG_LENGTH or "\0" in text or not _is_text(text):
-        raise InvalidFilter(f"org_id must be a string of 1 to {MAX_ORG_LENGTH} characters that can be stored")
-    return text
-
-
-def _is_text(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # lone surrogates
-        return False
-    return True

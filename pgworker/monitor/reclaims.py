@@ -30,7 +30,7 @@ from pgworker.linux.control import Death
 from pgworker.linux.row import LeaseEntry, Run
 from pgworker.model.retry import Backoff
 from pgworker.model.state import Outcome
-from pgworker.observe.logs import fields, logger
+from pgworker.observe.logs import fields, job_fields, logger
 from pgworker.observe.metrics import PoolMetrics
 
 _REMEMBER = 600.0
@@ -192,10 +192,8 @@ class Reclaims:
 
     def _log_reclaimed(self, job: Reclaimed, done: ReclaimedLease) -> None:
         self._metrics.count_reclaimed(job.queue, job.task, job.outcome)
-        who: dict[str, object] = {"job": job.job_id, "execution": job.execution, "task": job.task, "queue": job.queue}
+        who = job_fields(job.job_id, job.execution, job.task, job.queue, job.org_id)
         who |= {"lease": done.lease_id, "worker_id": done.worker_id}
-        if job.org_id is not None:
-            who["org"] = job.org_id
         if job.started_us is not None:
             who["duration"] = job.started_us / 1e6
         if job.outcome is None:

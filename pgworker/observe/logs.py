@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal, TextIO
+from uuid import UUID
 
 from pgworker.observe.lines import OWN, JsonLines, Lines, TextLines
 from pgworker.observe.stderr import Stderr, is_journal
@@ -37,6 +38,12 @@ def logger(name: str) -> logging.Logger:
 def fields(event: str, /, **values: object) -> dict[str, dict[str, object]]:
     """The `extra` of a log call: what happened, and job, execution, task, queue, org, worker, error … of its line."""
     return {"fields": {"event": event, **values}}
+
+
+def job_fields(job: UUID, execution: int, task: str | None, queue: str | None, org: str | None) -> dict[str, object]:
+    """What every line about an execution of a job has, for `fields`."""
+    values: dict[str, object] = {"job": job, "execution": execution, "task": task, "queue": queue}
+    return values if org is None else values | {"org": org}
 
 
 def configure(

@@ -16,7 +16,7 @@ from pgworker import errors, testing
 PUBLIC = """
     App Task Enqueuer Context
     Queue ClaimedJob
-    Job JobRequest JobHandle CancelCounts Progress Status CancelAnswer DeadLetter Org Backoff CancelReason
+    Job JobRequest JobHandle CancelCounts Progress Status Outcome CancelAnswer DeadLetter Org Backoff CancelReason
     JobControl Retry Discard Snooze Cancelled
     PgworkerError ConfigurationError RegistrationError SchemaError DatabaseUnavailable OutcomeUnknown
     InvalidFilter InvalidJob InvalidPayload JobNotFound LeaseLost

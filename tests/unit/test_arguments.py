@@ -285,7 +285,7 @@ def test_of_a_delay_and_a_time_the_one_that_was_set_last_counts() -> None:
         ({"run_at": datetime.max.replace(tzinfo=timezone.utc)}, "before the year 9999"),
         ({"run_at": datetime.max.replace(tzinfo=timezone(timedelta(hours=-2)))}, "before the year 9999"),
         ({"org_id": ""}, "1 to 256 characters"),
-        ({"org_id": "x" * 257}, "1 to 256 characters, not str"),
+        ({"org_id": "x" * 257}, "1 to 256 characters, not one of"),
         ({"org_id": 7}, "a string"),
         ({"org_id": "a\0b"}, r"U\+0000"),
         ({"org_id": "\ud800"}, "surrogates"),

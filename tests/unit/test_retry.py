@@ -20,6 +20,7 @@ def test_jitter_adds_up_to_its_fraction_of_the_delay() -> None:
     assert Backoff(jitter=0.25).delay(3, 1.0) == 5.0
     assert Backoff(jitter=0.25).delay(9, 1.0) == 37.5
     assert Backoff(jitter=0).delay(3, 1.0) == 4.0
+    assert [Backoff(base=60).delay(failures, 0.0) for failures in (1, 2)] == [60, 60]
 
 
 @given(st.integers(1, 10_000), st.floats(0, MAX_SECONDS), st.floats(0, MAX_SECONDS), st.floats(0, 1), st.floats(0, 1))
@@ -41,7 +42,7 @@ def test_base_and_cap_may_be_timedeltas() -> None:
     [
         ({"base": -1}, "the base of a backoff must be between 0 seconds and 100 years, not -1"),
         ({"cap": "30"}, "the cap of a backoff must be a number of seconds or a timedelta, not str"),
-        ({"base": 60}, r"the cap of a backoff \(30 s\) must not be below its base \(60 s\)"),
+        ({"base": 60, "cap": 30}, r"the cap of a backoff \(30 s\) must not be below its base \(60 s\)"),
         ({"jitter": 1.5}, "the jitter of a backoff must be a number between 0 and 1"),
         ({"jitter": float("nan")}, "the jitter of a backoff must be a number between 0 and 1"),
         ({"jitter": True}, "the jitter of a backoff must be a number between 0 and 1"),

@@ -13,6 +13,7 @@ from pgworker.model.job import Job
 from pgworker.model.payload import decode
 from pgworker.model.progress import ProgressUpdate
 from pgworker.model.state import Outcome
+from pgworker.observe.logs import job_fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +176,4 @@ class ClaimedJob:
 
 
 def _log_fields(row: ClaimedRow, lease_id: UUID) -> dict[str, object]:
-    told: dict[str, object] = {"job": row.job_id, "execution": row.execution, "task": row.task, "queue": row.queue}
-    if row.org_id is not None:
-        told["org"] = row.org_id
-    return told | {"lease": lease_id}
+    return job_fields(row.job_id, row.execution, row.task, row.queue, row.org_id) | {"lease": lease_id}
