@@ -228,7 +228,7 @@ class BoardRow:
     # -- cancel requests: written by master and monitor, read by the handler's context
 
     def ask_cancel(self, run: Run, reason: CancelReason) -> None:
-        """Ask this run to stop, unless it has ended: then the words are those of the slot's next. The first reason wins."""
+        """Ask this run to stop, unless it has ended: the words are then the slot's next. The first reason wins."""
         at = self._slots_at + run.slot * _SLOT_WORDS
         if self._words[at] == run.sequence and self.cancel_reason(run.slot, run.sequence) is CancelReason.NONE:
             self._words[at + _CANCEL_REASON] = reason.value

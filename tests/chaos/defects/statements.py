@@ -169,7 +169,7 @@ DEFECTS = (
     Defect(
         "retry-keeps-its-number",
         "A job that failed goes back to the queue with the number of the execution that has ended.",
-        _replaced("settle_jobs", "interval '1 millisecond', execution + 1,", "interval '1 millisecond', execution,"),
+        _replaced("settle_jobs", "           execution + 1, priority", "           execution, priority"),
         frozenset({"I3: an execution starts once", "I3: execution numbers go on"}),
     ),
     Defect(
