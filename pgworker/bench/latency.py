@@ -6,6 +6,7 @@ count once, and not for all that waited behind it (coordinated omission).
 
 from __future__ import annotations
 
+import random
 import time
 from dataclasses import dataclass
 
@@ -57,6 +58,7 @@ def measure_latency(ground: Ground, rhythm: Rhythm, workers: int, slots: int) ->
     """One enqueue and one commit at a time. BenchFailed: they took longer than the time between two of them."""
     jobs = max(1, round(rhythm.rate * rhythm.seconds))
     large = {number for number in range(jobs) if rhythm.large and number % _EVERY == _EVERY - 1}
+    filling = random.randbytes(rhythm.large // 2 + 1).hex()[: rhythm.large]  # which nothing makes smaller but by half
     with ground.pools(1, workers, "--slots", str(slots)) as pools:
         for _ in range(_WARM_UP):
             _enqueue(ground, time.monotonic_ns(), "")
@@ -64,7 +66,7 @@ def measure_latency(ground: Ground, rhythm: Rhythm, workers: int, slots: int) ->
         before = read_meter(ground, pools)
         began = time.monotonic_ns()
         commits = [
-            _enqueue(ground, _wait_for(began, number, rhythm.rate), "x" * (rhythm.large if number in large else 0))
+            _enqueue(ground, _wait_for(began, number, rhythm.rate), filling if number in large else "")
             for number in range(jobs)
         ]
         achieved = jobs / ((time.monotonic_ns() - began) / 1e9)
