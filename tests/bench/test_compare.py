@@ -19,6 +19,7 @@ from pgworker.db.scratch import name_of
 from tests.acceptance.test_cli import ROOT, Finished, environment
 from tests.bench.bare_loop import BATCH, run_bare_loop
 from tests.bench.outside import as_uri
+from tests.bench.plot import draw
 
 PEERS = ROOT / "tests/bench/peers"
 
@@ -208,6 +209,16 @@ def test_every_peer_is_told_of_in_the_help() -> None:
     told = " ".join(compare("--help").stdout.split())
     scripts = {path.stem.removeprefix("use_") for path in PEERS.iterdir() if path.suffix in (".py", ".mjs")}
     assert {name for name in scripts if name in told} == scripts - {"contract"}
+
+
+def test_the_picture_of_the_readme_is_that_of_the_runs_that_are_kept() -> None:
+    """Whoever measures anew draws anew, and tells the same factors."""
+    told = json.loads((ROOT / "tests/bench/drain.json").read_bytes())
+    assert draw(told) == (ROOT / "tests/bench/drain.svg").read_bytes()
+    text = " ".join((ROOT / "README.md").read_text().split())
+    for case in told["cases"][2:]:
+        factor = case["pgworker_by_it"]
+        assert f"{factor:.0f} times {case['who']}" in text or f"{factor:.1f} times {case['who']}" in text, case
 
 
 def test_the_plot_shows_each_with_its_rate(tmp_path: Path) -> None:
