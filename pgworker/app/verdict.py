@@ -20,6 +20,8 @@ from pgworker.model.retry import Backoff
 from pgworker.model.state import CancelReason, Outcome
 from pgworker.observe.logs import fields, logger
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
 log = logger("worker.runner")
 
 
@@ -62,7 +64,8 @@ def judge(
         outcome = Outcome.TIMED_OUT if reason is CancelReason.DEADLINE else Outcome.FAILED
     if isinstance(error, Snooze):
         delay = _until(error)
-        run_at = error.until if isinstance(error.until, datetime) else None
+        # In UTC and of our own making: time zones are code of anybody, and the server doesn't take them all.
+        run_at = _EPOCH + (error.until - _EPOCH) if isinstance(error.until, datetime) else None
         return Verdict(Outcome.SNOOZED, Next.REQUEUE, delay, f"it runs again in {delay:.1f} s", run_at)
     failed = failures + 1
     if isinstance(error, Discard) or (task is not None and not _is_worth_retrying(task, error, job)):

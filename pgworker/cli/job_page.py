@@ -28,7 +28,8 @@ _CALLS_HANDLER = re.compile(
 
 _LEADS_TO_HANDLER = re.compile(
     r"/pgworker/(?:worker/(?:runner|foreground|execution)|app/(?:task|scope|middleware))\.py"
-    r'", line \d+, in (?:_run|run_async|_call|call(?:_async)?|invoke(?:_async)?|run_in_job|<lambda>|around|call_next)$'
+    r'", line \d+, in (?:_run|run_async|_call|call(?:_async)?|invoke(?:_async)?|run_in_job|guarded|<lambda>|around'
+    r"|call_next)$"
 )
 """In a traceback, which has a comma before `in`, the most recent call last."""
 

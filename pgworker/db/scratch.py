@@ -20,6 +20,7 @@ from pgworker.errors import ConfigurationError
 from pgworker.linux.signals import interrupts_held_back
 
 _NAME = "pgworker scratch"
+_PATIENCE = 60.0  # seconds for a drop
 
 
 @contextmanager
@@ -36,7 +37,7 @@ def scratch_database(server: str, template: str) -> Iterator[str]:
         directory = embedded_directory(server)
         yield make_conninfo(embedded.dsn(directory) if directory else server, dbname=name)
     finally:  # whatever has come before it was there, or while it was made
-        with interrupts_held_back(), connect(server, application_name=_NAME) as connection:
+        with interrupts_held_back(), connect(server, application_name=_NAME, patience=_PATIENCE) as connection:
             connection.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))
 
 

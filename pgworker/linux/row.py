@@ -294,7 +294,7 @@ class BoardRow:
             self._words[self._lease_at(entry.index) + _LEASE_LOST] = 1
 
     def lose(self, index: int) -> None:
-        """ProgressUpdate by the worker itself, which has found its lease gone: what else runs of it is to stop."""
+        """Said by the worker itself, which has found its lease gone: what else runs of it is to stop."""
         self._words[self._lease_at(index) + _LEASE_LOST] = 1
         for run in self.runs():
             if run.lease == index:

@@ -81,14 +81,26 @@ def interrupts_held_back() -> Iterator[None]:
         yield
         return
     came: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    ours = [number for number, handler in before.items() if handler not in (None, signal.SIG_IGN)]
-    for number in ours:
-        signal.signal(number, lambda number, _frame: came.append(number))
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    with _blocked(numbers):
+        before = {number: signal.getsignal(number) for number in numbers}
+        ours = [number for number, handler in before.items() if handler not in (None, signal.SIG_IGN)]
+        for number in ours:
+            signal.signal(number, lambda number, _frame: came.append(number))
     try:
         yield
     finally:
-        for number in ours:
-            signal.signal(number, before[number])
-    if came:
-        signal.raise_signal(came[0])
+        with _blocked(numbers):
+            for number in ours:
+                signal.signal(number, before[number])
+        for late in came:
+            signal.raise_signal(late)
+
+
+@contextlib.contextmanager
+def _blocked(numbers: Iterable[signal.Signals]) -> Iterator[None]:
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)

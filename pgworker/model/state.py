@@ -41,6 +41,9 @@ class Outcome(str, Enum):
     RELEASED = "released"
     SNOOZED = "snoozed"
 
+    def __str__(self) -> str:
+        return self.value
+
     @property
     def is_charged(self) -> bool:
         return self in (Outcome.FAILED, Outcome.TIMED_OUT, Outcome.CRASHED)

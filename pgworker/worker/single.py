@@ -122,12 +122,12 @@ def _run_claimed(
     on_start: Callable[[ClaimedJob], object],
 ) -> BaseException | None:
     row = queue.row
-    on_start(claimed)
-    row.show_started(claimed.lease.entry, claimed.position)
     execution = _PatientExecution(claimed, foreground.slot(row, LEASE_TTL), foreground.is_async(claimed.row.task))
-    execution.start()
-    keeper.keep(claimed)
     try:
+        on_start(claimed)
+        row.show_started(claimed.lease.entry, claimed.position)
+        execution.start()
+        keeper.keep(claimed)
         _, error = foreground.run(execution, queue)
     except BaseException as interruption:
         keeper.let_go()
@@ -144,9 +144,9 @@ def _run_claimed(
 
 
 def _hand_back(queue: _OneJob, execution: Execution) -> None:
-    """It had started, so its history says that it was released. It may not have been due: then it waits for that."""
+    """Its history says that it was released. It may not have been due: then it waits for that."""
     row, now_ns = execution.claimed.row, time.monotonic_ns()
-    ended = Ended(row.job_id, row.execution, execution.started_ns, now_ns, Outcome.RELEASED, Next.REQUEUE)
+    ended = Ended(row.job_id, row.execution, execution.started_ns or now_ns, now_ns, Outcome.RELEASED, Next.REQUEUE)
     ended.run_at = row.run_at
     queue.fail(execution.claimed, ended)
 

@@ -98,9 +98,9 @@ def break_at(owner: Owner, db: Connection[Any]) -> None:
     assert ask(db, "select pg_terminate_backend(%s, %s)", pid, int(DEADLINE * 1000)) == [True]
 
 
-@pytest.mark.parametrize("is_rolling", [True, False])
+@pytest.mark.parametrize("shared_by", ["two apps", "one app", "one app, as the other drains"])
 def test_while_workers_of_two_apps_share_the_floors_none_steps_over_what_the_other_serves(
-    is_rolling: bool, dsn: str, db: Connection[Any]
+    shared_by: str, dsn: str, db: Connection[Any]
 ) -> None:
     board, lanes = Board(2, len(Lanes.of(["default"]))), Lanes.of(["default"])
     enqueue(db, task="new")
@@ -123,10 +123,12 @@ def test_while_workers_of_two_apps_share_the_floors_none_steps_over_what_the_oth
         for row in board.rows:
             row.reset(uuid4(), 0)
             row.pid = os.getpid()
-            row.tasks_hash = row.index if is_rolling else 7
+            row.tasks_hash = 7 if shared_by == "one app" else row.index
             row.set_ready()
+        if shared_by == "one app, as the other drains":
+            board.rows[0].ask_drain()
         assert [job.row.task for job in old.claim(1)] == ["t"]
-        assert [job.row.task for job in new.claim(1)] == ["new" if is_rolling else "t"]
+        assert [job.row.task for job in new.claim(1)] == ["new" if shared_by == "two apps" else "t"]
 
 
 def test_what_is_enqueued_is_claimed_in_order_and_settled_with_the_next_claim(

@@ -1,5 +1,6 @@
 -- Give the tail of a lease, from position `first` on, back to job_queue: not started, not charged, where it stood before.
--- What was claimed was due, or made so by a hasten: it does not wait for a later time that it was once scheduled for.
+-- What was claimed was due, or made so by a hasten: it does not wait for a later time that it was once scheduled for. Only
+-- what `jobs run` claims may not be due: it hands back by a settle, which has the time.
 -- FOR UPDATE: a settle that comes after it finds the tail gone. SKIP LOCKED: a settle under way is not waited for.
 -- From position 1 the lease itself goes. Jobs cancelled meanwhile are recorded instead of requeued, and a job whose row in
 -- jobs is missing becomes a dead letter.

@@ -284,7 +284,7 @@ class Unpicklable(Exception):
 
 
 def _saying(method: Callable[..., Any], kind: type[BaseException] = Exception) -> BaseException:
-    made: BaseException = type("ProgressUpdate", (kind,), {"__str__": method, "__repr__": method})()
+    made: BaseException = type("Said", (kind,), {"__str__": method, "__repr__": method})()
     return made
 
 
