@@ -25,6 +25,7 @@ DEPLOY, LOGS, GRAFANA, TESTS = (
 )
 MACHINE = ".venv/bin/python -m tests.chaos"
 COMPARE = ".venv/bin/python -m tests.bench.compare"
+PLOT = ".venv/bin/python -m tests.bench.plot"
 PEERS = (f"{COMPARE} --dsn", "python3.13 -m venv /opt/peers/", "/opt/peers/", "npm install --prefix /opt/peers/")
 """What needs other job runners, which no test installs."""
 ALL = [DEPLOY, LOGS, GRAFANA, TESTS]
@@ -110,7 +111,7 @@ def test_what_the_page_of_the_tests_runs_selects_tests() -> None:
     """They are collected, not run: they are running."""
     setup, *others = commands(TESTS.read_text("utf-8"))
     assert setup in re.findall(r"^    (\S.*)$", test_readme.README, re.MULTILINE), "as the README says"
-    for selection in [one for one in others if not one.startswith((MACHINE, COMPARE, *PEERS))]:
+    for selection in [one for one in others if not one.startswith((MACHINE, COMPARE, PLOT, *PEERS))]:
         command = selection.replace(".venv/bin/pytest", f"{sys.executable} -m pytest --collect-only")
         assert re.search(r"[1-9]\d* tests collected|[1-9]\d*/\d+ tests collected", run(command)), selection
 
@@ -131,6 +132,13 @@ def test_the_comparison_takes_the_command_of_the_page_of_the_tests(tmp_path: Pat
         command = command.replace(slow, quick)
     assert "bare loop" in run(command.replace(".venv/bin/python", sys.executable))
     assert (tmp_path / "all").stat().st_size
+
+
+def test_the_picture_of_the_readme_is_drawn_by_the_command_of_the_page_of_the_tests(tmp_path: Path) -> None:
+    picture = ROOT / "tests/bench/drain.svg"
+    (command,) = [one for one in commands(TESTS.read_text("utf-8")) if one.startswith(PLOT)]
+    run(command.replace(".venv/bin/python", sys.executable).replace("tests/bench/drain.svg", f"{tmp_path}/drawn"))
+    assert (tmp_path / "drawn").read_bytes() == picture.read_bytes()
 
 
 @pytest.mark.parametrize("page", ALL, ids=IDS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -61,9 +60,8 @@ def test_silence_ends_the_wait_and_the_connection(proxy: Proxy, blank_dsn: str) 
 
 
 def test_silence_in_a_pipeline_or_transaction_is_waited_for_once(
-    proxy: Proxy, blank_dsn: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    proxy: Proxy, blank_dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("psycopg"), "disabled", False)  # as a configuration of logging leaves it
     connection = connect_to(proxy.dsn(blank_dsn), application_name=NAME, patience=1.0)
     proxy.blackhole()
     with pytest.raises(Silence), connection.pipeline(), connection.transaction():

@@ -29,13 +29,16 @@ class Mute:
 @pytest.fixture(autouse=True)
 def _root_logger_restored() -> Iterator[None]:
     names = (None, "pgworker", "pgworker.task", "psycopg")
-    kept = [(made, made.handlers[:], made.level, made.propagate, made.parent) for made in map(logging.getLogger, names)]
+    kept = [
+        (made, made.handlers[:], made.filters[:], made.level, made.propagate, made.parent)
+        for made in map(logging.getLogger, names)
+    ]
     yield
     for found in logging.getLogger().manager.loggerDict.values():
         if isinstance(found, logging.Logger):  # dictConfig turns off all that it does not name
             found.disabled = False
-    for made, handlers, level, propagate, parent in kept:
-        made.handlers[:], made.propagate, made.parent = handlers, propagate, parent
+    for made, handlers, filters, level, propagate, parent in kept:
+        made.handlers[:], made.filters[:], made.propagate, made.parent = handlers, filters, propagate, parent
         made.setLevel(level)
 
 
