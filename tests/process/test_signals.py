@@ -143,9 +143,11 @@ def test_workers_that_run_nothing_have_the_new_app_before_a_long_job_ends(
     idle = next(name for pid, name in pids.items() if pid != of_place_0)
     scene.open_gate(idle)
     scene.wait_for_status("succeeded", held[idle])
+    before = set(rolled.pool.workers)
     rolled.rewrite("version 22")
     rolled.reload()
-    eventually(lambda: rolled.version() == "version-22", "the new app beside the long job")
+    eventually(lambda: not set(rolled.pool.workers) >= before, "the end of the one that runs nothing")
+    assert rolled.version() == "version-22", "beside the long job there is only its successor"
     assert of_place_0 in rolled.pool.workers
     scene.open_gate(pids[of_place_0])
     rolled.pool.wait_for_log(f"2 {ROLLED}")
