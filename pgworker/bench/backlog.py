@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 from psycopg.types.json import Jsonb
@@ -11,7 +12,7 @@ from pgworker.bench.claimant import Claimant
 from pgworker.bench.failure import BenchFailed
 from pgworker.bench.ground import QUEUE, Ground
 from pgworker.bench.jobs import PAYLOAD, app, noop, typical
-from pgworker.bench.meter import Cost, cost, read_meter
+from pgworker.bench.meter import Cost, cost_since, read_meter
 from pgworker.bench.quantiles import Quantiles
 
 _SLICE = 100_000
@@ -85,25 +86,25 @@ def measure_backlogs(ground: Ground, besides: Sequence[Backlog], claims: int, ba
 
 
 def _measure(ground: Ground, beside: Backlog, claims: int, batch: int) -> Claims:
-    """Before each claim as many jobs are enqueued as it takes; a warm-up comes first and does not count."""
-    claimant, durations, before = Claimant(ground.dsn), [], read_meter(ground)
-    try:
-        for number in range(-_WARM_UP, claims):
-            if number == 0:
-                before = read_meter(ground)
-            app.enqueue_many([typical(0)] * batch, ground.connection)
-            jobs, took = claimant.claim(batch)
-            if jobs != batch:
-                raise BenchFailed(
-                    f"a claim of {batch} got {jobs} jobs, though more wait: the figures would be worthless"
-                )
-            if number >= 0:
-                durations.append(took)
-                ground.say(f"claimed {number:,} times of {claims:,}")
-    finally:
-        claimant.close()
-    spent = cost(ground, claims * batch, before, before, read_meter(ground))
+    """A warm-up comes first and does not count."""
+    with closing(Claimant(ground.dsn)) as claimant:
+        for _ in range(_WARM_UP):
+            _claim(ground, claimant, batch)
+        before, durations = read_meter(ground), []
+        for number in range(claims):
+            durations.append(_claim(ground, claimant, batch))
+            ground.say(f"claimed {number:,} times of {claims:,}")
+        spent = cost_since(ground, claims * batch, before)
     return Claims(beside.waiting, beside.scheduled, beside.finished, batch, Quantiles.of(durations), spent)
+
+
+def _claim(ground: Ground, claimant: Claimant, batch: int) -> float:
+    """Milliseconds of a claim, before which as many jobs are enqueued as it takes."""
+    app.enqueue_many([typical(0)] * batch, ground.connection)
+    jobs, took = claimant.claim(batch)
+    if jobs != batch:
+        raise BenchFailed(f"a claim of {batch} got {jobs} jobs, though more wait: the figures would be worthless")
+    return took
 
 
 def _fill(ground: Ground, beside: Backlog) -> None:

@@ -19,7 +19,7 @@ from psycopg.types.json import Jsonb
 from pgworker.app.app import App
 from pgworker.bench.ground import QUEUE, Ground
 from pgworker.bench.jobs import PAYLOAD, app, do_nothing, noop, typical
-from pgworker.bench.meter import Cost, cost, read_meter
+from pgworker.bench.meter import Cost, cost_since, read_meter
 from pgworker.bench.producers import Once, count_in_parallel
 from pgworker.control.queues import pause_queues
 from pgworker.db.connect import connect_async
@@ -116,7 +116,7 @@ def _measure(ground: Ground, doors: Mapping[str, Work], connections: int) -> lis
         ground.say(f"{door}, {connections} connections")
         before = read_meter(ground)
         jobs, seconds = doors[door]()
-        spent = cost(ground, jobs, before, before, read_meter(ground))
+        spent = cost_since(ground, jobs, before)
         measured[door] = Enqueued(door, connections, jobs, seconds, jobs / seconds, None, spent)
     first, *others = (measured[door] for door in doors)
     return [first, *(replace(case, of_first=case.jobs_per_second / first.jobs_per_second) for case in others)]

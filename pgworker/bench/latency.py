@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pgworker.bench.failure import BenchFailed
 from pgworker.bench.ground import Ground
 from pgworker.bench.jobs import stamp
-from pgworker.bench.meter import Cost, cost, read_meter
+from pgworker.bench.meter import Cost, cost_since, read_meter
 from pgworker.bench.quantiles import Quantiles, histogram
 
 _SPIN = 0.0005  # seconds
@@ -80,7 +80,7 @@ def measure_latency(ground: Ground, rhythm: Rhythm, workers: int, slots: int) ->
             jobs + _WARM_UP,
             doing="waiting for the last of them",
         )
-        after = read_meter(ground, pools)
+        spent = cost_since(ground, jobs, before, pools)
     starts = [nanoseconds / 1e6 for (nanoseconds,) in ground.connection.execute(_ANSWERS).fetchall()][_WARM_UP:]
     if len(starts) != jobs:
         raise BenchFailed(f"{jobs} jobs were enqueued and {len(starts)} have succeeded: the figures would be worthless")
@@ -95,7 +95,7 @@ def measure_latency(ground: Ground, rhythm: Rhythm, workers: int, slots: int) ->
         slots,
         Quantiles.of(starts),
         Quantiles.of(commits),
-        cost(ground, jobs, before, before, after),
+        spent,
         histogram(starts),
     )
 

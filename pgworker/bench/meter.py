@@ -51,6 +51,11 @@ def cost(ground: Ground, jobs: int, begun: Reading, before: Reading, after: Read
     )
 
 
+def cost_since(ground: Ground, jobs: int, before: Reading, pools: Sequence[Pool] = ()) -> Cost:
+    """Of so many, all of it from `before` until now."""
+    return cost(ground, jobs, before, before, read_meter(ground, pools))
+
+
 def _per_job(before: float | None, after: float | None, jobs: int) -> float | None:
     """Microseconds."""
     return None if before is None or after is None else (after - before) * 1e6 / jobs

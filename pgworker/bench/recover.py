@@ -11,7 +11,7 @@ from uuid import UUID
 
 from pgworker.bench.ground import Ground
 from pgworker.bench.jobs import rerun
-from pgworker.bench.meter import Cost, cost, read_meter
+from pgworker.bench.meter import Cost, cost_since, read_meter
 from pgworker.bench.quantiles import Quantiles
 from pgworker.config.settings import PoolSettings
 
@@ -43,7 +43,7 @@ def kill_workers(ground: Ground, kills: int, workers: int) -> Recovery:
             job = rerun.using(ground.connection).enqueue(path=f"{directory}/{number}", kills=True)
             reruns.append(_wait(ground, job.id, f"worker {number} of {kills} has been killed"))
             time.sleep(_APART)
-    spent = cost(ground, kills, before, before, read_meter(ground))
+    spent = cost_since(ground, kills, before)
     return Recovery("worker", workers, PoolSettings(workers=workers).lease_ttl, Quantiles.of(reruns), spent)
 
 
@@ -61,7 +61,7 @@ def kill_hosts(ground: Ground, kills: int, lease_ttl: float) -> Recovery:
                 file.write_text(str(time.monotonic_ns()))
                 doomed.kill()
                 reruns.append(_wait(ground, job.id, f"pool {number} of {kills} has been killed"))
-    spent = cost(ground, kills, before, before, read_meter(ground))
+    spent = cost_since(ground, kills, before)
     return Recovery("host", 1, lease_ttl, Quantiles.of(reruns), spent)
 
 

@@ -15,7 +15,7 @@ from pgworker.bench.claimant import Claimant
 from pgworker.bench.failure import BenchFailed
 from pgworker.bench.ground import Ground
 from pgworker.bench.jobs import app, typical
-from pgworker.bench.meter import Cost, cost, read_meter
+from pgworker.bench.meter import Cost, cost_since, read_meter
 from pgworker.bench.quantiles import Quantiles
 from pgworker.db.connect import connect
 
@@ -83,7 +83,7 @@ class _Load:
             self.reports,
             self._dead_rows(),
             Quantiles.of(durations),
-            cost(self._ground, settled, before, before, read_meter(self._ground)),
+            cost_since(self._ground, settled, before),
         )
 
     def _dead_rows(self) -> int:

@@ -29,13 +29,6 @@ def confirm(said_yes: bool, question: Callable[[], str]) -> None:
     click.confirm(question(), abort=True)
 
 
-def of_these(queue: str | None, task: str | None, org: str | None) -> str:
-    """For a question about jobs: " of queue mail and task shop.greet", or nothing if all of them are meant."""
-    named = [("queue", queue), ("task", task), ("organisation", org)]
-    which = " and ".join(f"{what} {value}" for what, value in named if value is not None)
-    return f" of {which}" if which else ""
-
-
 def tell_of_each(job_ids: Sequence[UUID], act: Callable[[UUID], _Answer], said: Mapping[_Answer, str]) -> list[_Answer]:
     """Do it to each of these jobs, print its answer and what that means, and return them. JobNotFound, at the end."""
     answers, missing = [], []

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 import click
 
-from pgworker.cli.bulk import confirm, of_these
+from pgworker.cli.bulk import confirm
 from pgworker.cli.database import open_database
 from pgworker.cli.options import dsn_option, filter_options, json_option, org_option, whole_uuid
 from pgworker.cli.output import Column, duration, hint, print_json, print_table
 from pgworker.errors import JobNotFound
 from pgworker.model.failure import why_failed
+from pgworker.model.selection import of_these
 
 if TYPE_CHECKING:
     from pgworker.db.connect import Connection
@@ -105,76 +107,57 @@ def show(job_id: UUID, as_json: bool, dsn: str | None) -> None:
 @dead_letters.command()
 @_chosen
 @dsn_option
-def requeue(
-    job_ids: tuple[UUID, ...],
-    everything: bool,
-    queue: str | None,
-    task: str | None,
-    org: str | None,
-    yes: bool,
-    dsn: str | None,
-) -> None:
+def requeue(dsn: str | None, **chosen: Any) -> None:
     """Run them again at once, with their failures counted from 0."""
-    _be_sure("requeue", job_ids, everything, queue, task, org, yes)
+    choice = _Choice(**chosen)
+    choice.be_sure("requeue")
     with open_database(dsn, "dead-letters requeue") as connection:
         from pgworker.lifecycle.dead_letters import requeue_dead_letters
 
-        _move(connection, requeue_dead_letters, "requeued", job_ids, queue, task, org)
+        _move(connection, requeue_dead_letters, "requeued", choice)
 
 
 @dead_letters.command()
 @_chosen
 @dsn_option
-def discard(
-    job_ids: tuple[UUID, ...],
-    everything: bool,
-    queue: str | None,
-    task: str | None,
-    org: str | None,
-    yes: bool,
-    dsn: str | None,
-) -> None:
+def discard(dsn: str | None, **chosen: Any) -> None:
     """Give them up for good: their jobs count as cancelled."""
-    _be_sure("discard", job_ids, everything, queue, task, org, yes)
+    choice = _Choice(**chosen)
+    choice.be_sure("discard")
     with open_database(dsn, "dead-letters discard") as connection:
         from pgworker.lifecycle.dead_letters import discard_dead_letters
 
-        _move(connection, discard_dead_letters, "discarded", job_ids, queue, task, org)
+        _move(connection, discard_dead_letters, "discarded", choice)
 
 
-def _be_sure(
-    verb: str,
-    job_ids: Sequence[UUID],
-    everything: bool,
-    queue: str | None,
-    task: str | None,
-    org: str | None,
-    yes: bool,
-) -> None:
-    """Return if it is said which are meant, and all of them only if that is meant."""
-    if not job_ids and not everything:
-        raise click.UsageError("name the ids of dead letters, or give --all")
-    if job_ids and (everything or queue or task or org):
-        raise click.UsageError("give either ids, or --all with -q, --task and --org")
-    if everything:
-        confirm(yes, lambda: f"{verb} all dead letters{of_these(queue, task, org)}")
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """What `_chosen` reads."""
+
+    job_ids: tuple[UUID, ...]
+    everything: bool
+    queue: str | None
+    task: str | None
+    org: str | None
+    yes: bool
+
+    def be_sure(self, verb: str) -> None:
+        """Return if it is said which are meant, and all of them only if that is meant."""
+        if not self.job_ids and not self.everything:
+            raise click.UsageError("name the ids of dead letters, or give --all")
+        if self.job_ids and (self.everything or self.queue or self.task or self.org):
+            raise click.UsageError("give either ids, or --all with -q, --task and --org")
+        if self.everything:
+            confirm(self.yes, lambda: f"{verb} all dead letters{of_these(self.queue, self.task, self.org)}")
 
 
-def _move(
-    connection: Connection,
-    move: Move,
-    done: str,
-    job_ids: Sequence[UUID],
-    queue: str | None,
-    task: str | None,
-    org: str | None,
-) -> None:
-    if not job_ids:
-        print(f"{done} {sum(move_all(connection, move, queue, task, org))}")
+def _move(connection: Connection, move: Move, done: str, choice: _Choice) -> None:
+    if not choice.job_ids:
+        print(f"{done} {sum(move_all(connection, move, choice.queue, choice.task, choice.org))}")
         return
-    moved = set(move(connection, job_ids))
+    moved = set(move(connection, choice.job_ids))
     print(f"{done} {len(moved)}")
-    missing = [str(job_id) for job_id in dict.fromkeys(job_ids) if job_id not in moved]
+    missing = [str(job_id) for job_id in dict.fromkeys(choice.job_ids) if job_id not in moved]
     if missing:
         raise JobNotFound(f"not among the dead letters: {', '.join(missing)}")
 

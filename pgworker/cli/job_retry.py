@@ -8,10 +8,11 @@ from uuid import UUID
 
 import click
 
-from pgworker.cli.bulk import Progress, confirm, of_these, tell_of_each
+from pgworker.cli.bulk import Progress, confirm, tell_of_each
 from pgworker.cli.database import open_database
 from pgworker.cli.dead_letters import move_all
 from pgworker.cli.options import dsn_option, filter_options, org_option, whole_uuid
+from pgworker.model.selection import of_these
 from pgworker.model.state import RetryAnswer, Status
 
 _AGAIN: Final = "enqueue another one: `pgworker jobs show` has its task and payload for `pgworker enqueue`"

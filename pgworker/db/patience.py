@@ -93,6 +93,11 @@ class PatientAsyncConnection(psycopg.AsyncConnection[Row]):
             raise
 
 
+def limit_of(connection: psycopg.Connection[Any]) -> int:
+    """`server_limit_ms` with the patience that this connection has now."""
+    return server_limit_ms(connection.patience if isinstance(connection, PatientConnection) else None)
+
+
 def server_limit_ms(patience: float | None) -> int:
     """A statement_timeout, with which the server gives up before who has this patience; 0: none."""
     return 0 if patience is None else round(patience * 800)

@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 import psycopg
 from psycopg import Connection, Cursor
 
-from pgworker.db.patience import PatientConnection, server_limit_ms
+from pgworker.db.patience import PatientConnection, limit_of, server_limit_ms
 from pgworker.db.plan import plan_by_index
 from pgworker.sql.load import query
 
@@ -23,7 +23,7 @@ def read_committed(connection: Connection[Any]) -> Iterator[Cursor[Any]]:
         # Should this process stop between two statements, its locks must not stop everybody else.
         cursor.execute("set local idle_in_transaction_session_timeout = '10s'")
         if _limits_each(connection):
-            limit_transaction(connection, server_limit_ms(connection.patience))
+            limit_transaction(connection, limit_of(connection))
         try:
             yield cursor
             cursor.execute("commit")
@@ -71,8 +71,8 @@ def one_trip(connection: Connection[Any], *, is_durable: bool, limit_ms: int | N
     Each statement ends at the server after `limit_ms`, by default before we give up its answer: what is only begun then
     is not done later, with nobody there to hear of it. If not `is_durable`, the commit does not wait for the disk.
     """
-    if limit_ms is None and isinstance(connection, PatientConnection):
-        limit_ms = server_limit_ms(connection.patience) or None
+    if limit_ms is None:
+        limit_ms = limit_of(connection) or None
     with _sent_together(connection):
         yield Trip(plan_by_index(connection, limit_ms=limit_ms, commit=None if is_durable else "off"))
 
@@ -95,7 +95,7 @@ def in_time(connection: Connection[Any]) -> Iterator[None]:
         yield
         return
     with connection.pipeline():
-        limit_transaction(connection, server_limit_ms(connection.patience))
+        limit_transaction(connection, limit_of(connection))
         yield
 
 

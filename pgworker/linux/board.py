@@ -70,8 +70,7 @@ class Board:
     def serves_one_app(self) -> bool:
         """Whether all workers that claim have the same tasks: during a rolling deploy one may serve what another
         doesn't know."""
-        claim = (row for row in self.rows if row.pid and row.is_ready and not row.is_draining)
-        return len({row.tasks_hash for row in claim}) <= 1
+        return len({row.tasks_hash for row in self.rows if row.takes_jobs}) <= 1
 
     @property
     def rush_until_ns(self) -> int:

@@ -153,6 +153,11 @@ class BoardRow:
         self._words[self._at + _DRAIN] = 1
 
     @property
+    def takes_jobs(self) -> bool:
+        """Whether there is a worker that is ready, and not about to end."""
+        return bool(self.pid) and self.is_ready and not self.is_draining
+
+    @property
     def recycle_reason(self) -> RecycleReason:
         """Why the worker wants to be replaced between two jobs; it works on until the master asks it to drain."""
         return RecycleReason(self._words[self._at + _RECYCLE])

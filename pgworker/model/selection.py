@@ -52,7 +52,12 @@ class JobFilter:
 
     def __str__(self) -> str:
         """For a sentence about them: "of queue mail and task shop.greet"."""
-        parts = [("queue", self.queue), ("task", self.task), ("organisation", self.org_id)]
-        named = " and ".join(f"{what} {value}" for what, value in parts if value is not None)
         age = "" if self.older_than is None else f"enqueued over {self.older_than:g} s ago"
-        return ", ".join(filter(None, [f"of {named}" if named else "", age]))
+        return ", ".join(filter(None, [of_these(self.queue, self.task, self.org_id).strip(), age]))
+
+
+def of_these(queue: str | None, task: str | None, org: str | None) -> str:
+    """For a sentence about jobs: " of queue mail and task shop.greet", or nothing if all of them are meant."""
+    parts = [("queue", queue), ("task", task), ("organisation", org)]
+    named = " and ".join(f"{what} {value}" for what, value in parts if value is not None)
+    return f" of {named}" if named else ""

@@ -40,6 +40,4 @@ class Vitals:
 
     def is_ready(self) -> bool:
         """Whether the database is there, and a worker that takes jobs."""
-        return self._board.is_connected and any(
-            row.pid and row.is_ready and not row.is_draining for row in self._board.rows
-        )
+        return self._board.is_connected and any(row.takes_jobs for row in self._board.rows)

@@ -29,6 +29,7 @@ from pgworker.observe.events import Reporter
 from pgworker.observe.logs import fields, logger
 from pgworker.worker.alarm import ASLEEP, AWAKE, GROUPING, Alarm
 from pgworker.worker.crash import A_BUG, crash
+from pgworker.worker.execution import take_progress
 from pgworker.worker.link import Link
 from pgworker.worker.prefetch import Prefetch
 from pgworker.worker.recycle import Recycling
@@ -196,7 +197,7 @@ class Clerk:
         if failed:
             self._row.runs_failed += failed
         if self._runner.progress:  # looked at after what has ended: whatever those jobs said is there by now
-            for said in self._runner.take_progress():
+            for said in take_progress(self._runner.progress):
                 self._queue.progress(*said)
 
     def _trip(self, wanted: int) -> None:

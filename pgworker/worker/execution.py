@@ -41,6 +41,15 @@ ProgressUpdates = dict[tuple[UUID, int], tuple[ClaimedJob, ProgressUpdate]]
 log = logger("worker.runner")
 
 
+def take_progress(progress: ProgressUpdates) -> list[tuple[ClaimedJob, ProgressUpdate]]:
+    """What jobs have said by now, each the last of it; what they say meanwhile is for the next time.
+
+    Not popitem(), so many times: it takes the newest first, and what a job said before it ended might stay behind.
+    """
+    taken = [progress.pop(place, None) for place in progress.copy()]  # None: another thread has just taken it
+    return [said for said in taken if said is not None]
+
+
 @dataclass(frozen=True, slots=True)
 class SlotTransactions:
     """The connections of one slot for handlers' own transactions, made when they are first used."""

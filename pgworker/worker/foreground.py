@@ -14,7 +14,7 @@ from pgworker.lifecycle.settle import Ended
 from pgworker.linux import fork
 from pgworker.linux.row import BoardRow
 from pgworker.model.state import Outcome
-from pgworker.worker.execution import Execution, ProgressUpdates, Slot, SlotTransactions
+from pgworker.worker.execution import Execution, ProgressUpdates, Slot, SlotTransactions, take_progress
 from pgworker.worker.loop import end_left_behind
 from pgworker.worker.transaction import JobTransactions
 from pgworker.worker.transaction_async import AsyncJobTransactions
@@ -64,9 +64,8 @@ class Foreground:
 
     def pass_on_progress(self, queue: PostgresQueue) -> None:
         """Tell `queue` what jobs have said and nobody has taken yet."""
-        for place in self.progress.copy():
-            if (taken := self.progress.pop(place, None)) is not None:  # the keeper's thread takes it, too
-                queue.progress(*taken)
+        for said in take_progress(self.progress):
+            queue.progress(*said)
 
     def close(self) -> None:
         run = self._loop.run_until_complete

@@ -21,7 +21,6 @@ from pgworker.linux import fork
 from pgworker.linux.row import BoardRow
 from pgworker.model.graces import Graces
 from pgworker.model.lease import lease_margin
-from pgworker.model.progress import ProgressUpdate
 from pgworker.model.state import Outcome
 from pgworker.model.trial import trial
 from pgworker.worker.crash import A_BUG, crash
@@ -116,13 +115,6 @@ class Runner:
             self._arrived.notify_all()
         if self._loop is not None:
             self._loop.look()
-
-    def take_progress(self) -> list[tuple[ClaimedJob, ProgressUpdate]]:
-        """What jobs have said by now, each the last of it; what they say meanwhile is for the next time.
-
-        Not popitem(), so many times: it takes the newest first, and what a job said before it ended might stay behind.
-        """
-        return [self.progress.pop(place) for place in self.progress.copy()]
 
     @property
     def is_idle(self) -> bool:

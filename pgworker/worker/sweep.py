@@ -14,7 +14,7 @@ from typing import Any
 import psycopg
 from psycopg import Connection
 
-from pgworker.db.patience import PatientConnection, server_limit_ms
+from pgworker.db.patience import limit_of
 from pgworker.lifecycle.claim import Lanes, find_below_floor, find_dry_lanes
 from pgworker.lifecycle.transaction import one_trip
 from pgworker.linux.board import Board
@@ -43,7 +43,8 @@ class Sweeper:
         if not self._board.take_full_sweep(before, provisional_ns=60 * _INTERVAL_NS):
             return self._look(connection, _REACH, _LONGEST_MS)[0]
         found, is_done = self._look(connection, None, self._full_ms)
-        self._full_ms = _LONGEST_MS if is_done else min(2 * self._full_ms, _answered_within_ms(connection))
+        twice = 2 * self._full_ms
+        self._full_ms = _LONGEST_MS if is_done else min(twice, limit_of(connection) or twice)
         now = time.monotonic_ns()
         self._board.put_off_full_sweep(now + max(_INTERVAL_NS, _FULL_COST_SHARE * (now - before)))
         return found
@@ -77,9 +78,3 @@ class Sweeper:
             dry = find_dry_lanes(cursor, tasks=self._tasks, lanes=self._lanes, floors=seen, margin=_MARGIN)
         for lane, place in dry:
             self._board.floors.advance(lane, seen.of(lane), place)
-
-
-def _answered_within_ms(connection: Connection[Any]) -> int:
-    """What a statement may take before we would give up its answer, and the connection with it."""
-    patience = connection.patience if isinstance(connection, PatientConnection) else None
-    return _LONGEST_MS * 1000 if patience is None else max(_LONGEST_MS, server_limit_ms(patience))

@@ -6,12 +6,9 @@ from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
 
-from pgworker import App
 from pgworker.app.queue.leases import ClaimedJob
-from pgworker.linux.board import Board
-from pgworker.model.graces import Graces
 from pgworker.model.progress import ProgressUpdate, check_progress
-from pgworker.worker.runner import Runner
+from pgworker.worker.execution import take_progress
 
 
 class Chatter(dict[tuple[UUID, int], tuple[ClaimedJob, ProgressUpdate]]):
@@ -26,11 +23,9 @@ class Chatter(dict[tuple[UUID, int], tuple[ClaimedJob, ProgressUpdate]]):
 
 
 def test_what_a_job_said_before_it_ended_is_taken_with_its_end_whoever_speaks_meanwhile() -> None:
-    runner = Runner(App(), Board(1, lanes=1).rows[0], Graces(1.0, 1.0, 60.0), [], SimpleNamespace())
     chatter = Chatter()
     first, second = (check_progress(uuid4(), 0.5, "", {"at": at}) for at in (1, 2))
     job: Any = SimpleNamespace()  # nobody looks into it
     chatter[uuid4(), 1] = job, first
     chatter.latest = job, second
-    runner.progress = chatter
-    assert first in [said for _, said in runner.take_progress()]
+    assert first in [said for _, said in take_progress(chatter)]
