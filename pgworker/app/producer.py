@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from itertools import chain, islice
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 import psycopg
@@ -14,17 +15,24 @@ from psycopg import AsyncConnection, Connection
 
 from pgworker.app.connections import Connections
 from pgworker.app.handle import JobHandle, Jobs
-from pgworker.app.targets import AsyncDriver, Driver, SyncDriver, Target, async_driver_of, check_target, driver_of
+from pgworker.app.targets import AsyncDriver, SyncDriver, Target, async_driver_of, check_target, driver_of
 from pgworker.db.connect import dsn_of, explain
 from pgworker.errors import InvalidJob, SchemaError
-from pgworker.lifecycle.enqueue import enqueue_groups, enqueue_groups_async
+from pgworker.lifecycle.enqueue import (
+    Alike,
+    Group,
+    enqueue_group,
+    enqueue_group_async,
+    enqueue_groups,
+    enqueue_groups_async,
+)
 from pgworker.model.job import JobRequest
 from pgworker.observe.logs import fields, logger
 
 _CHUNK: Final = 1000
 _CHUNK_CHARACTERS: Final = 16 << 20
 
-Chunk = Sequence[JobRequest]
+Item = TypeVar("Item")
 
 log = logger("app.producer")
 
@@ -47,86 +55,118 @@ class Producer:
 
     def enqueue(self, requests: Sequence[JobRequest], target: Target | None = None) -> list[JobHandle[Any]]:
         """Enqueue all of them or none: in the transaction that `target` is in, or in one of their own."""
-        if target is not None:
-            check_target(target)
-            return self._handles(requests, enqueue_on(driver_of(target), requests))
-        if not requests:
-            return []
-        with self._connections.connection() as connection:
-            return self._handles(requests, enqueue_on(connection, requests))
+        return self._handles(requests, self._store(groups_of(requests), target))
 
     async def enqueue_async(self, requests: Sequence[JobRequest], target: Target | None = None) -> list[JobHandle[Any]]:
         """As `enqueue`, on something asynchronous; without it in a thread, which goes on if the wait is cancelled."""
-        if target is None:
-            return await asyncio.to_thread(self.enqueue, requests)
-        check_target(target)
-        return self._handles(requests, await _enqueue_async(await async_driver_of(target), requests))
+        return self._handles(requests, await self._store_async(groups_of(requests), target))
 
-    def _handles(self, requests: Sequence[JobRequest], ids: Sequence[UUID]) -> list[JobHandle[Any]]:
+    def enqueue_alike(
+        self, template: JobRequest, payloads: Iterator[str], target: Target | None = None
+    ) -> list[JobHandle[Any]]:
+        """As `enqueue`, jobs that differ in nothing but their payloads, which are made while the server stores those
+        before. What is raised where one is made comes through; none is stored then."""
+        ids = self._store(_groups_alike(template, payloads), target)
+        return self._handles([template] * len(ids), ids)
+
+    async def enqueue_alike_async(
+        self, template: JobRequest, payloads: Iterator[str], target: Target | None = None
+    ) -> list[JobHandle[Any]]:
+        """As `enqueue_alike`, where `enqueue_async` would store them."""
+        ids = await self._store_async(_groups_alike(template, payloads), target)
+        return self._handles([template] * len(ids), ids)
+
+    def _store(self, groups: Iterator[Group], target: Target | None) -> list[bytes]:
+        if target is not None:
+            check_target(target)
+            return enqueue_on(driver_of(target), groups)
+        first = next(groups, None)
+        if first is None:
+            return []
+        with self._connections.connection() as connection:
+            return enqueue_on(connection, chain([first], groups))
+
+    async def _store_async(self, groups: Iterator[Group], target: Target | None) -> list[bytes]:
+        if target is None:
+            return await asyncio.to_thread(self._store, groups, None)
+        check_target(target)
+        return await _enqueue_on_async(await async_driver_of(target), groups)
+
+    def _handles(self, requests: Sequence[JobRequest], ids: Sequence[bytes]) -> list[JobHandle[Any]]:
+        if log.isEnabledFor(logging.DEBUG):
+            _log_enqueued(requests, ids)
         jobs = self._jobs
         return [JobHandle(job_id, request.task, jobs) for job_id, request in zip(ids, requests, strict=True)]
 
 
-def enqueue_on(driver: SyncDriver, requests: Sequence[JobRequest]) -> list[UUID]:
-    """Store jobs in the transaction that `driver` is in, or all in one of their own; their ids, in order."""
-    chunks = list(_chunks(requests))
-    with _refusals(driver), _together(driver, chunks):
-        ids = enqueue_groups(driver, chunks)
-    _log_enqueued(requests, ids)
-    return ids
+def enqueue_on(driver: SyncDriver, groups: Iterator[Group]) -> list[bytes]:
+    """Store jobs in the transaction that `driver` is in, or all in one of their own; their ids in order, as bytes."""
+    connection = driver if isinstance(driver, Connection) else driver.connection
+    ready = _made_ready(groups, connection)
+    with _refusals(connection):
+        if len(ready) == 1:
+            return enqueue_group(connection, ready[0])
+        with connection.transaction() if connection.autocommit else nullcontext():
+            return enqueue_groups(connection, chain(ready, groups))
 
 
-async def _enqueue_async(driver: AsyncDriver, requests: Sequence[JobRequest]) -> list[UUID]:
-    chunks = list(_chunks(requests))
-    with _refusals(driver):
-        async with _together_async(driver, chunks):
-            ids = await enqueue_groups_async(driver, chunks)
-    _log_enqueued(requests, ids)
-    return ids
+async def _enqueue_on_async(driver: AsyncDriver, groups: Iterator[Group]) -> list[bytes]:
+    connection = driver if isinstance(driver, AsyncConnection) else driver.connection
+    ready = _made_ready(groups, connection)
+    with _refusals(connection):
+        if len(ready) == 1:
+            return await enqueue_group_async(connection, ready[0])
+        async with connection.transaction() if connection.autocommit else nullcontext():
+            return await enqueue_groups_async(connection, chain(ready, groups))
 
 
-def _log_enqueued(requests: Sequence[JobRequest], ids: Sequence[UUID]) -> None:
-    if not log.isEnabledFor(logging.DEBUG):
-        return
-    for request, job_id in zip(requests, ids, strict=True):
-        org = {} if request.org_id is None else {"org": request.org_id}
-        log.debug("enqueued", extra=fields("job_enqueued", job=job_id, task=request.task, queue=request.queue, **org))
+def _made_ready(groups: Iterator[Group], connection: Connection[Any] | AsyncConnection[Any]) -> list[Group]:
+    """Those to be made before anything is sent: all that go into a transaction of the caller's, which an error must
+    leave as it was; else the first, and the second if there is one, as several need a transaction."""
+    return list(islice(groups, 2) if connection.autocommit else groups)
 
 
-def _chunks(requests: Sequence[JobRequest]) -> Iterator[Chunk]:
+def groups_of(requests: Iterable[JobRequest]) -> Iterator[Sequence[JobRequest]]:
+    """For `enqueue_on`: what one statement stores."""
+    return _chunks(requests, lambda request: len(request.payload))
+
+
+def _groups_alike(template: JobRequest, payloads: Iterable[str]) -> Iterator[Alike]:
+    return (Alike(template, chunk) for chunk in _chunks(payloads, len))
+
+
+def _chunks(items: Iterable[Item], size_of: Callable[[Item], int]) -> Iterator[list[Item]]:
     """A thousand each, fewer if they are large: an array of PostgreSQL ends at 1 GB."""
-    chunk: list[JobRequest] = []
+    chunk: list[Item] = []
     size = 0
-    for request in requests:
-        if chunk and (len(chunk) == _CHUNK or size + len(request.payload) > _CHUNK_CHARACTERS):
+    for item in items:
+        own = size_of(item)
+        if chunk and (len(chunk) == _CHUNK or size + own > _CHUNK_CHARACTERS):
             yield chunk
             chunk, size = [], 0
-        chunk.append(request)
-        size += len(request.payload)
+        chunk.append(item)
+        size += own
     if chunk:
         yield chunk
 
 
-def _together(driver: SyncDriver, chunks: Sequence[Chunk]) -> AbstractContextManager[object]:
-    """A transaction if several statements would commit one by one. Never in the way of the caller's own."""
-    connection = driver if isinstance(driver, Connection) else driver.connection
-    return connection.transaction() if connection.autocommit and len(chunks) > 1 else nullcontext()
-
-
-def _together_async(driver: AsyncDriver, chunks: Sequence[Chunk]) -> AbstractAsyncContextManager[object]:
-    connection = driver if isinstance(driver, AsyncConnection) else driver.connection
-    return connection.transaction() if connection.autocommit and len(chunks) > 1 else nullcontext()
+def _log_enqueued(requests: Sequence[JobRequest], ids: Sequence[bytes]) -> None:
+    for request, job_id in zip(requests, ids, strict=True):
+        org = {} if request.org_id is None else {"org": request.org_id}
+        log.debug(
+            "enqueued",
+            extra=fields("job_enqueued", job=UUID(bytes=job_id), task=request.task, queue=request.queue, **org),
+        )
 
 
 @contextmanager
-def _refusals(driver: Driver) -> Iterator[None]:
+def _refusals(connection: Connection[Any] | AsyncConnection[Any]) -> Iterator[None]:
     """What PostgreSQL says against the jobs, or of a missing schema, as our errors. Others pass as they are."""
     try:
         yield
     except psycopg.Error as error:
         if (error.sqlstate or "")[:2] in ("22", "23"):  # data exceptions, violated constraints
             raise InvalidJob(f"PostgreSQL refused the job: {_complaint(error)}") from error
-        connection = driver if isinstance(driver, Connection | AsyncConnection) else driver.connection
         if error.sqlstate and isinstance(told := explain(error, dsn_of(connection)), SchemaError):
             raise told from error
         raise

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -31,7 +31,8 @@ from pgworker.app.producer import Producer
 from pgworker.app.returns import Returns
 from pgworker.app.scope import enter_job, leave_job, run_in_job, scope_here
 from pgworker.app.targets import Target, check_target
-from pgworker.errors import InvalidJob
+from pgworker.errors import InvalidJob, InvalidPayload
+from pgworker.model import exact
 from pgworker.model.dead_letter import DeadLetter
 from pgworker.model.job import Job, JobRequest
 
@@ -120,7 +121,9 @@ class Enqueuer(Generic[P, R]):
     def job(self, *args: P.args, **kwargs: P.kwargs) -> JobRequest:
         """The job, unsent, with the org and headers of here and now. TypeError if the arguments don't fit the task,
         InvalidPayload if they can't be stored or decoded, InvalidJob if it lacks an org that the App requires."""
-        payload = self._sender.arguments.encode(args, kwargs)
+        return self._request(self._sender.arguments.encode(args, kwargs))
+
+    def _request(self, payload: str) -> JobRequest:
         template, scope, chosen = self._template, scope_here(), self._chosen
         org_id = template.org_id if "org_id" in chosen else scope.org_id
         if self._sender.orgs.is_required:
@@ -157,6 +160,54 @@ class Enqueuer(Generic[P, R]):
     async def enqueue_async(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[Any]:
         """As `enqueue`; on an asynchronous connection, or in a thread if none was named."""
         return (await self._sender.producer.enqueue_async([self.job(*args, **kwargs)], self._target))[0]
+
+    @overload
+    def enqueue_many(
+        self: Enqueuer[P, Coroutine[Any, Any, Awaited]], arguments: Iterable[Mapping[str, Any]]
+    ) -> list[JobHandle[Awaited]]: ...
+    @overload
+    def enqueue_many(self, arguments: Iterable[Mapping[str, Any]]) -> list[JobHandle[R]]: ...
+    def enqueue_many(self, arguments: Iterable[Mapping[str, Any]]) -> list[JobHandle[Any]]:
+        """Store a job for each of these arguments, by name, all of them or none, and return their handles in order.
+
+        The quickest way to enqueue many. They have the options, the org and the headers of here and now in common.
+        Errors as of `enqueue`, with the place of the arguments, counted from 0; InvalidJob for the option `id`.
+        """
+        template, payloads = self._alike(arguments)
+        return self._sender.producer.enqueue_alike(template, payloads, self._target)
+
+    @overload
+    async def enqueue_many_async(
+        self: Enqueuer[P, Coroutine[Any, Any, Awaited]], arguments: Iterable[Mapping[str, Any]]
+    ) -> list[JobHandle[Awaited]]: ...
+    @overload
+    async def enqueue_many_async(self, arguments: Iterable[Mapping[str, Any]]) -> list[JobHandle[R]]: ...
+    async def enqueue_many_async(self, arguments: Iterable[Mapping[str, Any]]) -> list[JobHandle[Any]]:
+        """As `enqueue_many`; on an asynchronous connection, or in a thread if none was named."""
+        template, payloads = self._alike(arguments)
+        return await self._sender.producer.enqueue_alike_async(template, payloads, self._target)
+
+    def _alike(self, arguments: Iterable[Mapping[str, Any]]) -> tuple[JobRequest, Iterator[str]]:
+        """What the jobs have in common, and their payloads, made when they are asked for; the caller's own iterator is
+        run here, as it must not be while a transaction is open."""
+        template = self._request("{}")
+        if template.id is not None:
+            raise InvalidJob("the option id is that of one job: enqueue this one by itself, or let the server make ids")
+        return template, self._payloads(list(arguments))
+
+    def _payloads(self, arguments: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+        encode, place = self._sender.arguments.encode, 0
+        try:
+            for place, named in enumerate(arguments):  # noqa: B007  it is for the error
+                yield encode((), named if type(named) is dict else _by_name(named))
+        except (TypeError, InvalidPayload) as error:
+            raise type(error)(f"{error} (arguments number {place}, counted from 0)") from error
+
+
+def _by_name(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(arguments, Mapping):
+        raise TypeError(f"arguments are a mapping of names to values, not {exact.type_name(arguments)}")
+    return dict(arguments)
 
 
 class AddHook(Protocol):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 from uuid import UUID
 
@@ -14,82 +16,108 @@ from pgworker.lifecycle.transaction import in_time
 from pgworker.model.job import JobRequest
 from pgworker.sql.load import query
 
-_IN_ONE_TRIP = 8
+_IN_ONE_TRIP = 16
 """Groups that are sent before their answers are read: one is made ready while the server stores the one before."""
 
-Group = Sequence[JobRequest]
+_FIRST_ID = 24  # behind the five numbers of the array and the length of the first
+_NEXT_ID = 20
 
 
-def enqueue_jobs(target: Connection[Any] | Cursor[Any], requests: Group) -> list[UUID]:
-    """Store `requests` and return their ids in order. Commits only if `target` is in autocommit mode."""
-    if not requests:
+@dataclass(frozen=True, slots=True)
+class Alike:
+    """Jobs that differ in nothing but their payloads: the `template` with each of these."""
+
+    template: JobRequest
+    payloads: Sequence[str]
+
+
+Group = Sequence[JobRequest] | Alike
+"""What one statement stores."""
+
+
+def enqueue_jobs(target: Connection[Any] | Cursor[Any], group: Group) -> list[UUID]:
+    """Store the jobs and return their ids in order. Commits only if `target` is in autocommit mode."""
+    if not group:
         return []
     connection = target if isinstance(target, Connection) else target.connection
+    return [UUID(bytes=raw) for raw in enqueue_group(connection, group)]
+
+
+def enqueue_group(connection: Connection[Any], group: Group) -> list[bytes]:
+    """As `enqueue_jobs`, of one job at the least. The ids are as they come, 16 bytes each: UUIDs take 0.3 µs each to
+    make, and the collector of garbage as long, of the 6 µs that a job takes among many."""
     with in_time(connection):
-        cursor = _send(connection, requests)
-    return _ids(cursor.fetchall())
+        cursor = _send(connection, group)
+    return _ids([cursor])
 
 
-def enqueue_groups(target: Connection[Any] | Cursor[Any], groups: Sequence[Group]) -> list[UUID]:
-    """As `enqueue_jobs`, a statement for each group: all or none only in a transaction."""
-    if len(groups) == 1:
-        return enqueue_jobs(target, groups[0])
-    connection = target if isinstance(target, Connection) else target.connection
-    ids: list[UUID] = []
-    for first in range(0, len(groups), _IN_ONE_TRIP):
-        cursors = []
+def enqueue_groups(connection: Connection[Any], groups: Iterable[Group]) -> list[bytes]:
+    """As `enqueue_group`, a statement for each: all or none only in a transaction. The next one is asked for while the
+    server stores those before."""
+    ids: list[bytes] = []
+    unread: list[Cursor[Any]] = []
+    remaining = iter(groups)
+    for first in remaining:
+        sent = []
         with connection.pipeline():
-            for group in groups[first : first + _IN_ONE_TRIP]:
+            for group in chain([first], islice(remaining, _IN_ONE_TRIP - 1)):
                 with in_time(connection):
-                    cursors.append(_send(connection, group))
-        for cursor in cursors:
-            ids += _ids(cursor.fetchall())
-    return ids
+                    sent.append(_send(connection, group))
+            ids += _ids(unread)
+        unread = sent
+    return ids + _ids(unread)
 
 
-async def enqueue_jobs_async(target: AsyncConnection[Any] | AsyncCursor[Any], requests: Group) -> list[UUID]:
-    """As `enqueue_jobs`, on an asynchronous connection."""
-    if not requests:
-        return []
-    connection = target if isinstance(target, AsyncConnection) else target.connection
-    cursor = await _send_async(connection, requests)
-    return _ids(await cursor.fetchall())
+async def enqueue_group_async(connection: AsyncConnection[Any], group: Group) -> list[bytes]:
+    """As `enqueue_group`, on an asynchronous connection."""
+    return await _ids_async([await _send_async(connection, group)])
 
 
-async def enqueue_groups_async(target: AsyncConnection[Any] | AsyncCursor[Any], groups: Sequence[Group]) -> list[UUID]:
+async def enqueue_groups_async(connection: AsyncConnection[Any], groups: Iterable[Group]) -> list[bytes]:
     """As `enqueue_groups`, on an asynchronous connection."""
-    if len(groups) == 1:
-        return await enqueue_jobs_async(target, groups[0])
-    connection = target if isinstance(target, AsyncConnection) else target.connection
-    ids: list[UUID] = []
-    for first in range(0, len(groups), _IN_ONE_TRIP):
-        cursors = []
+    ids: list[bytes] = []
+    unread: list[AsyncCursor[Any]] = []
+    remaining = iter(groups)
+    for first in remaining:
+        sent = []
         async with connection.pipeline():
-            for group in groups[first : first + _IN_ONE_TRIP]:
-                cursors.append(await _send_async(connection, group))  # noqa: PERF401  it awaits
-        for cursor in cursors:
-            ids += _ids(await cursor.fetchall())
-    return ids
+            for group in chain([first], islice(remaining, _IN_ONE_TRIP - 1)):
+                sent.append(await _send_async(connection, group))  # noqa: PERF401  it awaits
+            ids += await _ids_async(unread)
+        unread = sent
+    return ids + await _ids_async(unread)
 
 
-def _send(connection: Connection[Any], requests: Group) -> Cursor[Any]:
+def _send(connection: Connection[Any], group: Group) -> Cursor[Any]:
     """With a cursor of our own class, whatever the user's connection makes, and its rows as they come."""
-    return Cursor(connection, row_factory=tuple_row).execute(*_statement(requests))
+    return Cursor(connection, row_factory=tuple_row).execute(*_statement(group), binary=True)
 
 
-async def _send_async(connection: AsyncConnection[Any], requests: Group) -> AsyncCursor[Any]:
-    return await AsyncCursor(connection, row_factory=tuple_row).execute(*_statement(requests))
+async def _send_async(connection: AsyncConnection[Any], group: Group) -> AsyncCursor[Any]:
+    return await AsyncCursor(connection, row_factory=tuple_row).execute(*_statement(group), binary=True)
 
 
-def _statement(requests: Group) -> tuple[str, dict[str, Any]]:
+def _ids(cursors: Iterable[Cursor[Any]]) -> list[bytes]:
+    return [raw for cursor in cursors for raw in _raw_ids(cursor.fetchone())]
+
+
+async def _ids_async(cursors: Iterable[AsyncCursor[Any]]) -> list[bytes]:
+    return [raw for cursor in cursors for raw in _raw_ids(await cursor.fetchone())]
+
+
+def _raw_ids(row: Any) -> list[bytes]:
+    """Out of an array of uuid in PostgreSQL's binary format."""
+    (array,) = row
+    return [array[at : at + 16] for at in range(_FIRST_ID, len(array), _NEXT_ID)]
+
+
+def _statement(group: Group) -> tuple[str, dict[str, Any]]:
     """And its parameters."""
-    if len(requests) == 1:
-        return query("enqueue_job"), _values(requests[0])
-    return query("enqueue_jobs"), _columns(requests)
-
-
-def _ids(rows: Sequence[tuple[UUID]]) -> list[UUID]:
-    return [id_ for (id_,) in rows]
+    if isinstance(group, Alike):
+        return query("enqueue_many"), _values(group.template) | {"payloads": group.payloads}
+    if len(group) == 1:
+        return query("enqueue_job"), _values(group[0])
+    return query("enqueue_jobs"), _columns(group)
 
 
 def _values(request: JobRequest) -> dict[str, Any]:
@@ -107,7 +135,7 @@ def _values(request: JobRequest) -> dict[str, Any]:
     }
 
 
-def _columns(requests: Group) -> dict[str, object]:
+def _columns(requests: Sequence[JobRequest]) -> dict[str, object]:
     return {
         "tasks": [request.task for request in requests],
         "payloads": [request.payload for request in requests],

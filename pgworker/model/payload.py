@@ -117,7 +117,7 @@ def _named(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def _encode(value: Any, limit: int) -> bytes:
     """At most `limit` bytes of JSON that jsonb accepts, or _Unstorable."""
     try:
-        if not _survey(value, limit):
+        if not _is_plain(value, limit) and not _survey(value, limit):
             value = msgspec.to_builtins(value, enc_hook=_plain)
             _survey(value, limit)
         data = _to_json(value)
@@ -134,6 +134,25 @@ def _encode(value: Any, limit: int) -> bytes:
     if b"\\u0000" in data and _NUL.search(data):
         raise _Unstorable("it has the character U+0000, which PostgreSQL can't store; remove it")
     return data
+
+
+def _is_plain(value: Any, limit: int) -> bool:
+    """Whether `_survey` need not look: at most payloads, which are a few short texts and numbers, in half the
+    time that it takes."""
+    if type(value) is not dict:
+        return False
+    size = 0
+    for name, node in value.items():
+        kind = type(node)
+        if kind is str:
+            size += len(node)
+        elif kind is int:
+            if not -_TOO_LARGE < node < _TOO_LARGE:
+                return False
+        elif kind is not bool and node is not None:
+            return False
+        size += len(name) if type(name) is str else limit
+    return size < limit
 
 
 def _survey(value: Any, limit: int) -> bool:

@@ -10,7 +10,7 @@ grant usage on schema pgworker to pgworker_enqueuer, pgworker_worker, pgworker_a
 grant execute on function pgworker.current_org, pgworker.protect_table to public;
 
 -- Whoever enqueues: handlers and operators do so too.
-grant execute on function pgworker.enqueue, pgworker.enqueue_many, pgworker.schema_version
+grant execute on function pgworker.enqueue, pgworker.enqueue_jobs, pgworker.enqueue_many, pgworker.schema_version
     to pgworker_enqueuer, pgworker_worker, pgworker_admin;
 
 -- Who cancels by age: the border of a time among the ids.

@@ -568,7 +568,7 @@ begin
     return null;
 end $function$;
 
-CREATE OR REPLACE FUNCTION pgworker.enqueue_many(tasks text[], payloads jsonb[], queues text[], priorities smallint[], run_ats timestamp with time zone[], max_attempts smallint[], timeouts_ms bigint[], org_ids text[], headers jsonb[], ids uuid[])
+CREATE OR REPLACE FUNCTION pgworker.enqueue_jobs(tasks text[], payloads jsonb[], queues text[], priorities smallint[], run_ats timestamp with time zone[], max_attempts smallint[], timeouts_ms bigint[], org_ids text[], headers jsonb[], ids uuid[])
  RETURNS uuid[]
  LANGUAGE plpgsql
  SECURITY DEFINER
@@ -612,6 +612,39 @@ begin
             perform pg_notify('pgworker', left(asleep, 7900));
         end if;
     end loop;
+    return stored;
+end $function$;
+
+CREATE OR REPLACE FUNCTION pgworker.enqueue_many(task text, payloads jsonb[], queue text DEFAULT 'default'::text, priority integer DEFAULT 5, run_at timestamp with time zone DEFAULT NULL::timestamp with time zone, max_attempts integer DEFAULT 25, timeout interval DEFAULT '00:30:00'::interval, org_id text DEFAULT NULL::text, headers jsonb DEFAULT NULL::jsonb)
+ RETURNS uuid[]
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+declare
+    now timestamptz := clock_timestamp();
+    due timestamptz := greatest(run_at, now);
+    first bigint := ('x' || encode(substring(uuid_send(gen_random_uuid()) from 9), 'hex'))::bit(64)::bigint;
+    stored uuid[];
+    -- Of the types of the columns: they are checked here, once, and not for each row.
+    of_task pgworker.task_name := task;
+    to_queue pgworker.queue_name := queue;
+    with_priority pgworker.priority := priority;
+    attempts pgworker.attempts := max_attempts;
+    timeout_ms pgworker.milliseconds := extract(epoch from timeout) * 1000;
+    of_org pgworker.org_id := org_id;
+    with_headers pgworker.headers := headers;
+begin
+    select coalesce(array_agg(encode(int8send(pgworker.uuid7_time_half(at)) || int8send(first + place), 'hex')::uuid), '{}')
+    into stored
+    from (select place, clock_timestamp() as at from generate_series(1, cardinality(payloads)) as place offset 0) as each;
+    insert into pgworker.jobs (id, created_at, run_at, timeout_ms, priority, max_attempts, queue, task, payload, org_id, headers)
+    select unnest(stored), now, due, timeout_ms, with_priority, attempts, to_queue, of_task, unnest(payloads), of_org, with_headers;
+    insert into pgworker.job_queue (job_id, run_at, execution, priority, failures, queue, task, org_id)
+    select unnest(stored), due, 1, with_priority, 0, to_queue, of_task, of_org;
+    if due = now and stored <> '{}' and pgworker.somebody_sleeps(queue) then
+        perform pg_notify('pgworker', queue || '=' || cardinality(stored));
+    end if;
     return stored;
 end $function$;
 
@@ -1049,6 +1082,8 @@ comment on column pgworker.worker_heartbeats.worker_id is 'one process incarnati
 comment on function pgworker.current_org() is 'the org that this transaction works for; null: none, which sees nothing';
 
 comment on function pgworker.enqueue(text,jsonb,text,integer,timestamp with time zone,integer,interval,text,jsonb,uuid) is 'Enqueue one job in this transaction; timeout => null means none. For psql, triggers and other languages, too.';
+
+comment on function pgworker.enqueue_many(text,jsonb[],text,integer,timestamp with time zone,integer,interval,text,jsonb) is 'Enqueue jobs of one task in this transaction, one for each payload; their ids, in order. Options as of pgworker.enqueue.';
 
 comment on function pgworker.is_suspect(uuid,integer) is 'whether the worker of the last execution before this one died, of that job or perhaps of it';
 

@@ -80,7 +80,8 @@ def test_latency_counts_every_job_once(dsn: str) -> None:
 def test_enqueue_measures_every_door_beside_the_bare_statement(dsn: str) -> None:
     cases = measured(dsn, "enqueue", "--jobs", "100", "--seconds", "0.2", "-c", "2")["cases"]
     doors = [(case["door"], case["connections"]) for case in cases]
-    assert doors[:2] == [("bare COPY into both tables", 1), ("enqueue_many", 1)]
+    bulk = ["bare COPY into both tables", "task.enqueue_many", "app.enqueue_many"]
+    assert doors[:3] == [(door, 1) for door in bulk]
     single = [
         "bare one-row INSERT",
         "SQL function",
@@ -88,10 +89,10 @@ def test_enqueue_measures_every_door_beside_the_bare_statement(dsn: str) -> None
         "enqueue, the App's own connection",
         "enqueue_async, one process",
     ]
-    assert doors[2:12] == [(door, connections) for connections in (1, 2) for door in single]
-    assert doors[12:] == [("enqueue, nobody is told", 2), ("enqueue, a pool is told", 2)]
+    assert doors[3:13] == [(door, connections) for connections in (1, 2) for door in single]
+    assert doors[13:] == [("enqueue, nobody is told", 2), ("enqueue, a pool is told", 2)]
     assert all(case["jobs"] > 0 for case in cases)
-    assert [case["of_first"] is None for case in cases[:7]] == [True, False, True, False, False, False, False]
+    assert [case["of_first"] is None for case in cases[:8]] == [True, False, False, True, False, False, False, False]
 
 
 def test_backlog_measures_the_empty_system_first(dsn: str) -> None:

@@ -61,6 +61,7 @@ VERBS: Mapping[str, str] = {
     "hasten_matching_jobs": "hasten",
     "enqueue_job": "enqueue",
     "enqueue_jobs": "enqueue",
+    "enqueue_many": "enqueue",
     "declare_dead_letter_hooks": "declare",
     "make_partition": "partition",
     "watch_expired_partitions": "prune",

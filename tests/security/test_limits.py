@@ -93,6 +93,12 @@ REFUSED = {
     "time before": "select pgworker.enqueue('t', timeout => '-1 hour')",
     "an id of another day": "select pgworker.enqueue('t', id => '01000000-0000-7000-8000-000000000000')",
     "an id of another version": "select pgworker.enqueue('t', id => '01000000-0000-4000-8000-000000000000')",
+    "many of which one is an array": "select pgworker.enqueue_many('t', array['{}', '[1]']::jsonb[])",
+    "many of which one is nothing": "select pgworker.enqueue_many('t', array['{}', null]::jsonb[])",
+    "many of which one is of 9 MiB": """select pgworker.enqueue_many('t',
+                                        array['{}', jsonb_build_object('a', repeat('x', 9 * 1024 * 1024))])""",
+    "many in no queue": "select pgworker.enqueue_many('t', array['{}']::jsonb[], queue => null)",
+    "many of a long task": "select pgworker.enqueue_many(repeat('t', 257), array['{}']::jsonb[])",
     "another depth than jsonb has": "select pgworker.enqueue('t', (repeat('[', 100000) || repeat(']', 100000))::jsonb)",
 }
 
@@ -126,7 +132,7 @@ def test_a_payload_that_comes_compressed_counts_by_what_it_will_be(enqueuer: psy
     assert stored < 8 * MIB, "it would slip through"
     calls = (
         "select pgworker.enqueue('t', payload) from mine",
-        """select pgworker.enqueue_many(array['t'], array_agg(payload), array['q'], array[5::smallint],
+        """select pgworker.enqueue_jobs(array['t'], array_agg(payload), array['q'], array[5::smallint],
                array[null::timestamptz], array[1::smallint], array[null::bigint], array[null], array[null::jsonb],
                array[null::uuid]) from mine""",
         "select pgworker.enqueue('t', headers => payload) from mine",

@@ -88,7 +88,7 @@ def test_ten_thousand_orgs_queues_and_jobs_are_no_ten_thousand_series(scene: Sce
     """A thousand of each come from whoever enqueues; of those that run, pgworker's own tests fold pairs of names."""
     before = len(ask(port, "GET", "/metrics")[2].splitlines())
     scene.connection.execute(
-        """select pgworker.enqueue_many(
+        """select pgworker.enqueue_jobs(
                array_agg('t' || n), array_agg('{}'::jsonb), array_agg('q' || n), array_agg(5::smallint),
                array_agg(null::timestamptz), array_agg(1::smallint), array_agg(null::bigint), array_agg('org' || n),
                array_agg(null::jsonb), array_agg(null::uuid))

@@ -10,11 +10,13 @@ import sys
 import tempfile
 import threading
 import time
+from collections import UserDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from enum import Enum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
@@ -23,14 +25,24 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 import pgworker
-from pgworker import App, ConfigurationError, DatabaseUnavailable, InvalidJob, JobHandle, JobRequest, SchemaError, Task
+from pgworker import (
+    App,
+    ConfigurationError,
+    DatabaseUnavailable,
+    InvalidJob,
+    InvalidPayload,
+    JobHandle,
+    JobRequest,
+    SchemaError,
+    Task,
+)
 from pgworker.app import producer
 from pgworker.db import embedded
 from pgworker.db.migrate import migrate
 
 Connect = Callable[[], psycopg.Connection[Any]]
 
-MANY = 9500  # jobs of more statements than go in one trip
+MANY = 17_500  # jobs of more statements than go in one trip
 
 
 @pytest.fixture
@@ -168,6 +180,139 @@ def test_many_jobs_are_stored_in_order_a_thousand_per_statement_and_all_or_none(
     assert app.enqueue_many([], connection) == []
 
 
+# -- many jobs of one task
+
+
+def numbered(jobs: int) -> Iterator[dict[str, Any]]:
+    return ({"to": str(number)} for number in range(jobs))
+
+
+def spoiled(jobs: int) -> Iterator[dict[str, Any]]:
+    """The last one can't be stored."""
+    return ({"to": str(number) if number < jobs - 1 else object()} for number in range(jobs))
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_many_jobs_of_a_task_are_stored_in_order_and_all_or_none(
+    own: bool, task: Task[..., Any], connect: Connect
+) -> None:
+    door = task if own else task.using(connect())
+    handles = door.enqueue_many(numbered(MANY))
+    assert stored(connect()) == [(job.id, str(i)) for i, job in enumerate(handles)]
+    for jobs in (2, 1500, MANY):
+        with pytest.raises(InvalidPayload, match=rf"argument 'to' can't be stored.*number {jobs - 1}, counted from 0"):
+            door.enqueue_many(spoiled(jobs))
+    assert len(stored(connect())) == MANY
+    assert door.enqueue_many([]) == []
+    door.enqueue_many([{"to": "last"}])
+    assert stored(connect())[-1][1] == "last"
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_many_jobs_of_a_task_are_stored_asynchronously_all_or_none(
+    own: bool, task: Task[..., Any], dsn: str, connect: Connect
+) -> None:
+    async def enqueue() -> list[JobHandle[Any]]:
+        async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as opened:
+            door = task if own else task.using(opened)
+            with pytest.raises(InvalidPayload, match="number 3999"):
+                await door.enqueue_many_async(spoiled(4000))
+            assert await door.enqueue_many_async([]) == []
+            return await door.enqueue_many_async(numbered(MANY))
+
+    handles = asyncio.run(enqueue())
+    assert stored(connect()) == [(job.id, str(i)) for i, job in enumerate(handles)]
+
+
+def test_a_callers_transaction_is_as_it_was_when_one_of_many_jobs_cannot_be_stored(
+    task: Task[..., Any], dsn: str, connect: Connect
+) -> None:
+    async def fail(connection: psycopg.AsyncConnection[Any]) -> None:
+        async with connection:
+            await task.using(connection).enqueue_async("async, before")
+            with pytest.raises(InvalidPayload):
+                await task.using(connection).enqueue_many_async(spoiled(5000))
+
+    async def enqueue() -> None:
+        await fail(await psycopg.AsyncConnection.connect(dsn))
+
+    with psycopg.connect(dsn) as connection:
+        task.using(connection).enqueue("before")
+        with pytest.raises(InvalidPayload):
+            task.using(connection).enqueue_many(spoiled(5000))
+        task.using(connection).enqueue_many(numbered(2500))
+        connection.execute("savepoint here")
+        task.using(connection).enqueue_many(numbered(2500))
+        connection.execute("rollback to here")
+        assert stored(connect()) == []
+    asyncio.run(enqueue())
+    assert [to for _, to in stored(connect())] == ["before", *(str(i) for i in range(2500)), "async, before"]
+
+
+def test_what_makes_the_arguments_of_many_jobs_runs_outside_of_their_transaction(
+    task: Task[..., Any], connect: Connect
+) -> None:
+    connection = connect()
+
+    def slow() -> Iterator[dict[str, Any]]:
+        for named in numbered(5000):
+            assert connection.info.transaction_status is psycopg.pq.TransactionStatus.IDLE
+            yield named
+
+    assert len(task.using(connection).enqueue_many(slow())) == 5000
+
+
+def test_many_jobs_of_a_task_have_its_options_the_org_and_the_delay_in_common(
+    app: App, task: Task[..., Any], connect: Connect
+) -> None:
+    chosen = task.options(queue="fast", priority=9, max_attempts=3, headers={"trace": "1"}, delay=3600, timeout=1.5)
+    with app.org("acme"):
+        assert len({str(job) for job in chosen.enqueue_many([{"to": "a"}, {"to": "b", "weight": 2.5}])}) == 2
+    columns = (
+        "payload, queue, priority, max_attempts, org_id, headers, timeout_ms, run_at > now() + interval '59 minutes'"
+    )
+    assert connect().execute(f"select {columns} from pgworker.jobs order by id").fetchall() == [
+        (payload, "fast", 9, 3, "acme", {"trace": "1"}, 1500, True)
+        for payload in ({"to": "a"}, {"to": "b", "weight": 2.5})
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "complaint"),
+    [
+        (
+            [{"to": "a"}, ("b",)],
+            TypeError,
+            r"a mapping of names to values, not tuple \(arguments number 1, counted from 0\)",
+        ),
+        (
+            [{"to": "a"}, {"too": "b"}],
+            TypeError,
+            r"unexpected keyword argument 'too'; did you mean 'to'\? \(arguments number 1",
+        ),
+        ([{"to": "a"}, {}], TypeError, r"missing a required argument: 'to' \(arguments number 1"),
+        ([{"to": 7}], InvalidPayload, r"'to' would not decode as str .*\(arguments number 0"),
+        ([{7: "a"}], TypeError, r"\(arguments number 0"),
+    ],
+)
+def test_arguments_of_many_jobs_that_do_not_fit_are_named_by_their_place(
+    arguments: Any, error: type[Exception], complaint: str, task: Task[..., Any], connect: Connect
+) -> None:
+    with pytest.raises(error, match=complaint):
+        task.enqueue_many(arguments)
+    with pytest.raises(InvalidJob, match="the option id is that of one job"):
+        task.options(id=task.enqueue("a").id).enqueue_many([])
+    assert [to for _, to in stored(connect())] == ["a"]
+
+
+def test_arguments_of_many_jobs_may_be_any_mappings(task: Task[..., Any], connect: Connect) -> None:
+    task.enqueue_many([MappingProxyType({"to": "a"}), UserDict(to="b")])
+    assert [to for _, to in stored(connect())] == ["a", "b"]
+
+
+# -- what is refused, or not quite what it seems
+
+
 class Urgency(int, Enum):
     HIGH = 9
 
@@ -223,7 +368,7 @@ def test_many_jobs_are_stored_asynchronously_all_or_none(
 
 def test_a_statement_has_a_thousand_jobs_or_sixteen_megabytes_or_a_single_larger_job(task: Task[..., Any]) -> None:
     small, large, huge = task.job("x"), task.job("x" * (1 << 19)), JobRequest("mail", "x" * (20 << 20))
-    sizes = [len(chunk) for chunk in producer._chunks([*[small] * 2000, *[large] * 40, huge, small])]
+    sizes = [len(chunk) for chunk in producer.groups_of([*[small] * 2000, *[large] * 40, huge, small])]
     assert sizes == [1000, 1000, 31, 9, 1, 1]
 
 

@@ -367,7 +367,7 @@ def whole_life(worker: Worker, monitor: Monitor, jobs: int) -> list[Scan]:
 
 HISTORY = """
     with old as (
-        select pgworker.enqueue_many(
+        select pgworker.enqueue_jobs(
             array_fill('t'::text, n), array_fill('{}'::jsonb, n), array_fill('old'::text, n),
             array_fill(5::smallint, n), array_fill(null::timestamptz, n), array_fill(25::smallint, n),
             array_fill(null::bigint, n), array_fill(null::text, n), array_fill(null::jsonb, n),

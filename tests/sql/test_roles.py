@@ -68,14 +68,14 @@ RIGHTS: dict[str, dict[str, str]] = {
     },
 }
 CALLS: dict[str, str] = {
-    "pgworker_enqueuer": "enqueue enqueue_many schema_version current_org protect_table",
+    "pgworker_enqueuer": "enqueue enqueue_jobs enqueue_many schema_version current_org protect_table",
     "pgworker_worker": (
-        "enqueue enqueue_many schema_version current_org protect_table create_partition job_status somebody_sleeps"
-        " is_suspect last_execution stored_job is_recorded"
+        "enqueue enqueue_jobs enqueue_many schema_version current_org protect_table create_partition job_status"
+        " somebody_sleeps is_suspect last_execution stored_job is_recorded"
         " uuid7_first count_default_jobs list_expired_partitions watch_expired_partitions drop_expired_partitions"
     ),
     "pgworker_admin": (
-        "enqueue enqueue_many schema_version current_org protect_table job_status"
+        "enqueue enqueue_jobs enqueue_many schema_version current_org protect_table job_status"
         " uuid7_first list_expired_partitions watch_expired_partitions drop_expired_partitions"
     ),
 }
@@ -307,13 +307,14 @@ def test_an_enqueuer_enqueues_in_every_way_there_is(roles_dsn: str, login: Login
 
     greet.enqueue("Ada")
     assert len(app.enqueue_many([greet.job(str(number)) for number in range(2500)])) == 2500
+    assert len(greet.enqueue_many({"name": str(number)} for number in range(2500))) == 2500
     app.close()
     with psycopg.connect(theirs) as connection:
         check_schema(connection)
         greet.using(connection).enqueue("Grace")
         connection.execute("""select pgworker.enqueue('shop.greet', '{"name": "Joan"}', org_id => 'acme')""")
     with psycopg.connect(roles_dsn) as connection:
-        assert ask(connection, "select count(*) from pgworker.job_queue") == [2503]
+        assert ask(connection, "select count(*) from pgworker.job_queue") == [5003]
 
 
 def test_a_partition_that_a_worker_makes_belongs_to_the_owner(roles_dsn: str, login: Login) -> None:

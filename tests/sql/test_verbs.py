@@ -18,7 +18,7 @@ from pgworker.inspection.workers import list_workers
 from pgworker.lifecycle.cancel import cancel_job
 from pgworker.lifecycle.claim import Lanes, find_below_floor, find_dry_lanes, floor_of
 from pgworker.lifecycle.dead_letters import discard_dead_letters, list_dead_letters, requeue_dead_letters
-from pgworker.lifecycle.enqueue import enqueue_jobs
+from pgworker.lifecycle.enqueue import Alike, enqueue_jobs
 from pgworker.lifecycle.heartbeat import (
     Activity,
     PoolIdentity,
@@ -63,6 +63,8 @@ EVERYTHING = """
            array(select job_id from pgworker.dead_letter_jobs order by 1)
 """
 
+COLUMNS = "priority, max_attempts, timeout_ms, queue, task, payload, org_id, headers, unique_key, concurrency_key"
+
 ALONE_OR_NOT = pytest.mark.parametrize("others", [[], [JobRequest("t", "{}")]], ids=["alone", "with another"])
 """One job is stored by another function than several are."""
 
@@ -97,8 +99,7 @@ def test_enqueue_stores_the_job_as_asked_and_a_queue_row_for_its_first_execution
             JobRequest("pkg.task:x", "{}", "mail-1", 9, at, 3, None, "org", '{"traceparent": "00"}'),
         ],
     )
-    columns = "priority, max_attempts, timeout_ms, queue, task, payload, org_id, headers, unique_key, concurrency_key"
-    assert ask(db, f"select id, {columns} from pgworker.jobs order by id") == [
+    assert ask(db, f"select id, {COLUMNS} from pgworker.jobs order by id") == [
         (plain, 5, 25, 1_800_000, "default", "t", {"a": [1, None]}, None, None, None, None),
         (full, 9, 3, None, "mail-1", "pkg.task:x", {}, "org", {"traceparent": "00"}, None, None),
     ]
@@ -111,9 +112,41 @@ def test_enqueue_stores_the_job_as_asked_and_a_queue_row_for_its_first_execution
     assert ask(db, "select run_at from pgworker.job_queue order by job_id") == [due, at]
 
 
-def test_ids_are_uuid7_of_the_servers_clock_and_rise_in_the_order_of_the_requests(db: Connection[Any]) -> None:
+def test_jobs_that_differ_in_their_payloads_are_stored_as_one_would_be(db: Connection[Any]) -> None:
+    before, at = now(db), datetime(2099, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
+    plain = JobRequest("t", "{}")
+    full = JobRequest("pkg.task:x", "{}", "mail-1", 9, at, 3, None, "org", '{"traceparent": "00"}')
+    first, second = (enqueue_jobs(db, Alike(template, ['{"a": 1}', "{}"])) for template in (plain, full))
+    assert ask(db, f"select id, {COLUMNS} from pgworker.jobs order by id") == [
+        (id_, *columns[:5], payload, *columns[5:], None, None)
+        for ids, columns in (
+            (first, (5, 25, 1_800_000, "default", "t", None, None)),
+            (second, (9, 3, None, "mail-1", "pkg.task:x", "org", {"traceparent": "00"})),
+        )
+        for id_, payload in zip(ids, ({"a": 1}, {}), strict=True)
+    ]
+    assert ask(
+        db, "select job_id, execution, failures, priority, queue, task, org_id from pgworker.job_queue order by job_id"
+    ) == [
+        *((id_, 1, 0, 5, "default", "t", None) for id_ in first),
+        *((id_, 1, 0, 9, "mail-1", "pkg.task:x", "org") for id_ in second),
+    ]
+    times = ask(
+        db,
+        """select created_at, jobs.run_at, job_queue.run_at from pgworker.jobs
+           join pgworker.job_queue on job_id = id order by id""",
+    )
+    assert all(before <= created == due == waits <= now(db) for created, due, waits in times[:2])
+    assert all(before <= created <= now(db) and due == waits == at for created, due, waits in times[2:])
+
+
+@pytest.mark.parametrize("alike", [False, True])
+def test_ids_are_uuid7_of_the_servers_clock_and_rise_in_the_order_of_the_requests(
+    alike: bool, db: Connection[Any]
+) -> None:
     before = now(db)
-    ids = enqueue(db, 500)
+    ids = enqueue_jobs(db, Alike(JobRequest("t", "{}"), ["{}"] * 500)) if alike else enqueue(db, 500)
+    assert len({job.int >> 64 for job in ids}) > 20, "claims go on behind the time of the last one"
     assert ids == sorted(ids)
     assert {(job.version, job.variant) for job in ids} == {(7, "specified in RFC 4122")}
     made = ask(db, "select pgworker.uuid7_at(id) from pgworker.jobs")
@@ -172,8 +205,10 @@ def test_an_id_that_is_no_uuid7_of_about_now_is_refused_with_all_that_came_with_
 def test_the_table_itself_refuses_what_no_job_may_be(
     db: Connection[Any], wrong: dict[str, Any], others: list[JobRequest]
 ) -> None:
-    with pytest.raises(psycopg.errors.CheckViolation):
-        enqueue_jobs(db, [*others, JobRequest(**({"task": "t", "payload": "{}"} | wrong))])
+    request = JobRequest(**({"task": "t", "payload": "{}"} | wrong))
+    for group in ([*others, request], Alike(request, [*(other.payload for other in others), request.payload])):
+        with pytest.raises(psycopg.errors.CheckViolation):
+            enqueue_jobs(db, group)
     assert everything(db) == NOTHING
 
 
@@ -200,6 +235,20 @@ def test_enqueue_in_plain_sql_has_the_same_defaults(db: Connection[Any]) -> None
     ) == [("t", {}, "default", 5, 25, 1_800_000, None), ("t", {"a": 1}, "default", 7, 25, None, None)]
 
 
+def test_many_jobs_of_a_task_in_plain_sql_have_the_same_defaults_and_none_is_none(db: Connection[Any]) -> None:
+    [ids] = ask(
+        db,
+        """select pgworker.enqueue_many('t', array_agg(jsonb_build_object('n', n)), timeout => null)
+                       from generate_series(1, 3) as n""",
+    )
+    assert ask(
+        db, "select id, payload, queue, priority, max_attempts, timeout_ms, org_id from pgworker.jobs order by id"
+    ) == [(id_, {"n": n}, "default", 5, 25, None, None) for n, id_ in enumerate(ids, 1)]
+    assert ask(db, "select pgworker.enqueue_many('t', '{}')") == [[]]
+    assert ask(db, "select pgworker.enqueue_many('t', null)") == [[]]
+    assert len(waiting(db)) == 3
+
+
 def test_enqueue_tells_sleepers_once_and_only_of_what_is_due_in_their_queue(
     db: Connection[Any], connect: Connect
 ) -> None:
@@ -209,8 +258,11 @@ def test_enqueue_tells_sleepers_once_and_only_of_what_is_due_in_their_queue(
     requests = [JobRequest("t", "{}", "mail") for _ in range(3)] + [JobRequest("t", "{}", "other")]
     enqueue_jobs(db, [*requests, JobRequest("t", "{}", "mail", run_at=later)])
     enqueue_jobs(db, [JobRequest("t", "{}", "mail", run_at=later), JobRequest("t", "{}", "other")])
+    for template in (JobRequest("t", "{}", "mail"), JobRequest("t", "{}", "mail", run_at=later), JobRequest("t", "{}")):
+        enqueue_jobs(db, Alike(template, ["{}"] * 4))
+    enqueue_jobs(db, Alike(JobRequest("t", "{}", "mail"), []))
     db.execute("notify pgworker, 'end'")
-    assert [told.payload for told in sleeper.notifies(timeout=10, stop_after=2)] == ["mail=3", "end"]
+    assert [told.payload for told in sleeper.notifies(timeout=10, stop_after=3)] == ["mail=3", "mail=4", "end"]
 
 
 # -- claim

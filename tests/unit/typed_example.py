@@ -53,6 +53,9 @@ purge = app.register(Purge(), queue="night", should_retry=lambda job, error: job
 def enqueue(conn: psycopg.Connection, cursor: psycopg.Cursor) -> None:
     assert_type(charge.using(conn).options(priority=9, org_id="acme").enqueue(7), JobHandle[None])
     assert_type(app.enqueue_many([charge.job(i) for i in range(1000)]), list[JobHandle[Any]])
+    assert_type(refund.options(priority=1).enqueue_many({"order_id": i} for i in range(3)), list[JobHandle[float]])
+    assert_type(fetch.enqueue_many([{"url": "x"}]), list[JobHandle[bytes]])
+    refund.enqueue_many([7])  # type: ignore[list-item]
     assert_type(refund.options(timeout=timedelta(minutes=1), run_at=datetime.now(timezone.utc)).job(7), JobRequest)
     assert_type(refund.options(delay=timedelta(minutes=1)).options(delay=5).job(7), JobRequest)
     app.enqueue_many((send_receipt.job(i) for i in range(3)), connection=cursor)
@@ -89,6 +92,7 @@ async def wait_async(session: AsyncSession) -> None:
     assert_type(await (await fetch.enqueue_async("x")).wait_async(), bytes)
     assert_type(fetch.options(priority=1).enqueue("x"), JobHandle[bytes])
     assert_type(await app.enqueue_many_async([refund.job(7)], session), list[JobHandle[Any]])
+    assert_type(await fetch.using(session).enqueue_many_async([{"url": "x"}]), list[JobHandle[bytes]])
 
 
 def call(ctx: Context) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
-from uuid import UUID
 
 import psycopg
 from psycopg import Connection, Cursor
@@ -22,8 +20,8 @@ import pgworker.worker.transaction
 from pgworker.app.queue.handing_back import LostClaims
 from pgworker.app.queue.leases import ClaimedJob, HeldLease
 from pgworker.app.queue.postgres import PostgresQueue
+from pgworker.lifecycle.enqueue import Group
 from pgworker.lifecycle.settle import Ended, Next, Settlement
-from pgworker.model.job import JobRequest
 from pgworker.model.state import Outcome
 from tests.chaos.defects.defect import Bed, Defect
 from tests.chaos.defects.revealing import DRAINED, STOPPED_PAST_LEASE, WORKERS_KILLED
@@ -152,22 +150,21 @@ def _keep_org(bed: Bed) -> None:
 
 
 def _drop_enqueued(bed: Bed) -> None:
-    enqueue = pgworker.lifecycle.enqueue.enqueue_jobs
+    enqueue = pgworker.lifecycle.enqueue.enqueue_group
 
-    def enqueue_or_not(target: Any, requests: Sequence[JobRequest]) -> list[UUID]:
-        connection = target if isinstance(target, Connection) else target.connection
+    def enqueue_or_not(connection: Connection[Any], group: Group) -> list[bytes]:
         with connection.transaction(force_rollback=bed.dice.random() < 0.2):
-            return enqueue(target, requests)
+            return enqueue(connection, group)
 
     bed.rewire(enqueue, enqueue_or_not)
 
 
 def _enqueue_elsewhere(bed: Bed) -> None:
-    enqueue = pgworker.lifecycle.enqueue.enqueue_jobs
+    enqueue = pgworker.lifecycle.enqueue.enqueue_group
 
-    def enqueue_on_another(target: Any, requests: Sequence[JobRequest]) -> list[UUID]:
-        with psycopg.connect(target.connection.info.dsn if isinstance(target, Cursor) else target.info.dsn) as another:
-            return enqueue(another, requests)
+    def enqueue_on_another(connection: Connection[Any], group: Group) -> list[bytes]:
+        with psycopg.connect(connection.info.dsn) as another:
+            return enqueue(another, group)
 
     bed.rewire(enqueue, enqueue_on_another)
 
