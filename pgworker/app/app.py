@@ -273,13 +273,13 @@ class App:
         All of them or none, in the transaction of `connection`, whatever `task.using` takes, or in one of its own.
         InvalidJob for a job that PostgreSQL refuses, or that lacks an org which the app requires.
         """
-        return self._producer.enqueue(self._requests(requests), connection)
+        return self._producer.enqueue_many(self._requests(requests), connection)
 
     async def enqueue_many_async(
         self, requests: Iterable[JobRequest], connection: Target | None = None
     ) -> list[JobHandle[Any]]:
         """As `enqueue_many`; on an asynchronous connection, or in a thread if none is named."""
-        return await self._producer.enqueue_async(self._requests(requests), connection)
+        return await self._producer.enqueue_many_async(self._requests(requests), connection)
 
     def job(self, job_id: UUID | str) -> JobHandle[Any]:
         """A handle for the job with this id. Whether there is one is asked by its methods.

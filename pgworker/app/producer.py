@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from itertools import chain, islice
 from typing import Any, Final, TypeVar
 from uuid import UUID
@@ -25,6 +25,8 @@ from pgworker.lifecycle.enqueue import (
     enqueue_group_async,
     enqueue_groups,
     enqueue_groups_async,
+    enqueue_job,
+    enqueue_job_async,
 )
 from pgworker.model.job import JobRequest
 from pgworker.observe.logs import fields, logger
@@ -53,26 +55,41 @@ class Producer:
         """Where jobs go that name no connection. ConfigurationError if nothing says so."""
         return self._connections.dsn
 
-    def enqueue(self, requests: Sequence[JobRequest], target: Target | None = None) -> list[JobHandle[Any]]:
-        """Enqueue all of them or none: in the transaction that `target` is in, or in one of their own."""
+    def enqueue(self, request: JobRequest, target: Target | None = None) -> JobHandle[Any]:
+        """Enqueue it in the transaction that `target` is in, or in one of its own."""
+        if target is not None:
+            return self._handle(request, _store_job(driver_of(target), request))
+        with self._connections.connection() as connection:
+            return self._handle(request, _store_job(connection, request))
+
+    async def enqueue_async(self, request: JobRequest, target: Target | None = None) -> JobHandle[Any]:
+        """As `enqueue`, on something asynchronous; without it in a thread, which goes on if the wait is cancelled."""
+        if target is None:
+            return await asyncio.to_thread(self.enqueue, request)
+        return self._handle(request, await _store_job_async(await async_driver_of(target), request))
+
+    def enqueue_many(self, requests: Sequence[JobRequest], target: Target | None = None) -> list[JobHandle[Any]]:
+        """As `enqueue`, all of them or none."""
         return self._handles(requests, self._store(groups_of(requests), target))
 
-    async def enqueue_async(self, requests: Sequence[JobRequest], target: Target | None = None) -> list[JobHandle[Any]]:
-        """As `enqueue`, on something asynchronous; without it in a thread, which goes on if the wait is cancelled."""
+    async def enqueue_many_async(
+        self, requests: Sequence[JobRequest], target: Target | None = None
+    ) -> list[JobHandle[Any]]:
+        """As `enqueue_many` and `enqueue_async`."""
         return self._handles(requests, await self._store_async(groups_of(requests), target))
 
     def enqueue_alike(
         self, template: JobRequest, payloads: Iterator[str], target: Target | None = None
     ) -> list[JobHandle[Any]]:
-        """As `enqueue`, jobs that differ in nothing but their payloads, which are made while the server stores those
-        before. What is raised where one is made comes through; none is stored then."""
+        """As `enqueue_many`, jobs that differ in nothing but their payloads; these are made while the server stores
+        those before. What is raised where one is made comes through, and none is stored."""
         ids = self._store(_groups_alike(template, payloads), target)
         return self._handles([template] * len(ids), ids)
 
     async def enqueue_alike_async(
         self, template: JobRequest, payloads: Iterator[str], target: Target | None = None
     ) -> list[JobHandle[Any]]:
-        """As `enqueue_alike`, where `enqueue_async` would store them."""
+        """As `enqueue_alike` and `enqueue_async`."""
         ids = await self._store_async(_groups_alike(template, payloads), target)
         return self._handles([template] * len(ids), ids)
 
@@ -92,6 +109,11 @@ class Producer:
         check_target(target)
         return await _enqueue_on_async(await async_driver_of(target), groups)
 
+    def _handle(self, request: JobRequest, job_id: bytes) -> JobHandle[Any]:
+        if log.isEnabledFor(logging.DEBUG):
+            _log_enqueued([request], [job_id])
+        return JobHandle(job_id, request.task, self._jobs)
+
     def _handles(self, requests: Sequence[JobRequest], ids: Sequence[bytes]) -> list[JobHandle[Any]]:
         if log.isEnabledFor(logging.DEBUG):
             _log_enqueued(requests, ids)
@@ -99,25 +121,49 @@ class Producer:
         return [JobHandle(job_id, request.task, jobs) for job_id, request in zip(ids, requests, strict=True)]
 
 
+def _store_job(driver: SyncDriver, request: JobRequest) -> bytes:
+    connection = driver if isinstance(driver, Connection) else driver.connection
+    try:
+        return enqueue_job(connection, request)
+    except psycopg.Error as error:
+        _raise_explained(error, connection)
+        raise
+
+
+async def _store_job_async(driver: AsyncDriver, request: JobRequest) -> bytes:
+    connection = driver if isinstance(driver, AsyncConnection) else driver.connection
+    try:
+        return await enqueue_job_async(connection, request)
+    except psycopg.Error as error:
+        _raise_explained(error, connection)
+        raise
+
+
 def enqueue_on(driver: SyncDriver, groups: Iterator[Group]) -> list[bytes]:
     """Store jobs in the transaction that `driver` is in, or all in one of their own; their ids in order, as bytes."""
     connection = driver if isinstance(driver, Connection) else driver.connection
     ready = _made_ready(groups, connection)
-    with _refusals(connection):
+    try:
         if len(ready) == 1:
             return enqueue_group(connection, ready[0])
         with connection.transaction() if connection.autocommit else nullcontext():
             return enqueue_groups(connection, chain(ready, groups))
+    except psycopg.Error as error:
+        _raise_explained(error, connection)
+        raise
 
 
 async def _enqueue_on_async(driver: AsyncDriver, groups: Iterator[Group]) -> list[bytes]:
     connection = driver if isinstance(driver, AsyncConnection) else driver.connection
     ready = _made_ready(groups, connection)
-    with _refusals(connection):
+    try:
         if len(ready) == 1:
             return await enqueue_group_async(connection, ready[0])
         async with connection.transaction() if connection.autocommit else nullcontext():
             return await enqueue_groups_async(connection, chain(ready, groups))
+    except psycopg.Error as error:
+        _raise_explained(error, connection)
+        raise
 
 
 def _made_ready(groups: Iterator[Group], connection: Connection[Any] | AsyncConnection[Any]) -> list[Group]:
@@ -159,17 +205,12 @@ def _log_enqueued(requests: Sequence[JobRequest], ids: Sequence[bytes]) -> None:
         )
 
 
-@contextmanager
-def _refusals(connection: Connection[Any] | AsyncConnection[Any]) -> Iterator[None]:
+def _raise_explained(error: psycopg.Error, connection: Connection[Any] | AsyncConnection[Any]) -> None:
     """What PostgreSQL says against the jobs, or of a missing schema, as our errors. Others pass as they are."""
-    try:
-        yield
-    except psycopg.Error as error:
-        if (error.sqlstate or "")[:2] in ("22", "23"):  # data exceptions, violated constraints
-            raise InvalidJob(f"PostgreSQL refused the job: {_complaint(error)}") from error
-        if error.sqlstate and isinstance(told := explain(error, dsn_of(connection)), SchemaError):
-            raise told from error
-        raise
+    if (error.sqlstate or "")[:2] in ("22", "23"):  # data exceptions, violated constraints
+        raise InvalidJob(f"PostgreSQL refused the job: {_complaint(error)}") from error
+    if error.sqlstate and isinstance(told := explain(error, dsn_of(connection)), SchemaError):
+        raise told from error
 
 
 def _complaint(error: psycopg.Error) -> str:

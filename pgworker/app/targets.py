@@ -78,6 +78,8 @@ async def async_driver_of(target: Target) -> AsyncDriver:
 
 def _sync_driver(target: Any) -> Any:
     """What is under a synchronous object of SQLAlchemy or Django; anything else as it is."""
+    if isinstance(target, _DRIVERS):  # as nearly always
+        return target
     if _is_one_of(target, _SESSIONS):
         target = target.connection()
     if _is_one_of(target, _CONNECTIONS):

@@ -149,7 +149,7 @@ class Enqueuer(Generic[P, R]):
     def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[R]: ...
     def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[Any]:
         """Store the job and return its handle. Errors as of `job`, and those of the database."""
-        return self._sender.producer.enqueue([self.job(*args, **kwargs)], self._target)[0]
+        return self._sender.producer.enqueue(self.job(*args, **kwargs), self._target)
 
     @overload
     async def enqueue_async(
@@ -159,7 +159,7 @@ class Enqueuer(Generic[P, R]):
     async def enqueue_async(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[R]: ...
     async def enqueue_async(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[Any]:
         """As `enqueue`; on an asynchronous connection, or in a thread if none was named."""
-        return (await self._sender.producer.enqueue_async([self.job(*args, **kwargs)], self._target))[0]
+        return await self._sender.producer.enqueue_async(self.job(*args, **kwargs), self._target)
 
     @overload
     def enqueue_many(

@@ -97,10 +97,10 @@ def enqueue(
 
     request = JobRequest(task, arguments, **job_options({**options, "run_at": run_at}))
     with open_database(dsn, "enqueue") as connection:
-        from pgworker.lifecycle.enqueue import enqueue_jobs
+        from pgworker.lifecycle.enqueue import enqueue_job
 
         due = request if wait is None else request._replace(run_at=_from_now(connection, wait))
-        (job_id,) = enqueue_jobs(connection, [due])
+        job_id = UUID(bytes=enqueue_job(connection, due))
         print(job_id, flush=True)
         if is_watched():
             _warn(connection, job_id)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
-from typing import Any, TypeGuard
+from typing import Any, Final, TypeGuard
 
 import psycopg
 from psycopg import Connection, Cursor
@@ -13,6 +13,8 @@ from psycopg import Connection, Cursor
 from pgworker.db.patience import PatientConnection, limit_of, server_limit_ms
 from pgworker.db.plan import plan_by_index
 from pgworker.sql.load import query
+
+_AS_IT_IS: Final = nullcontext()
 
 
 @contextmanager
@@ -87,13 +89,14 @@ def limit_session(connection: PatientConnection[Any], patience: float) -> None:
     connection.limits_each = connection.execute(query("limit_time"), own).fetchone() is None
 
 
-@contextmanager
-def in_time(connection: Connection[Any]) -> Iterator[None]:
+def in_time(connection: Connection[Any]) -> AbstractContextManager[None]:
     """One statement with the limit that `limit_session` could not set, in the same round trip if its rows are fetched
     behind this: what is sent in a pipeline is a transaction."""
-    if not _limits_each(connection):
-        yield
-        return
+    return _limited(connection) if _limits_each(connection) else _AS_IT_IS
+
+
+@contextmanager
+def _limited(connection: Connection[Any]) -> Iterator[None]:
     with connection.pipeline():
         limit_transaction(connection, limit_of(connection))
         yield
