@@ -9,6 +9,7 @@ from enum import Enum
 from typing import Any
 from uuid import UUID
 
+import msgspec
 from psycopg import AsyncCursor, Cursor
 
 from pgworker.db.arrays import moment_array, number_array
@@ -24,11 +25,11 @@ class Next(int, Enum):
     BURY = 2
 
 
-@dataclass(slots=True)
-class Ended:
+class Ended(msgspec.Struct, gc=False):
     """One ended execution. Times: nanoseconds of the monotonic clock. A requeued job is due at `run_at`, by the
     database's clock, or if that is None after `delay` seconds."""
 
+    # One is made for each job: a struct takes a third of the time of a dataclass, and nothing in it leads back to it.
     job_id: UUID
     execution: int
     started_ns: int

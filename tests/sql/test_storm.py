@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 import random
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from threading import Event, Thread
 from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
+from msgspec import structs
 from psycopg import Connection
 
 from pgworker.errors import LeaseLost
@@ -277,9 +278,9 @@ class Claimer(Actor):
                 return
             with handler.transaction(force_rollback=True):
                 handler.execute("insert into chaos.effect values (%s, %s)", [row.job_id, row.execution])
-        failed = replace(self.run_job(row), outcome=Outcome.FAILED, next=Next.REQUEUE, started_ns=started_ns)
+        failed = structs.replace(self.run_job(row), outcome=Outcome.FAILED, next=Next.REQUEUE, started_ns=started_ns)
         if row.failures + 1 >= (row.max_attempts or 0):
-            failed = replace(failed, next=Next.BURY)
+            failed = structs.replace(failed, next=Next.BURY)
         self.settle(Settlement(held.lease_id, position, [failed], is_last))
 
     def die(self) -> None:

@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from msgspec import structs
 from psycopg import Connection
 
 from pgworker.errors import JobNotFound
@@ -417,7 +418,7 @@ def test_times_of_an_execution_are_the_servers_clock_less_what_the_worker_measur
     enqueue(db)
     settlement = worker.claim().settlement()
     at = time.monotonic_ns()
-    run = replace(settlement.executions[0], started_ns=at - 5_000_000_000, finished_ns=at - 2_000_000_000)
+    run = structs.replace(settlement.executions[0], started_ns=at - 5_000_000_000, finished_ns=at - 2_000_000_000)
     assert worker.settle(Settlement(settlement.lease_id, 1, [run], True))
     [(lasted, ago)] = ask(
         db, "select finished_at - started_at, clock_timestamp() - finished_at from pgworker.job_executions"
@@ -473,7 +474,7 @@ def test_a_settlement_of_many_kinds_is_one_statement(db: Connection[Any], worker
     held = worker.claim()
     ended_as = [(Outcome.SUCCEEDED, Next.END), (Outcome.FAILED, Next.REQUEUE), (Outcome.TIMED_OUT, Next.BURY)]
     succeeded = held.settlement(1, 3).executions
-    runs = [replace(run, outcome=o, next=n) for run, (o, n) in zip(succeeded, ended_as, strict=True)]
+    runs = [structs.replace(run, outcome=o, next=n) for run, (o, n) in zip(succeeded, ended_as, strict=True)]
     assert worker.settle(Settlement(held.lease_id, 1, runs, False))
     assert statuses(db, ids) == ["succeeded", "failed", "dead_letter", "running"]
     assert leases(db) == {held.lease_id: ids}
@@ -495,7 +496,7 @@ def test_a_settle_beyond_the_end_of_its_lease_writes_only_what_the_lease_has(
     [job] = enqueue(db)
     held = worker.claim()
     run = held.settlement().executions[0]
-    assert not worker.settle(Settlement(held.lease_id, 1, [run, replace(run, job_id=uuid4())], False))
+    assert not worker.settle(Settlement(held.lease_id, 1, [run, structs.replace(run, job_id=uuid4())], False))
     assert ask(db, "select job_id, position from pgworker.job_executions") == [(job, 1)]
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
 
+import msgspec
+
 from pgworker.lifecycle.claim import ClaimedRow
 from pgworker.lifecycle.settle import Ended, Settlement
 from pgworker.model.job import Job
@@ -143,8 +145,7 @@ class HeldLease:
         return not self.is_going_back and len(self.ended) >= self.count
 
 
-@dataclass(slots=True)
-class ClaimedJob:
+class ClaimedJob(msgspec.Struct):
     """A job to run: its row, and its place in a lease."""
 
     lease: HeldLease

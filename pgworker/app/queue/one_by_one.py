@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import psycopg
+from msgspec import structs
 from psycopg import Connection, Cursor
 
 from pgworker.app.queue.leases import HeldLease, LeaseUpdate
@@ -70,7 +71,7 @@ def _is_settled_alone(connection: Connection[Any], lease: HeldLease, single: Set
                 "the server would not store the result or error of a job; it is recorded without",
                 extra=fields("result_not_stored", **lease.log_fields(single.first), error=_why(error)),
             )
-            bare = replace(single, ended=[replace(single.executions[0], result=None, error=None, run_at=None)])
+            bare = replace(single, ended=[structs.replace(single.executions[0], result=None, error=None, run_at=None)])
             _send(cursor, bare)
         return is_settled(cursor, single)
 

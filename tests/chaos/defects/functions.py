@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from typing import Any
 
 import psycopg
+from msgspec import structs
 from psycopg import Connection, Cursor
 
 import pgworker.app.queue.losses
@@ -130,7 +130,7 @@ def _take_failures_for_success(bed: Bed) -> None:
 
     def succeed_or_fail(queue: PostgresQueue, job: ClaimedJob, ended: Ended | BaseException) -> None:
         if isinstance(ended, Ended) and ended.outcome is Outcome.FAILED:
-            queue.succeed(job, replace(ended, outcome=Outcome.SUCCEEDED, next=Next.END, error=None))
+            queue.succeed(job, structs.replace(ended, outcome=Outcome.SUCCEEDED, next=Next.END, error=None))
         else:
             fail(queue, job, ended)
 
