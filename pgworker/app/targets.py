@@ -59,7 +59,7 @@ def driver_of(target: Target) -> SyncDriver:
     if isinstance(found, Connection | Cursor):
         return found
     if isinstance(found, AsyncConnection | AsyncCursor) or _is_one_of(target, _ASYNC_SESSIONS + _ASYNC_CONNECTIONS):
-        raise TypeError("this connection is asynchronous: use `await ….enqueue_async()` or `app.enqueue_many_async()`")
+        raise TypeError("this connection is asynchronous: use `await ….enqueue_async()` or `….enqueue_many_async()`")
     raise _not_psycopg(found)
 
 
@@ -72,7 +72,7 @@ async def async_driver_of(target: Target) -> AsyncDriver:
     if isinstance(found, AsyncConnection | AsyncCursor):
         return found
     if isinstance(found, Connection | Cursor):
-        raise TypeError("this connection is synchronous: use `.enqueue()` or `app.enqueue_many()`")
+        raise TypeError("this connection is synchronous: use `.enqueue()` or `.enqueue_many()`")
     raise _not_psycopg(found)
 
 

@@ -202,18 +202,18 @@ def test_a_pool_on_a_postgresql_of_ones_own_runs_what_python_and_sql_enqueue(she
         def ask(statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
             return connection.execute(statement, parameters).fetchall()
 
-        eventually(lambda: ask("select count(*) from payments") == [(1002,)], "every payment")
+        eventually(lambda: ask("select count(*) from payments") == [(1004,)], "every payment")
         eventually(lambda: ask("select pgworker.job_status(%s)", greeted) == [("succeeded",)], "the greeting")
         assert ask("select result from pgworker.job_executions where job_id = %s", greeted) == [("hello Ada",)]
         paid = Counter(order for (order,) in ask("select order_id from payments"))
-        assert paid == Counter(range(1000)) + Counter({42: 2}), "each of them exactly once"
+        assert paid == Counter(range(1002)) + Counter({42: 2}), "each of them exactly once"
         waits = "select priority, extract(epoch from run_at - now())::float8 from pgworker.job_queue order by priority"
         (delayed, hour), (scheduled, day) = ask(waits)
         assert (delayed, scheduled) == (5, 9)
         assert 1800 < hour <= 3600
         assert day > 23 * 3600
         finished = 'pgworker_jobs_finished_total{outcome="succeeded",queue="default",task="shop.charge"}'
-        eventually(lambda: scraped(address, finished) == 1002, "the scrape says so too")
+        eventually(lambda: scraped(address, finished) == 1004, "the scrape says so too")
     pool.send(signal.SIGTERM)
     assert pool.wait() == 0
 
@@ -274,7 +274,7 @@ ENQUEUE_PROGRAM = f"""
 import os
 from datetime import datetime, timedelta, timezone
 import psycopg
-from shop import app, charge
+from shop import app, charge, greet
 
 tomorrow = datetime.now(timezone.utc) + timedelta(days=1)
 conn = psycopg.connect(os.environ["PGWORKER_DSN"])

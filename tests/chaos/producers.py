@@ -6,7 +6,7 @@ import itertools
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 from uuid import UUID
@@ -14,6 +14,7 @@ from uuid import UUID
 import psycopg
 from psycopg import Connection
 
+from pgworker.app.handle import JobHandle
 from pgworker.control.queues import pause_queues, resume_queues
 from pgworker.errors import PgworkerError
 from pgworker.lifecycle.cancel import cancel_job
@@ -25,6 +26,7 @@ from tests.chaos.evidence import ACKED, ASKED, CANCELLED, PLAN, ROLLED_BACK, Led
 from tests.chaos.plan import QUEUES
 
 Connect = Callable[[], Connection[Any]]
+Enqueue = Callable[[Connection[Any]], list[JobHandle[Any]]]
 
 ORGS = (None, None, None, "acme", "globex")
 _AWAY = (
@@ -147,20 +149,29 @@ class Producer(Actor):
             jobs = min(jobs, self._left)
         keys = range(self._key, self._key + jobs)
         self._key += jobs
-        requests = [self._request(key) for key in keys]
+        enqueue = self._alike(keys) if self._dice.random() < 0.2 else self._mixed(keys)
         self._ledger.note_all([(PLAN, key) for key in keys])
         if self._dice.random() < 0.1:
             with connection.transaction(force_rollback=True):
-                handles = tasks.app.enqueue_many(requests, connection)
+                handles = enqueue(connection)
                 self._ledger.note_all([(ROLLED_BACK, handle.id) for handle in handles])
             return
         with connection.transaction():
-            handles = tasks.app.enqueue_many(requests, connection)
+            handles = enqueue(connection)
         self._ledger.note_all([(ACKED, key, handle.id) for key, handle in zip(keys, handles, strict=True)])
         self.recent = [handle.id for handle in handles]
         self.acked += jobs
         if self._left is not None:
             self._left -= jobs
+
+    def _alike(self, keys: Iterable[int]) -> Enqueue:
+        task = tasks.app.tasks["plain"].options(queue=self._dice.choice(QUEUES), org_id=self._dice.choice(ORGS))
+        arguments = [{"key": key} for key in keys]
+        return lambda connection: task.using(connection).enqueue_many(arguments)
+
+    def _mixed(self, keys: Iterable[int]) -> Enqueue:
+        requests = [self._request(key) for key in keys]
+        return lambda connection: tasks.app.enqueue_many(requests, connection)
 
     def _request(self, key: int) -> JobRequest:
         dice = self._dice

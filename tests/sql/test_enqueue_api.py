@@ -160,7 +160,7 @@ def test_a_connection_of_the_wrong_kind_is_a_type_error_that_names_the_right_cal
                 app.enqueue_many([task.job("a")], connection)
             with pytest.raises(TypeError, match=r"use `\.enqueue\(\)`"):
                 await task.using(connect()).enqueue_async("a")
-            with pytest.raises(TypeError, match=r"or `app\.enqueue_many\(\)`"):
+            with pytest.raises(TypeError, match=r"or `\.enqueue_many\(\)`"):
                 await app.enqueue_many_async([task.job("a")], connect())
 
     asyncio.run(cross())

@@ -33,6 +33,7 @@ WAITING = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' 
 ASKED: dict[str, Callable[[App], object]] = {
     "enqueue": lambda app: app.tasks["mail"].enqueue("late"),
     "enqueue several thousand": lambda app: app.enqueue_many([app.tasks["mail"].job("late")] * 2500),
+    "enqueue several thousand of a task": lambda app: app.tasks["mail"].enqueue_many([{"to": "late"}] * 2500),
     "cancel a job": lambda app: app.job(str(uuid4())).cancel(),
     "cancel many": lambda app: app.cancel(task="mail"),
     "purge": lambda app: app.purge("default"),
