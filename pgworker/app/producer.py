@@ -25,8 +25,6 @@ from pgworker.lifecycle.enqueue import (
     enqueue_group_async,
     enqueue_groups,
     enqueue_groups_async,
-    enqueue_job,
-    enqueue_job_async,
 )
 from pgworker.model.job import JobRequest
 from pgworker.observe.logs import fields, logger
@@ -124,7 +122,7 @@ class Producer:
 def _store_job(driver: SyncDriver, request: JobRequest) -> bytes:
     connection = driver if isinstance(driver, Connection) else driver.connection
     try:
-        return enqueue_job(connection, request)
+        return enqueue_group(connection, [request])[0]
     except psycopg.Error as error:
         _raise_explained(error, connection)
         raise
@@ -133,7 +131,7 @@ def _store_job(driver: SyncDriver, request: JobRequest) -> bytes:
 async def _store_job_async(driver: AsyncDriver, request: JobRequest) -> bytes:
     connection = driver if isinstance(driver, AsyncConnection) else driver.connection
     try:
-        return await enqueue_job_async(connection, request)
+        return (await enqueue_group_async(connection, [request]))[0]
     except psycopg.Error as error:
         _raise_explained(error, connection)
         raise

@@ -97,10 +97,10 @@ def enqueue(
 
     request = JobRequest(task, arguments, **job_options({**options, "run_at": run_at}))
     with open_database(dsn, "enqueue") as connection:
-        from pgworker.lifecycle.enqueue import enqueue_job
+        from pgworker.lifecycle.enqueue import enqueue_jobs
 
         due = request if wait is None else request._replace(run_at=_from_now(connection, wait))
-        job_id = UUID(bytes=enqueue_job(connection, due))
+        (job_id,) = enqueue_jobs(connection, [due])
         print(job_id, flush=True)
         if is_watched():
             _warn(connection, job_id)

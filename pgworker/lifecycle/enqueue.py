@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
@@ -41,19 +41,12 @@ def enqueue_jobs(target: Connection[Any] | Cursor[Any], group: Group) -> list[UU
     return [UUID(bytes=raw) for raw in enqueue_group(connection, group)]
 
 
-def enqueue_job(connection: Connection[Any], request: JobRequest) -> bytes:
-    """As `enqueue_jobs`, one job. The id is as it comes, 16 bytes."""
-    with in_time(connection):
-        cursor = _send(connection, query("enqueue_job"), _values(request))
-    return _raw_id(cursor.fetchone())
-
-
 def enqueue_group(connection: Connection[Any], group: Group) -> list[bytes]:
     """As `enqueue_jobs`. The ids are as they come, 16 bytes each: UUIDs take 0.3 µs each to make, and the collector of
     garbage as long, of the 6 µs that a job takes among many."""
     with in_time(connection):
-        cursor = _send(connection, *_statement(group))
-    return _ids([cursor])
+        cursor = _send(connection, group)
+    return _raw_ids(cursor.fetchone())
 
 
 def enqueue_groups(connection: Connection[Any], groups: Iterable[Group]) -> list[bytes]:
@@ -67,21 +60,16 @@ def enqueue_groups(connection: Connection[Any], groups: Iterable[Group]) -> list
         with connection.pipeline():
             for group in chain([first], islice(remaining, _IN_ONE_TRIP - 1)):
                 with in_time(connection):
-                    sent.append(_send(connection, *_statement(group)))
+                    sent.append(_send(connection, group))
             ids += _ids(unread)
         unread = sent
     return ids + _ids(unread)
 
 
-async def enqueue_job_async(connection: AsyncConnection[Any], request: JobRequest) -> bytes:
-    """As `enqueue_job`, on an asynchronous connection."""
-    cursor = await _send_async(connection, query("enqueue_job"), _values(request))
-    return _raw_id(await cursor.fetchone())
-
-
 async def enqueue_group_async(connection: AsyncConnection[Any], group: Group) -> list[bytes]:
     """As `enqueue_group`, on an asynchronous connection."""
-    return await _ids_async([await _send_async(connection, *_statement(group))])
+    cursor = await _send_async(connection, group)
+    return _raw_ids(await cursor.fetchone())
 
 
 async def enqueue_groups_async(connection: AsyncConnection[Any], groups: Iterable[Group]) -> list[bytes]:
@@ -93,21 +81,19 @@ async def enqueue_groups_async(connection: AsyncConnection[Any], groups: Iterabl
         sent = []
         async with connection.pipeline():
             for group in chain([first], islice(remaining, _IN_ONE_TRIP - 1)):
-                sent.append(await _send_async(connection, *_statement(group)))  # noqa: PERF401  it awaits
+                sent.append(await _send_async(connection, group))  # noqa: PERF401  it awaits
             ids += await _ids_async(unread)
         unread = sent
     return ids + await _ids_async(unread)
 
 
-def _send(connection: Connection[Any], statement: str, parameters: Mapping[str, Any]) -> Cursor[Any]:
+def _send(connection: Connection[Any], group: Group) -> Cursor[Any]:
     """With a cursor of our own class, whatever the user's connection makes, and its rows as they come."""
-    return Cursor(connection, row_factory=tuple_row).execute(statement, parameters, binary=True)
+    return Cursor(connection, row_factory=tuple_row).execute(*_statement(group), binary=True)
 
 
-async def _send_async(
-    connection: AsyncConnection[Any], statement: str, parameters: Mapping[str, Any]
-) -> AsyncCursor[Any]:
-    return await AsyncCursor(connection, row_factory=tuple_row).execute(statement, parameters, binary=True)
+async def _send_async(connection: AsyncConnection[Any], group: Group) -> AsyncCursor[Any]:
+    return await AsyncCursor(connection, row_factory=tuple_row).execute(*_statement(group), binary=True)
 
 
 def _ids(cursors: Iterable[Cursor[Any]]) -> list[bytes]:
@@ -116,11 +102,6 @@ def _ids(cursors: Iterable[Cursor[Any]]) -> list[bytes]:
 
 async def _ids_async(cursors: Iterable[AsyncCursor[Any]]) -> list[bytes]:
     return [raw for cursor in cursors for raw in _raw_ids(await cursor.fetchone())]
-
-
-def _raw_id(row: Any) -> bytes:
-    id_: bytes = row[0]
-    return id_
 
 
 def _raw_ids(row: Any) -> list[bytes]:
@@ -133,6 +114,8 @@ def _statement(group: Group) -> tuple[str, dict[str, Any]]:
     """And its parameters."""
     if isinstance(group, Alike):
         return query("enqueue_many"), _values(group.template) | {"payloads": group.payloads}
+    if len(group) == 1:
+        return query("enqueue_job"), _values(group[0])
     return query("enqueue_jobs"), _columns(group)
 
 

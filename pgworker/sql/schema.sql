@@ -612,7 +612,7 @@ begin
             perform pg_notify('pgworker', left(asleep, 7900));
         end if;
     end loop;
-    return stored;
+    return coalesce(stored, '{}');
 end $function$;
 
 CREATE OR REPLACE FUNCTION pgworker.enqueue_many(task text, payloads jsonb[], queue text DEFAULT 'default'::text, priority integer DEFAULT 5, run_at timestamp with time zone DEFAULT NULL::timestamp with time zone, max_attempts integer DEFAULT 25, timeout interval DEFAULT '00:30:00'::interval, org_id text DEFAULT NULL::text, headers jsonb DEFAULT NULL::jsonb)
@@ -635,17 +635,16 @@ declare
     of_org pgworker.org_id := org_id;
     with_headers pgworker.headers := headers;
 begin
-    select coalesce(array_agg(encode(int8send(pgworker.uuid7_time_half(at)) || int8send(first + place), 'hex')::uuid), '{}')
-    into stored
+    select array_agg(encode(int8send(pgworker.uuid7_time_half(at)) || int8send(first + place), 'hex')::uuid) into stored
     from (select place, clock_timestamp() as at from generate_series(1, cardinality(payloads)) as place offset 0) as each;
     insert into pgworker.jobs (id, created_at, run_at, timeout_ms, priority, max_attempts, queue, task, payload, org_id, headers)
     select unnest(stored), now, due, timeout_ms, with_priority, attempts, to_queue, of_task, unnest(payloads), of_org, with_headers;
     insert into pgworker.job_queue (job_id, run_at, execution, priority, failures, queue, task, org_id)
     select unnest(stored), due, 1, with_priority, 0, to_queue, of_task, of_org;
-    if due = now and stored <> '{}' and pgworker.somebody_sleeps(queue) then
+    if due = now and cardinality(stored) > 0 and pgworker.somebody_sleeps(queue) then
         perform pg_notify('pgworker', queue || '=' || cardinality(stored));
     end if;
-    return stored;
+    return coalesce(stored, '{}');
 end $function$;
 
 CREATE OR REPLACE FUNCTION pgworker.expired_partitions(until date)

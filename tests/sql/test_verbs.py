@@ -247,6 +247,7 @@ def test_many_jobs_of_a_task_in_plain_sql_have_the_same_defaults_and_none_is_non
     ) == [(id_, {"n": n}, "default", 5, 25, None, None) for n, id_ in enumerate(ids, 1)]
     assert ask(db, "select pgworker.enqueue_many('t', '{}')") == [[]]
     assert ask(db, "select pgworker.enqueue_many('t', null)") == [[]]
+    assert enqueue_jobs(db, []) == []
     assert len(waiting(db)) == 3
 
 

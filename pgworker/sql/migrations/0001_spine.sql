@@ -257,7 +257,7 @@ begin
             perform pg_notify('pgworker', left(asleep, 7900));
         end if;
     end loop;
-    return stored;
+    return coalesce(stored, '{}');
 end $$;
 
 -- What a settle asks for some jobs only: those that go on, those it was told of before. By functions, as its plan would
@@ -348,17 +348,16 @@ declare
     of_org pgworker.org_id := org_id;
     with_headers pgworker.headers := headers;
 begin
-    select coalesce(array_agg(encode(int8send(pgworker.uuid7_time_half(at)) || int8send(first + place), 'hex')::uuid), '{}')
-    into stored
+    select array_agg(encode(int8send(pgworker.uuid7_time_half(at)) || int8send(first + place), 'hex')::uuid) into stored
     from (select place, clock_timestamp() as at from generate_series(1, cardinality(payloads)) as place offset 0) as each;
     insert into pgworker.jobs (id, created_at, run_at, timeout_ms, priority, max_attempts, queue, task, payload, org_id, headers)
     select unnest(stored), now, due, timeout_ms, with_priority, attempts, to_queue, of_task, unnest(payloads), of_org, with_headers;
     insert into pgworker.job_queue (job_id, run_at, execution, priority, failures, queue, task, org_id)
     select unnest(stored), due, 1, with_priority, 0, to_queue, of_task, of_org;
-    if due = now and stored <> '{}' and pgworker.somebody_sleeps(queue) then
+    if due = now and cardinality(stored) > 0 and pgworker.somebody_sleeps(queue) then
         perform pg_notify('pgworker', queue || '=' || cardinality(stored));
     end if;
-    return stored;
+    return coalesce(stored, '{}');
 end $$;
 comment on function pgworker.enqueue_many is
     'Enqueue jobs of one task in this transaction, one for each payload; their ids, in order. Options as of pgworker.enqueue.';
