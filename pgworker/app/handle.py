@@ -26,18 +26,21 @@ from pgworker.model.state import CancelAnswer, Outcome, Status
 R = TypeVar("R", covariant=True)
 
 
-class JobHandle(msgspec.Struct, Generic[R], frozen=True, gc=False):
+class JobHandle(Generic[R]):
     """A job by its id: immutable, equal to others with that id; `str()` is the id. Its methods ask, nothing else does.
 
     `R` is what the job returns. All methods go through connections of the App's own, so they see what is committed;
     they raise as `enqueue` does, and JobNotFound.
     """
 
-    # A bulk enqueue makes a hundred thousand of them: a struct takes a third of the time of other classes, and nothing
-    # in it leads back to a handle, so that the collector of garbage need not look. A UUID would take as long again.
-    _id: bytes
-    _task: str | None
-    _jobs: Jobs
+    __slots__ = ("_id", "_jobs", "_task")
+
+    def __init__(self, job_id: bytes, task: str | None, jobs: Jobs) -> None:
+        # A bulk enqueue makes a hundred thousand of them: a frozen dataclass takes three times as long, and a UUID,
+        # which few may ask for, as long again.
+        self._id = job_id
+        self._task = task
+        self._jobs = jobs
 
     @property
     def id(self) -> UUID:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from itertools import chain, islice
+from itertools import chain, islice, repeat
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
@@ -33,6 +33,7 @@ _CHUNK: Final = 1000
 _CHUNK_CHARACTERS: Final = 16 << 20
 
 Item = TypeVar("Item")
+Tell = Callable[[list[bytes]], object]
 
 log = logger("app.producer")
 
@@ -68,55 +69,77 @@ class Producer:
 
     def enqueue_many(self, requests: Sequence[JobRequest], target: Target | None = None) -> list[JobHandle[Any]]:
         """As `enqueue`, all of them or none."""
-        return self._handles(requests, self._store(groups_of(requests), target))
+        return self._enqueue_groups(groups_of(requests), requests, target)
 
     async def enqueue_many_async(
         self, requests: Sequence[JobRequest], target: Target | None = None
     ) -> list[JobHandle[Any]]:
         """As `enqueue_many` and `enqueue_async`."""
-        return self._handles(requests, await self._store_async(groups_of(requests), target))
+        return await self._enqueue_groups_async(groups_of(requests), requests, target)
 
     def enqueue_alike(
         self, template: JobRequest, payloads: Iterator[str], target: Target | None = None
     ) -> list[JobHandle[Any]]:
         """As `enqueue_many`, jobs that differ in nothing but their payloads; these are made while the server stores
         those before. What is raised where one is made comes through, and none is stored."""
-        ids = self._store(_groups_alike(template, payloads), target)
-        return self._handles([template] * len(ids), ids)
+        return self._enqueue_groups(_groups_alike(template, payloads), repeat(template), target)
 
     async def enqueue_alike_async(
         self, template: JobRequest, payloads: Iterator[str], target: Target | None = None
     ) -> list[JobHandle[Any]]:
         """As `enqueue_alike` and `enqueue_async`."""
-        ids = await self._store_async(_groups_alike(template, payloads), target)
-        return self._handles([template] * len(ids), ids)
+        return await self._enqueue_groups_async(_groups_alike(template, payloads), repeat(template), target)
 
-    def _store(self, groups: Iterator[Group], target: Target | None) -> list[bytes]:
+    def _enqueue_groups(
+        self, groups: Iterator[Group], requests: Iterable[JobRequest], target: Target | None
+    ) -> list[JobHandle[Any]]:
+        """`requests`: those in the groups."""
+        handles = _Handles(self._jobs, requests)
         if target is not None:
             check_target(target)
-            return enqueue_on(driver_of(target), groups)
-        first = next(groups, None)
-        if first is None:
-            return []
-        with self._connections.connection() as connection:
-            return enqueue_on(connection, chain([first], groups))
+            _enqueue_on(driver_of(target), groups, handles.add)
+        elif first := next(groups, None):
+            with self._connections.connection() as connection:
+                _enqueue_on(connection, chain([first], groups), handles.add)
+        _log_enqueued((handle.id.bytes for handle in handles.made), requests)
+        return handles.made
 
-    async def _store_async(self, groups: Iterator[Group], target: Target | None) -> list[bytes]:
+    async def _enqueue_groups_async(
+        self, groups: Iterator[Group], requests: Iterable[JobRequest], target: Target | None
+    ) -> list[JobHandle[Any]]:
         if target is None:
-            return await asyncio.to_thread(self._store, groups, None)
+            return await asyncio.to_thread(self._enqueue_groups, groups, requests, None)
         check_target(target)
-        return await _enqueue_on_async(await async_driver_of(target), groups)
+        handles = _Handles(self._jobs, requests)
+        await _enqueue_on_async(await async_driver_of(target), groups, handles.add)
+        _log_enqueued((handle.id.bytes for handle in handles.made), requests)
+        return handles.made
 
     def _handle(self, request: JobRequest, job_id: bytes) -> JobHandle[Any]:
-        if log.isEnabledFor(logging.DEBUG):
-            _log_enqueued([request], [job_id])
+        _log_enqueued([job_id], [request])
         return JobHandle(job_id, request.task, self._jobs)
 
-    def _handles(self, requests: Sequence[JobRequest], ids: Sequence[bytes]) -> list[JobHandle[Any]]:
-        if log.isEnabledFor(logging.DEBUG):
-            _log_enqueued(requests, ids)
+
+class _Handles:
+    """Of the jobs that `requests` ask for, made as their ids become known."""
+
+    def __init__(self, jobs: Jobs, requests: Iterable[JobRequest]) -> None:
+        self.made: list[JobHandle[Any]] = []
+        self._jobs = jobs
+        self._requests = iter(requests)
+
+    def add(self, ids: list[bytes]) -> None:
+        """Those of the next requests, of which there are as many at the least."""
         jobs = self._jobs
-        return [JobHandle(job_id, request.task, jobs) for job_id, request in zip(ids, requests, strict=True)]
+        self.made += [JobHandle(job_id, request.task, jobs) for job_id, request in zip(ids, self._requests)]  # noqa: B905
+
+
+def enqueue_requests(connection: Connection[Any], requests: Sequence[JobRequest]) -> list[UUID]:
+    """Store jobs in the transaction that the connection is in, or all in one of their own; their ids, in order."""
+    ids: list[bytes] = []
+    _enqueue_on(connection, groups_of(requests), ids.extend)
+    _log_enqueued(ids, requests)
+    return [UUID(bytes=job_id) for job_id in ids]
 
 
 def _store_job(driver: SyncDriver, request: JobRequest) -> bytes:
@@ -137,41 +160,43 @@ async def _store_job_async(driver: AsyncDriver, request: JobRequest) -> bytes:
         raise
 
 
-def enqueue_on(driver: SyncDriver, groups: Iterator[Group]) -> list[bytes]:
-    """Store jobs in the transaction that `driver` is in, or all in one of their own; their ids in order, as bytes."""
+def _enqueue_on(driver: SyncDriver, groups: Iterator[Group], tell: Tell) -> None:
+    """What is told means nothing if it fails."""
     connection = driver if isinstance(driver, Connection) else driver.connection
     ready = _made_ready(groups, connection)
     try:
         if len(ready) == 1:
-            return enqueue_group(connection, ready[0])
-        with connection.transaction() if connection.autocommit else nullcontext():
-            return enqueue_groups(connection, chain(ready, groups))
+            tell(enqueue_group(connection, ready[0]))
+        elif ready:
+            with connection.transaction() if connection.autocommit else nullcontext():
+                enqueue_groups(connection, chain(ready, groups), tell)
     except psycopg.Error as error:
         _raise_explained(error, connection)
         raise
 
 
-async def _enqueue_on_async(driver: AsyncDriver, groups: Iterator[Group]) -> list[bytes]:
+async def _enqueue_on_async(driver: AsyncDriver, groups: Iterator[Group], tell: Tell) -> None:
     connection = driver if isinstance(driver, AsyncConnection) else driver.connection
     ready = _made_ready(groups, connection)
     try:
         if len(ready) == 1:
-            return await enqueue_group_async(connection, ready[0])
-        async with connection.transaction() if connection.autocommit else nullcontext():
-            return await enqueue_groups_async(connection, chain(ready, groups))
+            tell(await enqueue_group_async(connection, ready[0]))
+        elif ready:
+            async with connection.transaction() if connection.autocommit else nullcontext():
+                await enqueue_groups_async(connection, chain(ready, groups), tell)
     except psycopg.Error as error:
         _raise_explained(error, connection)
         raise
 
 
 def _made_ready(groups: Iterator[Group], connection: Connection[Any] | AsyncConnection[Any]) -> list[Group]:
-    """Those to be made before anything is sent: all that go into a transaction of the caller's, which an error must
-    leave as it was; else the first, and the second if there is one, as several need a transaction."""
+    """Those to be made before anything is sent: all, where the transaction is the caller's, which an error must leave
+    as it was; in autocommit mode the first two, as several need a transaction, or a savepoint in his."""
     return list(islice(groups, 2) if connection.autocommit else groups)
 
 
 def groups_of(requests: Iterable[JobRequest]) -> Iterator[Sequence[JobRequest]]:
-    """For `enqueue_on`: what one statement stores."""
+    """What one statement stores."""
     return _chunks(requests, lambda request: len(request.payload))
 
 
@@ -194,13 +219,12 @@ def _chunks(items: Iterable[Item], size_of: Callable[[Item], int]) -> Iterator[l
         yield chunk
 
 
-def _log_enqueued(requests: Sequence[JobRequest], ids: Sequence[bytes]) -> None:
-    for request, job_id in zip(requests, ids, strict=True):
-        org = {} if request.org_id is None else {"org": request.org_id}
-        log.debug(
-            "enqueued",
-            extra=fields("job_enqueued", job=UUID(bytes=job_id), task=request.task, queue=request.queue, **org),
-        )
+def _log_enqueued(ids: Iterable[bytes], requests: Iterable[JobRequest]) -> None:
+    if not log.isEnabledFor(logging.DEBUG):
+        return
+    for sent, request in zip(ids, requests):  # noqa: B905  of those alike any number can be asked for
+        job, org = UUID(bytes=sent), {} if request.org_id is None else {"org": request.org_id}
+        log.debug("enqueued", extra=fields("job_enqueued", job=job, task=request.task, queue=request.queue, **org))
 
 
 def _raise_explained(error: psycopg.Error, connection: Connection[Any] | AsyncConnection[Any]) -> None:

@@ -170,7 +170,8 @@ class Enqueuer(Generic[P, R]):
     def enqueue_many(self, arguments: Iterable[Mapping[str, Any]]) -> list[JobHandle[Any]]:
         """Store a job for each of these arguments, by name, all of them or none, and return their handles in order.
 
-        The quickest way to enqueue many. They have the options, the org and the headers of here and now in common.
+        The quickest way to enqueue many. They have the options, the org and the headers of here and now in common. What
+        the arguments hold must not change before it returns.
         Errors as of `enqueue`, with the place of the arguments, counted from 0; InvalidJob for the option `id`.
         """
         template, payloads = self._alike(arguments)
@@ -188,26 +189,39 @@ class Enqueuer(Generic[P, R]):
         return await self._sender.producer.enqueue_alike_async(template, payloads, self._target)
 
     def _alike(self, arguments: Iterable[Mapping[str, Any]]) -> tuple[JobRequest, Iterator[str]]:
-        """What the jobs have in common, and their payloads, made when they are asked for; the caller's own iterator is
-        run here, as it must not be while a transaction is open."""
+        """What the jobs have in common, and their payloads, made when they are asked for.
+
+        The caller's iterator is run here, as it must not be while a transaction is open. What it yields is copied: it
+        may be one dict, changed each time.
+        """
         template = self._request("{}")
         if template.id is not None:
             raise InvalidJob("the option id is that of one job: enqueue this one by itself, or let the server make ids")
-        return template, self._payloads(list(arguments))
+        copied: list[dict[str, Any]] = []
+        for named in arguments:
+            copied.append(named.copy() if type(named) is dict else _by_name(named, len(copied)))
+        return template, self._payloads(copied)
 
-    def _payloads(self, arguments: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    def _payloads(self, arguments: Sequence[dict[str, Any]]) -> Iterator[str]:
         encode, place = self._sender.arguments.encode, 0
         try:
             for place, named in enumerate(arguments):  # noqa: B007  it is for the error
-                yield encode((), named if type(named) is dict else _by_name(named))
-        except (TypeError, InvalidPayload) as error:
-            raise type(error)(f"{error} (arguments number {place}, counted from 0)") from error
+                yield encode((), named)
+        except InvalidPayload as error:
+            raise InvalidPayload(_placed(error, place)) from error
+        except TypeError as error:
+            raise TypeError(_placed(error, place)) from error
 
 
-def _by_name(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    if not isinstance(arguments, Mapping):
-        raise TypeError(f"arguments are a mapping of names to values, not {exact.type_name(arguments)}")
-    return dict(arguments)
+def _by_name(arguments: object, place: int) -> dict[str, Any]:
+    if isinstance(arguments, Mapping):
+        return dict(arguments)
+    wrong = f"arguments are a mapping of names to values, not {exact.type_name(arguments)}"
+    raise TypeError(_placed(wrong, place))
+
+
+def _placed(problem: object, place: int) -> str:
+    return f"{problem} (arguments number {place}, counted from 0)"
 
 
 class AddHook(Protocol):

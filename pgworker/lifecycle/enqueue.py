@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
@@ -12,7 +12,7 @@ from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor
 from psycopg.rows import tuple_row
 
 from pgworker.db.arrays import number_array
-from pgworker.lifecycle.transaction import in_time
+from pgworker.lifecycle.transaction import in_time, pipeline
 from pgworker.model.job import JobRequest
 from pgworker.sql.load import query
 
@@ -49,21 +49,20 @@ def enqueue_group(connection: Connection[Any], group: Group) -> list[bytes]:
     return _raw_ids(cursor.fetchone())
 
 
-def enqueue_groups(connection: Connection[Any], groups: Iterable[Group]) -> list[bytes]:
-    """As `enqueue_group`, a statement for each: all or none only in a transaction. The next one is asked for while the
-    server stores those before."""
-    ids: list[bytes] = []
+def enqueue_groups(connection: Connection[Any], groups: Iterable[Group], tell: Callable[[list[bytes]], object]) -> None:
+    """As `enqueue_group`, a statement for each: all or none only in a transaction. `tell` gets the ids, in order and in
+    pieces. While the server stores some groups the next one is asked for, and the ids of others are told."""
     unread: list[Cursor[Any]] = []
     remaining = iter(groups)
     for first in remaining:
         sent = []
-        with connection.pipeline():
+        with pipeline(connection):
             for group in chain([first], islice(remaining, _IN_ONE_TRIP - 1)):
                 with in_time(connection):
                     sent.append(_send(connection, group))
-            ids += _ids(unread)
+            tell(_ids(unread))
         unread = sent
-    return ids + _ids(unread)
+    tell(_ids(unread))
 
 
 async def enqueue_group_async(connection: AsyncConnection[Any], group: Group) -> list[bytes]:
@@ -72,9 +71,10 @@ async def enqueue_group_async(connection: AsyncConnection[Any], group: Group) ->
     return _raw_ids(await cursor.fetchone())
 
 
-async def enqueue_groups_async(connection: AsyncConnection[Any], groups: Iterable[Group]) -> list[bytes]:
+async def enqueue_groups_async(
+    connection: AsyncConnection[Any], groups: Iterable[Group], tell: Callable[[list[bytes]], object]
+) -> None:
     """As `enqueue_groups`, on an asynchronous connection."""
-    ids: list[bytes] = []
     unread: list[AsyncCursor[Any]] = []
     remaining = iter(groups)
     for first in remaining:
@@ -82,9 +82,9 @@ async def enqueue_groups_async(connection: AsyncConnection[Any], groups: Iterabl
         async with connection.pipeline():
             for group in chain([first], islice(remaining, _IN_ONE_TRIP - 1)):
                 sent.append(await _send_async(connection, group))  # noqa: PERF401  it awaits
-            ids += await _ids_async(unread)
+            tell(await _ids_async(unread))
         unread = sent
-    return ids + await _ids_async(unread)
+    tell(await _ids_async(unread))
 
 
 def _send(connection: Connection[Any], group: Group) -> Cursor[Any]:
@@ -106,7 +106,7 @@ async def _ids_async(cursors: Iterable[AsyncCursor[Any]]) -> list[bytes]:
 
 def _raw_ids(row: Any) -> list[bytes]:
     """Out of an array of uuid in PostgreSQL's binary format."""
-    (array,) = row
+    array = bytes(row[0])  # a connection may have a loader of its own
     return [array[at : at + 16] for at in range(_FIRST_ID, len(array), _NEXT_ID)]
 
 

@@ -112,17 +112,24 @@ def _limits_each(connection: Connection[Any]) -> TypeGuard[PatientConnection[Any
 
 
 @contextmanager
+def pipeline(connection: Connection[Any]) -> Iterator[None]:
+    """The driver's. Ctrl-C between two of its calls ends what was sent, as it does while it waits for an answer."""
+    with connection.pipeline():
+        try:
+            yield
+        except KeyboardInterrupt:
+            connection.cancel_safe()
+            raise
+
+
+@contextmanager
 def _sent_together(connection: Connection[Any]) -> Iterator[None]:
     """One transaction in one pipeline, rolled back if anything in it fails."""
     try:
-        with connection.pipeline():
-            try:
-                connection.execute("begin isolation level read committed")
-                yield
-                connection.execute("commit")
-            except KeyboardInterrupt:  # between two calls of the driver, which cancels what it waits for itself
-                connection.cancel_safe()
-                raise
+        with pipeline(connection):
+            connection.execute("begin isolation level read committed")
+            yield
+            connection.execute("commit")
     except BaseException:
         _roll_back(connection)
         raise

@@ -141,12 +141,12 @@ def _is_plain(value: Any, limit: int) -> bool:
     time that it takes."""
     if type(value) is not dict:
         return False
-    size = 0
+    size = 2 * len(value)
     for name, node in value.items():
         kind = type(node)
         if kind is str:
             size += len(node)
-        elif kind is int:
+        elif kind is int or kind is float:
             if not -_TOO_LARGE < node < _TOO_LARGE:
                 return False
         elif kind is not bool and node is not None:

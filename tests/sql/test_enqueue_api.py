@@ -22,7 +22,9 @@ from uuid import UUID
 
 import psycopg
 import pytest
+from psycopg.abc import Buffer
 from psycopg.conninfo import make_conninfo
+from psycopg.types.string import ByteaBinaryLoader
 
 import pgworker
 from pgworker import (
@@ -305,9 +307,40 @@ def test_arguments_of_many_jobs_that_do_not_fit_are_named_by_their_place(
     assert [to for _, to in stored(connect())] == ["a"]
 
 
-def test_arguments_of_many_jobs_may_be_any_mappings(task: Task[..., Any], connect: Connect) -> None:
+def test_arguments_of_many_jobs_may_be_any_mappings_and_one_that_changes(
+    task: Task[..., Any], connect: Connect
+) -> None:
     task.enqueue_many([MappingProxyType({"to": "a"}), UserDict(to="b")])
-    assert [to for _, to in stored(connect())] == ["a", "b"]
+    one: dict[str, str] = {}
+
+    def reused() -> Iterator[dict[str, str]]:
+        for to in "cde":
+            one["to"] = to
+            yield one
+
+    task.enqueue_many(reused())
+    assert [to for _, to in stored(connect())] == ["a", "b", "c", "d", "e"]
+
+
+def test_none_of_many_jobs_are_enqueued_without_asking_the_database(
+    app: App, task: Task[..., Any], connect: Connect
+) -> None:
+    with connect() as connection:
+        pass
+    assert connection.closed
+    assert task.using(connection).enqueue_many([]) == app.enqueue_many([], connection) == []
+
+
+def test_a_connection_with_loaders_of_its_own_is_used_as_any_other(task: Task[..., Any], connect: Connect) -> None:
+    connection = connect()
+    connection.adapters.register_loader("bytea", Viewed)
+    handles = [task.using(connection).enqueue("a"), *task.using(connection).enqueue_many([{"to": "b"}])]
+    assert [(handle.id, to) for handle, to in zip(handles, "ab", strict=True)] == stored(connect())
+
+
+class Viewed(ByteaBinaryLoader):
+    def load(self, data: Buffer) -> Any:
+        return memoryview(super().load(data))
 
 
 # -- what is refused, or not quite what it seems

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from datetime import timedelta, timezone
 from typing import Any
@@ -301,3 +302,16 @@ def test_a_queue_that_is_named_twice_gives_each_job_once(app: App, db: Connectio
     enqueue(db)
     with app.queue("default", "default") as queue:
         assert len(queue.claim(2)) == 1
+
+
+def test_every_way_to_enqueue_has_a_line_for_each_job_for_who_debugs(
+    app: App, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = app.tasks["t"].options(org_id="acme")
+    with app.queue() as queue, caplog.at_level(logging.DEBUG, "pgworker.app.producer"):
+        ids = queue.enqueue([task.job(), task.job()])
+        handles = [task.enqueue(), *app.enqueue_many([task.job(), task.job()]), *task.enqueue_many([{}, {}])]
+        queue.purge("default")
+    ids += [handle.id for handle in handles]
+    about = {"event": "job_enqueued", "task": "t", "queue": "default", "org": "acme"}
+    assert [getattr(record, "fields") for record in caplog.records] == [about | {"job": job_id} for job_id in ids]  # noqa: B009

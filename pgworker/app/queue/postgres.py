@@ -18,7 +18,7 @@ import msgspec
 import psycopg
 from psycopg import Connection, Cursor
 
-from pgworker.app.producer import enqueue_on, groups_of
+from pgworker.app.producer import enqueue_requests
 from pgworker.app.queue.doubts import Doubts
 from pgworker.app.queue.handing_back import LostClaims, Tails
 from pgworker.app.queue.leases import ClaimedJob, HeldLease, LeaseUpdate
@@ -119,7 +119,7 @@ class PostgresQueue:
     # -- the protocol
 
     def enqueue(self, requests: Sequence[JobRequest]) -> list[UUID]:
-        return [UUID(bytes=job_id) for job_id in enqueue_on(self._connect(), groups_of(requests))]
+        return enqueue_requests(self._connect(), requests)
 
     def claim(self, n: int) -> list[ClaimedJob]:
         if not self.leases and not n:
