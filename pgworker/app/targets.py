@@ -65,6 +65,8 @@ def driver_of(target: Target) -> SyncDriver:
 
 async def async_driver_of(target: Target) -> AsyncDriver:
     """`driver_of`, for what is asynchronous."""
+    if isinstance(target, AsyncConnection | AsyncCursor):  # as nearly always
+        return target
     found: Any = target
     if _is_one_of(found, _ASYNC_SESSIONS):
         found = await found.connection()
@@ -102,7 +104,5 @@ def _not_psycopg(found: object) -> TypeError:
 
 def _is_one_of(target: object, classes: tuple[tuple[str, str], ...]) -> bool:
     """Whether it is of one of these classes, of modules that may not be there: then nothing is."""
-    if isinstance(target, _DRIVERS):  # as nearly always: the rest takes longer
-        return False
     known = (getattr(sys.modules.get(module), name, None) for module, name in classes)
     return isinstance(target, tuple(kind for kind in known if kind is not None))

@@ -35,9 +35,8 @@ Group = Sequence[JobRequest] | Alike
 """What one statement stores."""
 
 
-def enqueue_jobs(target: Connection[Any] | Cursor[Any], group: Group) -> list[UUID]:
-    """Store the jobs and return their ids in order. Commits only if `target` is in autocommit mode."""
-    connection = target if isinstance(target, Connection) else target.connection
+def enqueue_jobs(connection: Connection[Any], group: Group) -> list[UUID]:
+    """Store the jobs and return their ids in order. Commits only if the connection is in autocommit mode."""
     return [UUID(bytes=raw) for raw in enqueue_group(connection, group)]
 
 

@@ -137,8 +137,7 @@ def _encode(value: Any, limit: int) -> bytes:
 
 
 def _is_plain(value: Any, limit: int) -> bool:
-    """Whether `_survey` need not look: at most payloads, which are a few short texts and numbers, in half the
-    time that it takes."""
+    """Whether `_survey` need not look, as with most payloads: a few short texts and numbers. Half of its time."""
     if type(value) is not dict:
         return False
     size = 2 * len(value)
