@@ -79,14 +79,12 @@ def judge(
     return Verdict(outcome, Next.REQUEUE, delay, f"failure {failed} of {max_attempts}: it runs again in {delay:.1f} s")
 
 
-def judge_safely(
-    error: BaseException, reason: CancelReason, cancel_seen: bool, claimed: ClaimedJob, task: Task[..., Any] | None
-) -> Verdict:
+def judge_safely(error: BaseException, reason: CancelReason, cancel_seen: bool, claimed: ClaimedJob) -> Verdict:
     """As `judge`; should a rule of the task or a delay be broken, that is an ordinary failure of the job."""
     row = claimed.row
     attempts = row.max_attempts or 1
     try:
-        return judge(error, reason, cancel_seen, row.failures, attempts, task, claimed.job)
+        return judge(error, reason, cancel_seen, row.failures, attempts, claimed.task, claimed.job)
     except BaseException as second:
         log.exception(
             "should_retry or a delay of this task has failed itself: the job counts as an ordinary failure",

@@ -8,8 +8,8 @@ from datetime import datetime
 
 def number_array(numbers: Iterable[int | None]) -> str:
     """The driver would choose the smallest integer type that holds them all, and with it another prepared statement for
-    almost every call; and it takes four times as long."""
-    return "{" + ",".join(map(str, numbers)).replace("None", "null") + "}"
+    almost every call; and it takes longer. To show a list takes half the time that its numbers take one by one."""
+    return "{" + str([*numbers])[1:-1].replace("None", "null") + "}"
 
 
 def moment_array(moments: Iterable[datetime | None]) -> str:

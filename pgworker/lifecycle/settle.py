@@ -143,8 +143,8 @@ def _parameters(settlement: Settlement, now_ns: int, commit_within_ms: int | Non
         "is_repeated": settlement.is_repeated,
         "server": settlement.server,
         "commit_within_ms": commit_within_ms,
-        "started_us": number_array(None if run is None else (now_ns - run.started_ns) // 1000 for run in ended),
-        "finished_us": number_array(None if run is None else (now_ns - run.finished_ns) // 1000 for run in ended),
+        "started_us": number_array([None if run is None else (now_ns - run.started_ns) // 1000 for run in ended]),
+        "finished_us": number_array([None if run is None else (now_ns - run.finished_ns) // 1000 for run in ended]),
         "results": results if any(result is not None for result in results) else None,
     }
     if all(run is None or run.outcome is Outcome.SUCCEEDED for run in ended):

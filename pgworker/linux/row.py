@@ -318,8 +318,8 @@ class BoardRow:
 
         False, and not shown any more: it is beyond a line, or the lease is lost, or was not renewed since then.
         """
-        self.show_started(index, position)
         words, at = self._words, self._leases_at + index * _LEASE_WORDS
+        words[at + _LEASE_STARTED] = position
         beyond = words[at + _LEASE_KEEP]
         if (
             (not beyond or position < beyond)
@@ -327,7 +327,7 @@ class BoardRow:
             and words[at + _LEASE_RENEWED_NS] > renewed_since_ns
         ):
             return True
-        self.show_started(index, position - 1)
+        words[at + _LEASE_STARTED] = position - 1
         return False
 
     def show_started(self, index: int, position: int) -> None:

@@ -162,8 +162,7 @@ class _Worker:
 
     def _run(self, claimed: ClaimedJob, queue: PostgresQueue, row: BoardRow) -> DrainedJob:
         row.show_started(claimed.lease.entry, claimed.position)
-        slot, is_async = self._foreground.slot(row, LEASE_TTL), self._foreground.is_async(claimed.row.task)
-        execution = WatchedExecution(claimed, slot, is_async)
+        execution = WatchedExecution(claimed, self._foreground.slot(row, LEASE_TTL))
         execution.start()
         execution.watch(self._connection)
         _, error = self._foreground.run(execution, queue)

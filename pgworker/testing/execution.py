@@ -28,7 +28,7 @@ class WatchedExecution(Execution):
 
     @property
     def reason(self) -> CancelReason:
-        row, index = self._slot.row, self._slot.index
+        row, index = self.slot.row, self.slot.index
         found = row.cancel_reason(index, self._sequence)
         run = row.run(index)
         if found is CancelReason.NONE and run is not None and run.sequence == self._sequence:

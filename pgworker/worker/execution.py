@@ -19,7 +19,6 @@ from psycopg import AsyncConnection, Connection
 from pgworker.app.context import Context
 from pgworker.app.orgs import OrgConfig
 from pgworker.app.queue.leases import ClaimedJob
-from pgworker.app.task import Task
 from pgworker.app.verdict import judge_safely
 from pgworker.errors import Cancelled, Discard
 from pgworker.lifecycle.settle import Ended, Next
@@ -79,22 +78,20 @@ class Execution:
 
     __slots__ = (
         "_deadline_ns",
-        "_is_async",
         "_sequence",
-        "_slot",
         "claimed",
         "context",
         "has_ended",
         "is_lost",
         "is_settled",
+        "slot",
         "started_ns",
     )
 
-    def __init__(self, claimed: ClaimedJob, slot: Slot, is_async: bool) -> None:
+    def __init__(self, claimed: ClaimedJob, slot: Slot) -> None:
         """Made when it is taken; it begins with `start`."""
         self.claimed = claimed
-        self._slot = slot
-        self._is_async = is_async
+        self.slot = slot
         self.context: Context | None = None
         self.is_settled = False
         self.is_lost = False
@@ -103,10 +100,12 @@ class Execution:
 
     def start(self) -> None:
         """Show on the board that it runs, in the thread that runs it; an async one once its task begins."""
-        claimed, slot = self.claimed, self._slot
+        claimed, slot = self.claimed, self.slot
         timeout_ms = claimed.row.timeout_ms
         self.started_ns = started_ns = time.monotonic_ns()
-        self._deadline_ns = min(_FAR_AWAY_NS, started_ns + timeout_ms * 1_000_000) if timeout_ms else 0
+        if timeout_ms:
+            deadline_ns = started_ns + timeout_ms * 1_000_000
+            self._deadline_ns = deadline_ns if deadline_ns < _FAR_AWAY_NS else _FAR_AWAY_NS
         self._sequence = slot.row.start_run(
             slot.index,
             claimed.lease.entry,
@@ -114,46 +113,44 @@ class Execution:
             started_ns,
             self._deadline_ns,
             threading.get_ident(),
-            int(self._is_async),
+            claimed.task.is_async,
             slot.trial_until_ns if claimed.row.suspicions else 0,
         )
 
     @property
     def reason(self) -> CancelReason:
-        return self._slot.row.cancel_reason(self._slot.index, self._sequence)
+        return self.slot.row.cancel_reason(self.slot.index, self._sequence)
 
-    def call(self, tasks: dict[str, Task[..., Any]]) -> Any:
+    def call(self) -> Any:
         """Run the handler; whatever it raises comes through."""
-        row = self.claimed.row
-        if row.payload is None:
+        claimed, task, payload = self.claimed, self.claimed.task, self.claimed.row.payload
+        if payload is None:
             raise _row_is_missing()
-        task = tasks[row.task]
         context = self._made_context() if task.needs_context else None
-        return task.invoke(row.payload, context, self.claimed.job)
+        return task.invoke(payload, context, claimed.job)
 
-    async def call_async(self, tasks: dict[str, Task[..., Any]]) -> Any:
+    async def call_async(self) -> Any:
         """As `call`, on the event loop."""
-        row = self.claimed.row
-        if row.payload is None:
+        claimed, task, payload = self.claimed, self.claimed.task, self.claimed.row.payload
+        if payload is None:
             raise _row_is_missing()
-        task = tasks[row.task]
         context = self._made_context() if task.needs_context else None
-        return await task.invoke_async(row.payload, context, self.claimed.job)
+        return await task.invoke_async(payload, context, claimed.job)
 
     def end(self) -> None:
         """The handler runs no more."""
         self.has_ended = True
-        self._slot.row.end_run(self._slot.index, self._sequence)
+        self.slot.row.end_run(self.slot.index, self._sequence)
 
     # -- what is recorded
 
-    def returned(self, result: object, tasks: dict[str, Task[..., Any]]) -> Ended:
+    def returned(self, result: object) -> Ended:
         """The handler has returned: a success, unless it knew that it was to stop."""
         job, finished_ns = self.claimed.row, time.monotonic_ns()
         if result is None and self.context is None:
             return Ended(job.job_id, job.execution, self.started_ns, finished_ns)
         if self._cancel_seen and self.must_end and not self.is_settled:
-            return self.failed(Cancelled(f"{self.reason.words}: the handler knew, and returned"), tasks)
+            return self.failed(Cancelled(f"{self.reason.words}: the handler knew, and returned"))
         if result is None:
             return Ended(job.job_id, job.execution, self.started_ns, finished_ns)
         stored = encode_result(result)
@@ -162,13 +159,13 @@ class Execution:
         text = None if stored.json is None else stored.json.decode()
         return Ended(job.job_id, job.execution, self.started_ns, finished_ns, result=text)
 
-    def failed(self, error: BaseException, tasks: dict[str, Task[..., Any]]) -> Ended:
+    def failed(self, error: BaseException) -> Ended:
         """The handler has raised `error`."""
         row, reason = self.claimed.row, self.reason
         if isinstance(error, CancelledError) and reason is not CancelReason.NONE:
             # Ours, sent to a handler on the loop that did not look.
             error = Cancelled(reason.words).with_traceback(error.__traceback__)
-        verdict = judge_safely(error, reason, self._cancel_seen, self.claimed, tasks.get(row.task))
+        verdict = judge_safely(error, reason, self._cancel_seen, self.claimed)
         described = describe_error(error)
         finished_ns = time.monotonic_ns()
         if not self.is_settled and not self.is_lost:
@@ -239,8 +236,8 @@ class Execution:
             position=self.claimed.position,
             deadline_ns=self._deadline_ns,
             cancel_reason=lambda: self.reason,
-            state=self._slot.state,
-            org_config=self._slot.org_config,
+            state=self.slot.state,
+            org_config=self.slot.org_config,
             transaction=self._transaction,
             transaction_async=self._transaction_async,
             progress=self._progress,
@@ -249,19 +246,19 @@ class Execution:
         return self.context
 
     def _transaction(self) -> AbstractContextManager[Connection[Any]]:
-        if self._is_async:
+        if self.claimed.task.is_async:
             raise RuntimeError("ctx.transaction() would block the event loop: `async with ctx.transaction_async()`")
-        return self._slot.transactions.sync.open(self)
+        return self.slot.transactions.sync.open(self)
 
     def _transaction_async(self) -> AbstractAsyncContextManager[AsyncConnection[Any]]:
-        if not self._is_async:
+        if not self.claimed.task.is_async:
             raise RuntimeError("ctx.transaction_async() is for `async def` tasks: `with ctx.transaction()`")
-        return self._slot.transactions.on_loop.open(self)
+        return self.slot.transactions.on_loop.open(self)
 
     def _progress(self, fraction: float, message: str, checkpoint: Mapping[str, Any] | None) -> None:
         update, place = check_progress(self.claimed.row.job_id, fraction, message, checkpoint), self._place
-        before = self._slot.progress.get(place)  # should the clerk take it this moment, its checkpoint is stored twice
-        self._slot.progress[place] = self.claimed, update.after(before[1] if before else None)
+        before = self.slot.progress.get(place)  # should the clerk take it this moment, its checkpoint is stored twice
+        self.slot.progress[place] = self.claimed, update.after(before[1] if before else None)
 
     @property
     def _place(self) -> tuple[UUID, int]:
@@ -283,7 +280,7 @@ class Execution:
     def commit_limit_ms(self) -> int:
         """How long it may stay open once it has settled this run. As long as a lease: who is stopped for longer has
         lost it, but for the lock, which would keep everybody from taking the other jobs of that lease."""
-        return int(self._slot.lease_ttl * 1000)
+        return int(self.slot.lease_ttl * 1000)
 
 
 def _row_is_missing() -> Discard:

@@ -41,9 +41,6 @@ class Foreground:
         """What executions shown in this row of a board are made with, under leases of so many seconds."""
         return Slot(0, row, self._transactions, self._state, self.progress, self._app.org_config, lease_ttl)
 
-    def is_async(self, task: str) -> bool:
-        return self.tasks[task].is_async
-
     def run(self, execution: Execution, queue: PostgresQueue) -> tuple[Ended, BaseException | None]:
         """Run a handler to its end, and tell `queue` what to record; what it raised comes back.
 
@@ -79,23 +76,22 @@ class Foreground:
             self._loop.close()
 
     def _call(self, execution: Execution) -> tuple[Ended, BaseException | None]:
-        row = execution.claimed.row
         try:
-            if self.is_async(row.task):
+            if execution.claimed.task.is_async:
                 with self._awake():
-                    returned = self._loop.run_until_complete(execution.call_async(self.tasks))
+                    returned = self._loop.run_until_complete(execution.call_async())
             else:
-                returned = execution.call(self.tasks)
+                returned = execution.call()
         except (Exception, SystemExit, asyncio.CancelledError) as error:
             if _leaves_debugger(error):
                 raise
-            return execution.failed(error, self.tasks), error
+            return execution.failed(error), error
         except BaseException:
             fork.leave_if_forked(self._generation)
             self._loop.run_until_complete(end_left_behind())  # the handler itself, if its loop was interrupted
             raise
         else:
-            return execution.returned(returned, self.tasks), None
+            return execution.returned(returned), None
         finally:
             fork.leave_if_forked(self._generation)
             execution.end()

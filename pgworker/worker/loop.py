@@ -13,7 +13,7 @@ from pgworker.model.graces import Graces
 from pgworker.model.state import CancelReason
 from pgworker.observe.logs import logger
 from pgworker.worker.crash import A_BUG, crash
-from pgworker.worker.execution import Execution
+from pgworker.worker.execution import Execution, Slot
 
 _LOOK = 0.05
 """Seconds between two looks at the cancel flags, which are words in shared memory that nothing can wait for."""
@@ -31,10 +31,10 @@ class Jobs(Protocol):
     def has_stopped(self) -> bool:
         """Whether there will be no more."""
 
-    def take_async(self, freed: int | None) -> tuple[Execution, int] | None:
-        """Give back a slot; the next job, not yet begun, and its slot."""
+    def take_async(self, freed: Slot | None) -> Execution | None:
+        """Give back a slot; the next job in one, not yet begun."""
 
-    def run_async(self, execution: Execution, slot: int) -> Coroutine[Any, Any, None]:
+    def run_async(self, execution: Execution) -> Coroutine[Any, Any, None]:
         """Run it to its end."""
 
     async def close_async(self) -> None:
@@ -47,8 +47,8 @@ class EventLoop:
     def __init__(self, jobs: Jobs, graces: Graces) -> None:
         self._jobs = jobs
         self._graces = graces
-        self._running: dict[int, tuple[Execution, asyncio.Task[None]]] = {}
-        self._asked_ns: dict[int, int] = {}
+        self._running: dict[Execution, asyncio.Task[None]] = {}
+        self._asked_ns: dict[Execution, int] = {}
         self._thread = threading.Thread(target=self._work, name="event loop")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._has_news = asyncio.Event()
@@ -103,32 +103,30 @@ class EventLoop:
         self._has_news.set()
         self._take(None)
 
-    def _take(self, freed: int | None) -> None:
-        while (taken := self._jobs.take_async(freed)) is not None:
+    def _take(self, freed: Slot | None) -> None:
+        while (execution := self._jobs.take_async(freed)) is not None:
             freed = None
-            execution, slot = taken
-            task = asyncio.get_running_loop().create_task(self._run(execution, slot))
-            self._running[slot] = execution, task
+            self._running[execution] = asyncio.get_running_loop().create_task(self._run(execution))
 
-    async def _run(self, execution: Execution, slot: int) -> None:
+    async def _run(self, execution: Execution) -> None:
         try:
-            await self._jobs.run_async(execution, slot)
-            del self._running[slot]
-            self._asked_ns.pop(slot, None)
-            self._take(slot)
+            await self._jobs.run_async(execution)
+            del self._running[execution]
+            self._asked_ns.pop(execution, None)
+            self._take(execution.slot)
         except BaseException:  # noqa: BLE001 - what handlers raise ends in their execution
             crash(log, f"a thread of the worker failed: {A_BUG}", with_traceback=True)
 
     def _cancel_the_deaf(self) -> None:
         """Who was flagged long enough ago and still runs has its task cancelled, once. Only what runs is flagged."""
         now_ns = time.monotonic_ns()
-        for slot, (execution, task) in self._running.items():
+        for execution, task in self._running.items():
             reason = execution.reason
             if reason is CancelReason.NONE or execution.has_ended:
                 continue
-            asked_ns = self._asked_ns.setdefault(slot, now_ns)
+            asked_ns = self._asked_ns.setdefault(execution, now_ns)
             if asked_ns and now_ns - asked_ns >= self._graces.before_cancel_ns(reason):
-                self._asked_ns[slot] = 0
+                self._asked_ns[execution] = 0
                 task.cancel()
 
 

@@ -45,7 +45,6 @@ class Runner:
         self.refused: deque[ClaimedJob] = deque()
         self.progress: ProgressUpdates = {}
         """What running jobs say of how far they are; taken by the clerk."""
-        self._tasks = dict(app.tasks)
         self._row = row
         self._slots = [
             Slot(index, row, own, state, self.progress, app.org_config, graces.lease_ttl)
@@ -54,7 +53,7 @@ class Runner:
         self._start_within_ns = int((graces.lease_ttl - lease_margin(graces.lease_ttl)) * 1e9)
         self._lock = threading.Lock()  # taken as such: the condition's own methods are Python, and cost 0.2 µs a job
         self._arrived = threading.Condition(self._lock)
-        self._free = list(range(row.slots - 1, -1, -1))
+        self._free = self._slots[::-1]
         self._on_trial: Slot | None = None
         self._stopping = False
         self._logs_starts = False
@@ -62,8 +61,9 @@ class Runner:
         self._closed: HeldLease | None = None
         self._wake: Callable[[bool], None] = lambda _starves: None
         self._loop: EventLoop | None = None
-        if any(task.is_async for task in self._tasks.values()):
+        if any(task.is_async for task in app.tasks.values()):
             self._loop = EventLoop(self, graces)
+        self._has_only_async = all(task.is_async for task in app.tasks.values())
         self.started_ns = 0
         """When a job was last started, by the monotonic clock."""
 
@@ -128,7 +128,7 @@ class Runner:
         self._generation = fork.generation
         if self._loop is not None:
             self._loop.start()
-        if self._row.slots == 1 or all(task.is_async for task in self._tasks.values()):
+        if self._row.slots == 1 or self._has_only_async:
             self._run_sync_jobs()
         else:
             threads = [
@@ -144,39 +144,39 @@ class Runner:
             slot.transactions.sync.close()
 
     def _run_sync_jobs(self) -> None:
-        freed: int | None = None
+        freed: Slot | None = None
         try:
-            while (taken := self._wait_for_sync(freed)) is not None:
-                claimed, freed = taken
-                self._run(claimed, freed)
+            while (execution := self._wait_for_sync(freed)) is not None:
+                freed = execution.slot
+                self._run(execution)
         except Exception:  # noqa: BLE001 - what handlers raise ends in their execution
             crash(log, f"a thread of the worker failed: {A_BUG}", with_traceback=True)
 
-    def _wait_for_sync(self, freed: int | None) -> tuple[ClaimedJob, int] | None:
-        """Give back the slot of the last job; the next job and a slot for it, or None at the end."""
+    def _wait_for_sync(self, freed: Slot | None) -> Execution | None:
+        """Give back the slot of the last job; the next job in a slot, not yet begun, or None at the end."""
         with self._lock:
             self._give_back_slot(freed)
-            while (taken := self._take(is_async=False)) is None:
+            while (execution := self._take(is_async=False)) is None:
                 if self.has_stopped:
                     return None
                 self._wake(True)
                 self._arrived.wait()
             if self._free and self.todo:
                 self._wake_next()
-            return taken
+            return execution
 
-    def take_async(self, freed: int | None) -> tuple[Execution, int] | None:
+    def take_async(self, freed: Slot | None) -> Execution | None:
         """As `_wait_for_sync`, without the wait; `run_async` starts the job."""
         with self._lock:
             self._give_back_slot(freed)
-            taken = self._take(is_async=True)
-            if taken is None:
+            execution = self._take(is_async=True)
+            if execution is None:
                 self._wake(True)
-        return None if taken is None else (Execution(taken[0], self._slots[taken[1]], is_async=True), taken[1])
+            return execution
 
-    def _give_back_slot(self, freed: int | None) -> None:
+    def _give_back_slot(self, freed: Slot | None) -> None:
         if freed is not None:
-            if self._on_trial is not None and self._on_trial.index == freed:
+            if self._on_trial is freed:
                 self._on_trial = None
             self._free.append(freed)
 
@@ -184,11 +184,11 @@ class Runner:
     def has_stopped(self) -> bool:
         return self._stopping and not self.todo
 
-    def _take(self, *, is_async: bool) -> tuple[ClaimedJob, int] | None:
-        """The next job and a slot for it, if it is one for a thread, or for the loop; else whose it is is told."""
+    def _take(self, *, is_async: bool) -> Execution | None:
+        """The next job in a slot, if it is one for a thread, or for the loop; else whose it is is told."""
         while self.todo and self._free:
             claimed = self.todo[0]
-            if self._loop is not None and self._is_async(claimed) is not is_async:
+            if claimed.task.is_async is not is_async:
                 self._wake_next()
                 return None
             if self._on_trial is not None and self.trial_left:
@@ -198,8 +198,8 @@ class Runner:
             if self._may_start(claimed):
                 slot = self._free.pop()
                 if claimed.row.suspicions and self._row.slots > 1:
-                    self._put_on_trial(self._slots[slot], claimed.row.suspicions)
-                return claimed, slot
+                    self._put_on_trial(slot, claimed.row.suspicions)
+                return Execution(claimed, slot)
             self.refused.append(claimed)
             self._wake(False)
         return None
@@ -212,14 +212,10 @@ class Runner:
 
     def _wake_next(self) -> None:
         """Whoever runs the next job: the loop, or a thread that waits. There is one for every free slot."""
-        if self._loop is not None and self._is_async(self.todo[0]):
+        if self._loop is not None and self.todo[0].task.is_async:
             self._loop.look()
         else:
             self._arrived.notify()
-
-    def _is_async(self, claimed: ClaimedJob) -> bool:
-        task = self._tasks.get(claimed.row.task)
-        return task is not None and task.is_async
 
     def _may_start(self, claimed: ClaimedJob) -> bool:
         lease = claimed.lease
@@ -238,33 +234,32 @@ class Runner:
         if self._logs_starts:
             execution.log_start()
 
-    def _run(self, claimed: ClaimedJob, slot: int) -> None:
-        execution = Execution(claimed, self._slots[slot], is_async=False)
+    def _run(self, execution: Execution) -> None:
         self._start(execution)
         try:
-            returned = execution.call(self._tasks)
+            returned = execution.call()
             fork.leave_if_forked(self._generation, 0)
-            ended = execution.returned(returned, self._tasks)
+            ended = execution.returned(returned)
         except BaseException as error:  # noqa: BLE001 - whatever a handler raises ends this execution, nothing else
             fork.leave_if_forked(self._generation)
-            ended = execution.failed(error, self._tasks)
+            ended = execution.failed(error)
         self._finish(execution, ended)
         if execution.context is not None:
-            self._slots[slot].transactions.sync.reset()
+            execution.slot.transactions.sync.reset()
             execution.context = None  # each knows the other: arguments would stay until the next cyclic collection
 
-    async def run_async(self, execution: Execution, slot: int) -> None:
+    async def run_async(self, execution: Execution) -> None:
         self._start(execution)
         try:
-            returned = await execution.call_async(self._tasks)
+            returned = await execution.call_async()
             fork.leave_if_forked(self._generation, 0)
-            ended = execution.returned(returned, self._tasks)
+            ended = execution.returned(returned)
         except BaseException as error:  # noqa: BLE001 - likewise; a CancelledError is the loop's, or the handler's own
             fork.leave_if_forked(self._generation)
-            ended = execution.failed(error, self._tasks)
+            ended = execution.failed(error)
         self._finish(execution, ended)
         if execution.context is not None:
-            await self._slots[slot].transactions.on_loop.reset()
+            await execution.slot.transactions.on_loop.reset()
             execution.context = None  # as above
 
     def _finish(self, execution: Execution, ended: Ended) -> None:

@@ -122,7 +122,7 @@ def _run_claimed(
     on_start: Callable[[ClaimedJob], object],
 ) -> BaseException | None:
     row = queue.row
-    execution = _PatientExecution(claimed, foreground.slot(row, LEASE_TTL), foreground.is_async(claimed.row.task))
+    execution = _PatientExecution(claimed, foreground.slot(row, LEASE_TTL))
     try:
         on_start(claimed)
         row.show_started(claimed.lease.entry, claimed.position)

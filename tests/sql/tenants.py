@@ -11,6 +11,7 @@ import psycopg
 from psycopg import Connection
 from psycopg.conninfo import conninfo_to_dict
 
+from pgworker.app.app import App
 from pgworker.app.queue.leases import ClaimedJob, HeldLease
 from pgworker.lifecycle.enqueue import enqueue_jobs
 from pgworker.model.job import JobRequest
@@ -19,6 +20,11 @@ from tests.sql.actors import Worker
 
 ORGS = ("acme", "bolt", "cork", "dune", "élan")
 SEEN = "select distinct org_id from shop.notes"
+APP = App()
+
+
+@APP.task(name="t")
+def nothing() -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +99,7 @@ def claim(dsn: str, orgs: Sequence[str | None]) -> list[ClaimedJob]:
         held = Worker(connection).claim(len(orgs), ttl=3600)
     assert [row.org_id for row in held.rows] == list(orgs)
     lease = HeldLease(held.lease_id, 0, len(held.rows))
-    return [ClaimedJob(lease, position, row) for position, row in enumerate(held.rows, start=1)]
+    return [ClaimedJob(lease, position, row, APP.tasks["t"]) for position, row in enumerate(held.rows, start=1)]
 
 
 # What one job leaves behind, for the next one to find. Each is the last that a job does.

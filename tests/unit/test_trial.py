@@ -12,6 +12,7 @@ from uuid import uuid4
 
 from pgworker import App, Context
 from pgworker.app.queue.leases import ClaimedJob, HeldLease
+from pgworker.app.task import Task
 from pgworker.lifecycle.claim import ClaimedRow
 from pgworker.linux.board import Board
 from pgworker.linux.row import BoardRow
@@ -46,7 +47,7 @@ def test_what_waits_behind_a_trial_starts_when_its_time_is_over_though_the_suspe
 
     row = Board(1, lanes=1, slots=3).rows[0]
     with running(app, row) as runner:
-        runner.put(claimed(row, "hold", suspicions=1, names=("suspect", "second", "third")))
+        runner.put(claimed(row, app.tasks["hold"], suspicions=1, names=("suspect", "second", "third")))
         eventually(lambda: started == {"suspect"}, "the suspect runs")
 
         def others_start() -> bool:
@@ -119,7 +120,7 @@ def test_what_has_finished_knows_its_context_no_more_which_knows_its_arguments()
     row = Board(1, lanes=1, slots=2).rows[0]
     with running(app, row) as runner:
         for task in ("look", "look_async"):
-            runner.put(claimed(row, task, suspicions=0, names=("first", "second")))
+            runner.put(claimed(row, app.tasks[task], suspicions=0, names=("first", "second")))
         eventually(lambda: len(runner.finished) == 4, "the end of all")
         assert {ended.outcome for _, ended in runner.finished} == {Outcome.SUCCEEDED}
         eventually(lambda: not any(execution.context for execution, _ in runner.finished), "all are let go of")
@@ -143,12 +144,12 @@ def unused(slots: int) -> list[SlotTransactions]:
     ]
 
 
-def claimed(row: BoardRow, task: str, *, suspicions: int, names: tuple[str, ...]) -> list[ClaimedJob]:
+def claimed(row: BoardRow, task: Task[..., Any], *, suspicions: int, names: tuple[str, ...]) -> list[ClaimedJob]:
     """Jobs of one lease, of which the first is suspected."""
     now, lease_id = bytes(8), uuid4()
     rows = [
         ClaimedRow(
-            uuid4(), task, f'{{"name": "{name}"}}', 1, 0, now, "default", 5, None, 25, None, None, now, None, 0.0,
+            uuid4(), task.name, f'{{"name": "{name}"}}', 1, 0, now, "default", 5, None, 25, None, None, now, None, 0.0,
             0 if place else suspicions,
         )
         for place, name in enumerate(names)
@@ -156,4 +157,4 @@ def claimed(row: BoardRow, task: str, *, suspicions: int, names: tuple[str, ...]
     claimed_ns = time.monotonic_ns()
     entry = row.show_lease(lease_id, len(rows), claimed_ns)
     lease = HeldLease(lease_id, entry, len(rows), claimed_ns=claimed_ns, rows=rows)
-    return [ClaimedJob(lease, position, job) for position, job in enumerate(rows, 1)]
+    return [ClaimedJob(lease, position, job, task) for position, job in enumerate(rows, 1)]

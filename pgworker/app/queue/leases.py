@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 import msgspec
 
+from pgworker.app.task import Task
 from pgworker.lifecycle.claim import ClaimedRow
 from pgworker.lifecycle.settle import Ended, Settlement
 from pgworker.model.job import Job
@@ -146,11 +148,12 @@ class HeldLease:
 
 
 class ClaimedJob(msgspec.Struct):
-    """A job to run: its row, and its place in a lease."""
+    """A job to run: its row, its place in a lease, and the task that it is for."""
 
     lease: HeldLease
     position: int
     row: ClaimedRow
+    task: Task[..., Any]
 
     def log_fields(self) -> dict[str, object]:
         """What every log line about this execution has."""

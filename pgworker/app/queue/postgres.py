@@ -105,7 +105,7 @@ class PostgresQueue:
         self._row = row
         self._floors = LaneFloors(floors, lanes)
         self._lanes = lanes
-        self._tasks = tasks
+        self._tasks = dict(tasks)
         self._names = list(tasks)
         self._lease_ttl = lease_ttl
         self._may_pass_others = may_pass_others
@@ -154,7 +154,7 @@ class PostgresQueue:
     def fail(self, job: ClaimedJob, ended: Ended | BaseException) -> None:
         if isinstance(ended, BaseException):
             error, now_ns = ended, time.monotonic_ns()
-            verdict = judge_safely(error, CancelReason.NONE, False, job, self._tasks.get(job.row.task))
+            verdict = judge_safely(error, CancelReason.NONE, False, job)
             described = msgspec.json.encode(describe_error(error)).decode()
             ended = verdict.ended(job.row, self._row.renewed_ns(job.lease.entry), now_ns, described)
         self._end(job, ended)
@@ -262,7 +262,8 @@ class PostgresQueue:
         lease.rows = [row if len(row.payload or "") < _LARGE else row._replace(payload=None) for row in rows]
         checkpoints = [(position, row.job_id) for position, row in enumerate(rows, 1) if row.checkpoint is not None]
         lease.with_progress = dict(checkpoints)
-        return [ClaimedJob(lease, position, row) for position, row in enumerate(rows, start=1)]
+        tasks = self._tasks
+        return [ClaimedJob(lease, position, row, tasks[row.task]) for position, row in enumerate(rows, start=1)]
 
     def _drop_ended_leases(self) -> None:
         for lease in [lease for lease in self.leases if lease.is_ended]:
