@@ -18,9 +18,10 @@ from typing import Any, Final
 
 import psycopg
 from psycopg import Connection
-from psycopg_pool import ConnectionPool, PoolTimeout
+from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from pgworker.app.per_process import PerProcess
+from pgworker.db.adapters import OWN
 from pgworker.db.connect import conninfo, explain, explain_use
 from pgworker.db.patience import ANSWER, PatientConnection
 from pgworker.errors import DatabaseUnavailable, PgworkerError
@@ -76,19 +77,16 @@ class Connections:
 
         Several transactions: each in `read_committed` or `in_time`.
         """
-        pool = self._pools.get()
-        if pool.dsn != self.dsn:
-            if self._pools.drop(pool):  # by one thread: the next may be open already
-                pool.close()
-            pool = self._pools.get()
-        with pool.connection() as connection:
-            try:
-                yield connection
-            except psycopg.Error as error:
-                explained = explain_use(error, connection, pool.dsn)
-                if error.sqlstate in _IN_DOUBT:
-                    connection.close()
-                raise explained from error
+        pool, connection = self._check_out()
+        try:
+            yield connection
+        except psycopg.Error as error:
+            explained = explain_use(error, connection, pool.dsn)
+            if error.sqlstate in _IN_DOUBT:
+                connection.close()
+            raise explained from error
+        finally:
+            pool.give_back(connection)
 
     @contextmanager
     def statement(self) -> Iterator[Connection[Any]]:
@@ -100,6 +98,19 @@ class Connections:
         """Close what this process has opened."""
         if pool := self._pools.pop():
             pool.close()
+
+    def _check_out(self) -> tuple[_Pool, _Connection]:
+        while True:
+            pool = self._pools.get()
+            if pool.dsn != self.dsn:
+                if self._pools.drop(pool):  # by one thread: the next may be open already
+                    pool.close()
+                pool = self._pools.get()
+            try:
+                return pool, pool.check_out()
+            except PoolClosed as error:  # by another thread, a moment ago; or for good, as the program ends
+                if self._pools.get() is pool:
+                    raise explain(error, pool.dsn) from error
 
     def _open(self) -> _Pool:
         return _Pool(self.dsn, self, self.waits)
@@ -117,7 +128,13 @@ class _Pool:
         self._connections = ConnectionPool(
             conninfo(dsn, _NAME),
             connection_class=_Connection,
-            kwargs={"failed": self._note, "waits": waits, "autocommit": True, "prepare_threshold": None},
+            kwargs={
+                "failed": self._note,
+                "waits": waits,
+                "autocommit": True,
+                "prepare_threshold": None,
+                "context": OWN,
+            },
             check=self._check,
             name=_NAME,
             min_size=0,
@@ -128,28 +145,30 @@ class _Pool:
         )
         self.close = weakref.finalize(owner, self._close)  # at exit too: threads that wait then would hold it up
 
-    @contextmanager
-    def connection(self) -> Iterator[_Connection]:
-        connection = self._checkout()
+    def check_out(self) -> _Connection:
+        """PoolClosed: it was, perhaps while one waited."""
+        connection = self._wait_for_one()
         connection.patience = self._waits.for_answer
-        try:
-            yield connection
-        finally:
-            connection.patience = ANSWER
-            connection.used_at = time.monotonic()
-            self._connections.putconn(connection)
+        return connection
+
+    def give_back(self, connection: _Connection) -> None:
+        connection.patience = ANSWER
+        connection.used_at = time.monotonic()
+        self._connections.putconn(connection)
 
     def _close(self) -> None:
         if os.getpid() == self._pid:
             self._connections.close()
 
-    def _checkout(self) -> _Connection:
+    def _wait_for_one(self) -> _Connection:
         begun = time.monotonic()
         while True:
             try:
                 return self._connections.getconn(timeout=_SLICE)
             except PoolTimeout:  # waiting is what this loop is for
                 pass
+            except PoolClosed:
+                raise
             except psycopg.Error as error:
                 raise explain(error, self.dsn) from error
             self._give_up(begun)  # out here, where nothing says that it was raised while PoolTimeout was handled

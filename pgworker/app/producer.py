@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from itertools import chain, islice, repeat
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
 import psycopg
 from psycopg import AsyncConnection, Connection
+from psycopg.pq import PipelineStatus
 
 from pgworker.app.connections import Connections
 from pgworker.app.handle import JobHandle, Jobs
@@ -26,6 +26,7 @@ from pgworker.lifecycle.enqueue import (
     enqueue_groups,
     enqueue_groups_async,
 )
+from pgworker.lifecycle.transaction import all_or_none, all_or_none_async
 from pgworker.model.job import JobRequest
 from pgworker.observe.logs import fields, logger
 
@@ -157,30 +158,24 @@ async def _store_job_async(driver: AsyncDriver, request: JobRequest) -> bytes:
 def _enqueue_on(driver: SyncDriver, groups: Iterator[Group], tell: Tell) -> None:
     """What is told means nothing if it fails."""
     connection = driver if isinstance(driver, Connection) else driver.connection
-    ready = _made_ready(groups, connection)
+    ready = list(islice(groups, 2))  # what can't be stored is refused before anything is sent, if it is among them
     with _Explained(connection):
         if len(ready) == 1:
             tell(enqueue_group(connection, ready[0]))
         elif ready:
-            with connection.transaction() if connection.autocommit else nullcontext():
+            with all_or_none(connection):
                 enqueue_groups(connection, chain(ready, groups), tell)
 
 
 async def _enqueue_on_async(driver: AsyncDriver, groups: Iterator[Group], tell: Tell) -> None:
     connection = driver if isinstance(driver, AsyncConnection) else driver.connection
-    ready = _made_ready(groups, connection)
+    ready = list(islice(groups, 2))
     with _Explained(connection):
         if len(ready) == 1:
             tell(await enqueue_group_async(connection, ready[0]))
         elif ready:
-            async with connection.transaction() if connection.autocommit else nullcontext():
+            async with all_or_none_async(connection):
                 await enqueue_groups_async(connection, chain(ready, groups), tell)
-
-
-def _made_ready(groups: Iterator[Group], connection: Connection[Any] | AsyncConnection[Any]) -> list[Group]:
-    """Those to be made before anything is sent: all, where the transaction is the caller's, which an error must leave
-    as it was; in autocommit mode the first two, as several need a transaction, or a savepoint in his."""
-    return list(islice(groups, 2) if connection.autocommit else groups)
 
 
 def groups_of(requests: Iterable[JobRequest]) -> Iterator[Sequence[JobRequest]]:
@@ -223,16 +218,24 @@ class _Explained:
 
     def __init__(self, connection: Connection[Any] | AsyncConnection[Any]) -> None:
         self._connection = connection
+        self._is_alone = connection.pgconn.pipeline_status == PipelineStatus.OFF
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         if not isinstance(error, psycopg.Error) or not error.sqlstate:
             return
+        if not (self._is_alone or _is_ours(error)):
+            return
         if error.sqlstate[:2] in ("22", "23"):  # data exceptions, violated constraints
             raise InvalidJob(f"PostgreSQL refused the job: {_complaint(error)}") from error
         if isinstance(told := explain(error, dsn_of(self._connection)), SchemaError):
             raise told from error
+
+
+def _is_ours(error: psycopg.Error) -> bool:
+    """Whether it is about a job. In a pipeline the driver raises what was wrong with any statement before, too."""
+    return error.diag.schema_name == "pgworker" or "pgworker." in f"{error.diag.context} {error.diag.message_primary}"
 
 
 def _complaint(error: psycopg.Error) -> str:

@@ -10,13 +10,13 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 import psycopg
+from psycopg.adapt import AdaptersMap
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.types.json import set_json_loads
 
 from pgworker.config.sources import embedded_directory, redact
 from pgworker.db import embedded
+from pgworker.db.adapters import OWN
 from pgworker.db.patience import PatientAsyncConnection, PatientConnection, Silence
 from pgworker.errors import ConfigurationError, DatabaseUnavailable, OutcomeUnknown, PgworkerError, SchemaError
 from pgworker.sql import load
@@ -47,8 +47,9 @@ def connect(
     autocommit: bool = True,
     prepare_threshold: int | None = 5,
     patience: float | None = None,
+    adapters: AdaptersMap = OWN,
 ) -> PatientConnection[Row]:
-    """A connection whose json and jsonb results are decoded by msgspec.
+    """A connection with these adapters, by default those of our own statements.
 
     `dsn` is what libpq takes, or `embedded:DIR`. `prepare_threshold=None` never prepares on the server. `patience`:
     seconds that one waits for each answer, see `PatientConnection`; who is no person should not wait for ever.
@@ -56,12 +57,14 @@ def connect(
     """
     try:
         connection: PatientConnection[Row] = PatientConnection.connect(
-            conninfo(dsn, application_name), autocommit=autocommit, prepare_threshold=prepare_threshold
+            conninfo(dsn, application_name),
+            autocommit=autocommit,
+            prepare_threshold=prepare_threshold,
+            context=adapters,
         )
     except (psycopg.Error, OSError) as error:
         raise explain(error, dsn) from error
     connection.patience = patience
-    decode_json(connection)
     return connection
 
 
@@ -72,16 +75,19 @@ async def connect_async(
     autocommit: bool = True,
     prepare_threshold: int | None = 5,
     patience: float | None = None,
+    adapters: AdaptersMap = OWN,
 ) -> PatientAsyncConnection[Row]:
     """`connect`, for an event loop."""
     try:
         connection: PatientAsyncConnection[Row] = await PatientAsyncConnection.connect(
-            conninfo(dsn, application_name), autocommit=autocommit, prepare_threshold=prepare_threshold
+            conninfo(dsn, application_name),
+            autocommit=autocommit,
+            prepare_threshold=prepare_threshold,
+            context=adapters,
         )
     except (psycopg.Error, OSError) as error:
         raise explain(error, dsn) from error
     connection.patience = patience
-    decode_json(connection)
     return connection
 
 
@@ -94,11 +100,6 @@ def conninfo(dsn: str, application_name: str) -> str:
         raise _say(_BAD_DSN, _words(error), dsn) from None  # its text quotes the DSN, the password maybe
     ours = {"application_name": application_name, "client_encoding": "utf8"}
     return make_conninfo("", **(_UNLESS_IN_DSN | given | ours))
-
-
-def decode_json(connection: psycopg.BaseConnection[Any]) -> None:
-    """Have msgspec decode the json and jsonb results of this connection."""
-    set_json_loads(msgspec.json.decode, context=connection)
 
 
 def connect_to_schema(

@@ -9,8 +9,8 @@ from typing import Any
 from uuid import UUID
 
 from psycopg import Connection
-from psycopg.rows import tuple_row
 
+from pgworker.db.adapters import OwnCursor
 from pgworker.sql.load import query
 
 
@@ -31,5 +31,5 @@ class WaitingJob:
 
 def list_waiting_jobs(connection: Connection[Any]) -> list[WaitingJob]:
     """In the order of their ids. Reads them all: for tests, and queues that are known to be small."""
-    with connection.cursor(row_factory=tuple_row) as cursor:  # whatever the caller has set on his connection
+    with OwnCursor(connection) as cursor:
         return [WaitingJob(*row) for row in cursor.execute(query("list_waiting_jobs")).fetchall()]

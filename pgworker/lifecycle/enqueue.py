@@ -9,8 +9,8 @@ from typing import Any
 from uuid import UUID
 
 from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor
-from psycopg.rows import tuple_row
 
+from pgworker.db.adapters import OwnAsyncCursor, OwnCursor
 from pgworker.db.arrays import number_array
 from pgworker.lifecycle.transaction import in_time, pipeline
 from pgworker.model.job import JobRequest
@@ -87,12 +87,11 @@ async def enqueue_groups_async(
 
 
 def _send(connection: Connection[Any], group: Group) -> Cursor[Any]:
-    """With a cursor of our own class, whatever the user's connection makes, and its rows as they come."""
-    return Cursor(connection, row_factory=tuple_row).execute(*_statement(group), binary=True)
+    return OwnCursor(connection).execute(*_statement(group), binary=True)
 
 
 async def _send_async(connection: AsyncConnection[Any], group: Group) -> AsyncCursor[Any]:
-    return await AsyncCursor(connection, row_factory=tuple_row).execute(*_statement(group), binary=True)
+    return await OwnAsyncCursor(connection).execute(*_statement(group), binary=True)
 
 
 def _ids(cursors: Iterable[Cursor[Any]]) -> list[bytes]:
@@ -105,7 +104,7 @@ async def _ids_async(cursors: Iterable[AsyncCursor[Any]]) -> list[bytes]:
 
 def _raw_ids(row: Any) -> list[bytes]:
     """Out of an array of uuid in PostgreSQL's binary format."""
-    array = bytes(row[0])  # a connection may have a loader of its own
+    array = row[0]
     return [array[at : at + 16] for at in range(_FIRST_ID, len(array), _NEXT_ID)]
 
 

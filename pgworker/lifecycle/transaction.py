@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 from datetime import datetime
 from typing import Any, Final, TypeGuard
 
 import psycopg
-from psycopg import Connection, Cursor
+from psycopg import AsyncConnection, Connection, Cursor
+from psycopg.pq import TransactionStatus
 
+from pgworker.db.adapters import OwnAsyncCursor, OwnCursor
 from pgworker.db.patience import PatientConnection, limit_of, server_limit_ms
 from pgworker.db.plan import plan_by_index
 from pgworker.sql.load import query
@@ -120,6 +122,25 @@ def pipeline(connection: Connection[Any]) -> Iterator[None]:
         except KeyboardInterrupt:
             connection.cancel_safe()
             raise
+
+
+@contextmanager
+def all_or_none(connection: Connection[Any]) -> Iterator[None]:
+    """A transaction, or a savepoint in the caller's: whatever ends the block before its end, of what was sent in it
+    nothing is left. Where the caller commits, his transaction is begun with it, and goes on after it."""
+    if not connection.autocommit and connection.info.transaction_status == TransactionStatus.IDLE:
+        OwnCursor(connection).execute("select 1")
+    with connection.transaction():
+        yield
+
+
+@asynccontextmanager
+async def all_or_none_async(connection: AsyncConnection[Any]) -> AsyncIterator[None]:
+    """As `all_or_none`."""
+    if not connection.autocommit and connection.info.transaction_status == TransactionStatus.IDLE:
+        await OwnAsyncCursor(connection).execute("select 1")
+    async with connection.transaction():
+        yield
 
 
 @contextmanager

@@ -534,7 +534,7 @@ begin
     insert into pgworker.job_queue (job_id, run_at, execution, priority, failures, queue, task, org_id)
     values (id, due, 1, priority, 0, queue, task, org_id);
     if due = now and pgworker.somebody_sleeps(queue) then
-        perform pg_notify('pgworker', queue || '=1');
+        perform pg_notify('pgworker', queue || '=1,' || get_byte(uuid_send(id), 15));
     end if;
     return id;
 end $function$;
@@ -599,7 +599,8 @@ begin
     select unnest(stored), unnest(due), 1, unnest(priorities), 0, unnest(queues), unnest(tasks), unnest(org_ids);
 
     -- A sleeping pool holds a shared advisory lock on its queue's name. Notify only then, and once: a commit that
-    -- notifies takes a lock that all notifying commits of the cluster share.
+    -- notifies takes a lock that all notifying commits of the cluster share. What a transaction says twice PostgreSQL says
+    -- once: a byte of an id keeps apart what is said of others.
     for asleep in
         select string_agg(waiting.queue || '=' || waiting.jobs, ',')
         from (select given.queue, count(*) as jobs
@@ -609,7 +610,7 @@ begin
         where pgworker.somebody_sleeps(waiting.queue)
     loop
         if asleep is not null then
-            perform pg_notify('pgworker', left(asleep, 7900));
+            perform pg_notify('pgworker', left(asleep, 7900) || ',' || get_byte(uuid_send(stored[1]), 15));
         end if;
     end loop;
     return coalesce(stored, '{}');
@@ -642,7 +643,7 @@ begin
     insert into pgworker.job_queue (job_id, run_at, execution, priority, failures, queue, task, org_id)
     select unnest(stored), due, 1, with_priority, 0, to_queue, of_task, of_org;
     if due = now and cardinality(stored) > 0 and pgworker.somebody_sleeps(queue) then
-        perform pg_notify('pgworker', queue || '=' || cardinality(stored));
+        perform pg_notify('pgworker', queue || '=' || cardinality(stored) || ',' || get_byte(uuid_send(stored[1]), 15));
     end if;
     return coalesce(stored, '{}');
 end $function$;

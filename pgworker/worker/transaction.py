@@ -18,6 +18,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
 from pgworker.app.queue.leases import ClaimedJob
+from pgworker.db.adapters import OwnCursor
 from pgworker.db.connect import connect, is_farewell
 from pgworker.db.patience import ANSWER, PatientConnection
 from pgworker.errors import Cancelled, DatabaseUnavailable, LeaseLost
@@ -130,7 +131,7 @@ class JobTransactions:
             connection.patience = ANSWER
             with ExitStack() as begun:
                 begun.enter_context(connection.transaction())
-                connection.execute(*settings_of(execution))
+                OwnCursor(connection).execute(*settings_of(execution))
                 return connection, begun.pop_all()
 
         return self._patiently(begin, execution)
@@ -154,8 +155,13 @@ class JobTransactions:
     def _connected(self) -> PatientConnection[Any]:
         if self._connection is None or self._connection.closed:
             # Nothing is prepared on it: DISCARD ALL would take the statements and leave the driver's list of them.
+            # Its adapters are the app's, as its handlers use it.
             self._connection = connect(
-                self._dsn, application_name=self._application_name, prepare_threshold=None, patience=ANSWER
+                self._dsn,
+                application_name=self._application_name,
+                prepare_threshold=None,
+                patience=ANSWER,
+                adapters=psycopg.adapters,
             )
             self._connection.isolation_level = IsolationLevel.READ_COMMITTED
         return self._connection
@@ -164,7 +170,7 @@ class JobTransactions:
         """After a connection died, perhaps at COMMIT: whether that took effect."""
 
         def look() -> bool:
-            with self._connected().cursor() as cursor:
+            with OwnCursor(self._connected()) as cursor:
                 return not find_unsettled(cursor, settlement_of(execution))
 
         return self._patiently(look, execution)
@@ -172,7 +178,7 @@ class JobTransactions:
 
 def _settle(connection: Connection[Any], execution: Settleable) -> None:
     settlement = settlement_of(execution)
-    with psycopg.Cursor(connection, row_factory=tuple_row) as cursor:  # whatever the handler has set on its connection
+    with OwnCursor(connection) as cursor:
         if not settle_success(cursor, settlement, time.monotonic_ns(), execution.commit_limit_ms):
             raise lease_is_gone(execution)
 

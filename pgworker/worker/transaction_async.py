@@ -14,6 +14,7 @@ from psycopg import AsyncConnection, IsolationLevel
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
+from pgworker.db.adapters import OwnAsyncCursor
 from pgworker.db.connect import connect_async, is_farewell
 from pgworker.db.patience import ANSWER, PatientAsyncConnection
 from pgworker.errors import DatabaseUnavailable
@@ -106,7 +107,7 @@ class AsyncJobTransactions:
             connection.patience = ANSWER
             async with AsyncExitStack() as begun:
                 await begun.enter_async_context(connection.transaction())
-                await connection.execute(*settings_of(execution))
+                await OwnAsyncCursor(connection).execute(*settings_of(execution))
                 return connection, begun.pop_all()
 
         return await self._patiently(begin, execution)
@@ -129,7 +130,11 @@ class AsyncJobTransactions:
     async def _connected(self) -> PatientAsyncConnection[Any]:
         if self._connection is None or self._connection.closed:
             self._connection = await connect_async(
-                self._dsn, application_name=self._application_name, prepare_threshold=None, patience=ANSWER
+                self._dsn,
+                application_name=self._application_name,
+                prepare_threshold=None,
+                patience=ANSWER,
+                adapters=psycopg.adapters,
             )
             await self._connection.set_isolation_level(IsolationLevel.READ_COMMITTED)
         return self._connection
@@ -138,7 +143,7 @@ class AsyncJobTransactions:
         """After a connection died, perhaps at COMMIT: whether that took effect."""
 
         async def look() -> bool:
-            async with (await self._connected()).cursor() as cursor:
+            async with OwnAsyncCursor(await self._connected()) as cursor:
                 return not await find_unsettled_async(cursor, settlement_of(execution))
 
         return await self._patiently(look, execution)
@@ -146,6 +151,6 @@ class AsyncJobTransactions:
 
 async def _settle(connection: AsyncConnection[Any], execution: Settleable) -> None:
     settlement = settlement_of(execution)
-    async with psycopg.AsyncCursor(connection, row_factory=tuple_row) as cursor:
+    async with OwnAsyncCursor(connection) as cursor:
         if not await settle_success_async(cursor, settlement, time.monotonic_ns(), execution.commit_limit_ms):
             raise lease_is_gone(execution)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 from uuid import UUID
@@ -10,7 +12,7 @@ import pytest
 from psycopg import Connection
 
 from tests.process import orders, test_pool
-from tests.process.pool import eventually
+from tests.process.pool import ROOT, eventually
 from tests.process.test_pool import Scene, StartPool
 
 Connect = Callable[[], Connection[Any]]
@@ -98,3 +100,18 @@ def test_a_job_without_an_org_is_a_dead_letter_at_once_where_the_app_requires_on
     assert scene.outcomes(job) == [(1, "failed", 1)]
     assert scene.executions(job)[0].message.startswith("the app requires an org and this job has none")
     assert result(scene, theirs) == "charged"
+
+
+@pytest.mark.parametrize("how", [{}, {"preload": True}])
+def test_what_an_app_has_the_driver_make_of_values_is_for_its_own_statements(
+    how: dict[str, bool], scene: Scene, start_pool: StartPool
+) -> None:
+    start_pool(app="tests.process.adapters:app", workers=1, slots=2, lease_ttl=4.0, **how)
+    held = [scene.scalar(f"select pgworker.enqueue('{task}', '{{\"seconds\": 3}}')") for task in ("hold", "hold_async")]
+    scene.wait_for_status("succeeded", *held)
+    assert [scene.outcomes(job) for job in held] == [[(1, "succeeded", 0)]] * 2
+
+
+def test_enqueues_and_handles_of_such_an_app_are_as_ever(dsn: str) -> None:
+    command = [sys.executable, "-m", "tests.process.adapters", dsn]
+    assert subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout == "1508 cancelled\n"

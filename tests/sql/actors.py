@@ -17,8 +17,9 @@ from uuid import UUID, uuid4
 import psycopg
 from psycopg import Connection, Cursor
 
+from pgworker.db.adapters import ClaimingCursor
 from pgworker.db.plan import by_index
-from pgworker.lifecycle.claim import ClaimedRow, Lanes, claim_jobs, claimed_rows, claiming_cursor
+from pgworker.lifecycle.claim import ClaimedRow, Lanes, claim_jobs, claimed_rows
 from pgworker.lifecycle.enqueue import enqueue_jobs
 from pgworker.lifecycle.heartbeat import PoolIdentity, WorkerProcess, end_worker
 from pgworker.lifecycle.reclaim import (
@@ -99,7 +100,7 @@ class Worker:
     ) -> Held:
         lease_id = lease_id or uuid4()
         lanes = Lanes.of(queues)
-        cursor = claiming_cursor(self.connection)
+        cursor = ClaimingCursor(self.connection)
         with by_index(self.connection):
             claim_jobs(
                 cursor,

@@ -12,7 +12,8 @@ import pytest
 from psycopg import Connection
 
 from pgworker.control.queues import pause_queues
-from pgworker.lifecycle.claim import claim_job, claimed_rows, claiming_cursor
+from pgworker.db.adapters import ClaimingCursor
+from pgworker.lifecycle.claim import claim_job, claimed_rows
 from tests.sql.actors import DEADLINE, Connect, Held, Worker, ask, ended, enqueue, impatient, leases, statuses, waiting
 from tests.sql.invariants import STORED, offences
 
@@ -26,7 +27,7 @@ def db(connect: Connect) -> Connection[Any]:
 
 
 def claim(db: Connection[Any], job_id: UUID, *, tasks: tuple[str, ...] = ("t",), even_paused: bool = False) -> Held:
-    lease_id, worker_id, cursor = uuid4(), uuid4(), claiming_cursor(db)
+    lease_id, worker_id, cursor = uuid4(), uuid4(), ClaimingCursor(db)
     claim_job(
         cursor, job_id, lease_id=lease_id, worker_id=worker_id, ttl=60, tasks=list(tasks), even_paused=even_paused
     )

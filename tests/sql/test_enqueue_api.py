@@ -22,7 +22,7 @@ from uuid import UUID
 
 import psycopg
 import pytest
-from psycopg.abc import Buffer
+from psycopg.abc import Buffer, Loader
 from psycopg.conninfo import make_conninfo
 from psycopg.types.string import ByteaBinaryLoader
 
@@ -39,6 +39,7 @@ from pgworker import (
     Task,
 )
 from pgworker.app import producer
+from pgworker.app.task import Enqueuer
 from pgworker.db import embedded
 from pgworker.db.migrate import migrate
 
@@ -53,6 +54,16 @@ def app(dsn: str) -> Iterator[App]:
     opened.task(name="mail")(mail)
     yield opened
     opened.close()
+
+
+class Viewed(ByteaBinaryLoader):
+    def load(self, data: Buffer) -> Any:
+        return memoryview(super().load(data))
+
+
+class Spelt(ByteaBinaryLoader):
+    def load(self, data: Buffer) -> Any:
+        return bytes(data).hex()
 
 
 def mail(to: str, weight: float = 1.0) -> float:
@@ -251,6 +262,28 @@ def test_a_callers_transaction_is_as_it_was_when_one_of_many_jobs_cannot_be_stor
     assert [to for _, to in stored(connect())] == ["before", *(str(i) for i in range(2500)), "async, before"]
 
 
+class Interrupted(BaseException):
+    """Ctrl-C, a time limit: what no code of ours catches."""
+
+
+def test_nothing_is_left_of_many_jobs_in_a_callers_transaction_whatever_ends_their_enqueue(
+    task: Task[..., Any], dsn: str, connect: Connect
+) -> None:
+    """More than one trip has gone by then."""
+    with psycopg.connect(dsn) as connection:
+        for _ in range(2):  # as what begins the transaction, and later in it
+            with pytest.raises(Interrupted):
+                task._sender.producer.enqueue_alike(task.job("a"), interrupted(task), connection)
+            assert connection.info.transaction_status is psycopg.pq.TransactionStatus.INTRANS
+            task.using(connection).enqueue("beside")
+    assert [to for _, to in stored(connect())] == ["beside"] * 2
+
+
+def interrupted(task: Task[..., Any]) -> Iterator[str]:
+    yield from (task.job(**named).payload for named in numbered(MANY))
+    raise Interrupted
+
+
 def test_what_makes_the_arguments_of_many_jobs_runs_outside_of_their_transaction(
     task: Task[..., Any], connect: Connect
 ) -> None:
@@ -331,16 +364,14 @@ def test_none_of_many_jobs_are_enqueued_without_asking_the_database(
     assert task.using(connection).enqueue_many([]) == app.enqueue_many([], connection) == []
 
 
-def test_a_connection_with_loaders_of_its_own_is_used_as_any_other(task: Task[..., Any], connect: Connect) -> None:
+@pytest.mark.parametrize("loader", [Viewed, Spelt])
+def test_a_connection_with_loaders_of_its_own_is_used_as_any_other(
+    loader: type[Loader], task: Task[..., Any], connect: Connect
+) -> None:
     connection = connect()
-    connection.adapters.register_loader("bytea", Viewed)
+    connection.adapters.register_loader("bytea", loader)
     handles = [task.using(connection).enqueue("a"), *task.using(connection).enqueue_many([{"to": "b"}])]
     assert [(handle.id, to) for handle, to in zip(handles, "ab", strict=True)] == stored(connect())
-
-
-class Viewed(ByteaBinaryLoader):
-    def load(self, data: Buffer) -> Any:
-        return memoryview(super().load(data))
 
 
 # -- what is refused, or not quite what it seems
@@ -437,6 +468,24 @@ def test_other_errors_of_the_callers_connection_stay_psycopgs(task: Task[..., An
         task.using(connection).enqueue("a")
 
 
+def test_an_error_of_the_callers_own_in_his_pipeline_stays_psycopgs_and_ours_is_told_from_it(
+    task: Task[..., Any], connect: Connect
+) -> None:
+    connection = connect()
+    connection.execute("create temp table ages (age integer check (age > 0))")
+
+    def grow_and_enqueue(age: int, door: Enqueuer[..., Any]) -> None:
+        with connection.pipeline():
+            connection.execute("insert into ages values (%s)", [age])
+            door.enqueue("a")
+
+    with pytest.raises(psycopg.errors.CheckViolation):
+        grow_and_enqueue(-1, task.using(connection))
+    taken = task.using(connection).enqueue("b")
+    with pytest.raises(InvalidJob, match="exists already"):
+        grow_and_enqueue(1, task.using(connection).options(id=taken.id))
+
+
 def test_a_database_without_the_schema_is_told_how_to_get_it(blank_dsn: str) -> None:
     app = App(blank_dsn)
     task = app.task(name="mail")(mail)
@@ -492,6 +541,16 @@ def test_all_threads_share_four_connections_that_close_ends(app: App, task: Task
     wait_until(lambda: producers(other) == 0)
     task.enqueue("a")
     assert producers(other) == 1
+
+
+def test_connections_that_another_thread_closes_a_moment_before_are_no_outage(
+    app: App, task: Task[..., Any], connect: Connect
+) -> None:
+    with ThreadPoolExecutor(4) as executor:
+        enqueuing = [executor.submit(lambda: [task.enqueue("a") for _ in range(100)]) for _ in range(4)]
+        while not all(each.done() for each in enqueuing):
+            app.close()
+    assert sum(len(each.result()) for each in enqueuing) == len(stored(connect())) == 400
 
 
 def test_an_enqueue_that_finds_all_connections_busy_gives_up_and_says_so(
@@ -611,7 +670,7 @@ def test_a_program_that_ends_without_closing_its_app_ends_in_silence_and_leaves_
 def test_a_forked_child_has_connections_of_its_own_and_leaves_its_parents_alone(dsn: str, connect: Connect) -> None:
     program = """
 def backend():
-    with app._connections._pools.get().connection() as connection:
+    with app._connections.connection() as connection:
         return connection.info.backend_pid
 
 before = backend()

@@ -82,7 +82,23 @@ def test_an_enqueue_notifies_only_while_somebody_sleeps_on_its_queue(listener: L
         for queue in ("other", "mail"):
             enqueue(other, jobs, queue=queue)
     other.execute("notify pgworker, 'end'")
-    assert wait_for(listener, 3) == ["mail=1", "mail=2", "end"]
+    assert [payload.partition(",")[0] for payload in wait_for(listener, 3)] == ["mail=1", "mail=2", "end"]
+
+
+def test_each_enqueue_of_a_transaction_is_told_of_though_postgresql_folds_what_is_said_twice(
+    listener: Listener, connect: Connect
+) -> None:
+    other = connect()
+    assert listener.sleep_lock("mail")
+    with other.transaction():
+        for _ in range(2):
+            enqueue(other, 1, queue="mail")
+            enqueue(other, 3, queue="mail")
+            other.execute("select pgworker.enqueue('t', queue => 'mail')")
+            other.execute("select pgworker.enqueue_many('t', array['{}', '{}']::jsonb[], queue => 'mail')")
+    told = [payload.partition(",")[0] for payload in wait_for(listener, 6)]
+    assert len(told) > 4, "as two bytes may be the same, one or two of eight may be missing"
+    assert {*told} == {"mail=1", "mail=2", "mail=3"}
 
 
 def test_closing_ends_the_sleep_locks(dsn: str, connect: Connect) -> None:

@@ -26,8 +26,9 @@ from pgworker.app.queue.losses import Losses
 from pgworker.app.queue.one_by_one import UNSTORABLE, settle_one_by_one
 from pgworker.app.task import Task
 from pgworker.app.verdict import judge_safely
+from pgworker.db.adapters import ClaimingCursor
 from pgworker.lifecycle.cancel import cancel_waiting_job
-from pgworker.lifecycle.claim import ClaimedRow, Lanes, claim_jobs, claimed_rows, claiming_cursor
+from pgworker.lifecycle.claim import ClaimedRow, Lanes, claim_jobs, claimed_rows
 from pgworker.lifecycle.floors import LaneFloors
 from pgworker.lifecycle.progress import forget_progress, save_progress
 from pgworker.lifecycle.purge import purge_queue
@@ -206,7 +207,7 @@ class PostgresQueue:
     ) -> list[ClaimedRow]:
         """Settle and claim in one transaction and one round trip; what was claimed."""
         settling: list[tuple[Cursor[Any], HeldLease, Settlement]] = []
-        claiming = claiming_cursor(connection)
+        claiming = ClaimingCursor(connection)
         if claim is not None:
             self._lost_claims.add(claim.lease_id)  # until its answer is here
         try:
