@@ -36,6 +36,9 @@ EXIT_CRASH_LOOP = 71
 EXIT_DRAIN_TIMED_OUT = 75
 EXIT_CONFIGURATION = 78
 EXIT_INTERRUPTED = 130
+EXIT_CHECKED = 113
+"""Of a child that has only tried the app, when all was well: an app that ends the process while it is imported may well
+do so with 0."""
 
 
 class PgworkerError(Exception):

@@ -15,7 +15,14 @@ from pgworker.app.registry import load_app
 from pgworker.config.settings import PoolSettings
 from pgworker.db.connect import check_schema, connect
 from pgworker.db.migrate import migrate
-from pgworker.errors import EXIT_BUG, EXIT_CONFIGURATION, EXIT_UNAVAILABLE, ConfigurationError, PgworkerError
+from pgworker.errors import (
+    EXIT_BUG,
+    EXIT_CHECKED,
+    EXIT_CONFIGURATION,
+    EXIT_UNAVAILABLE,
+    ConfigurationError,
+    PgworkerError,
+)
 from pgworker.linux.audit import audit, open_descriptors
 from pgworker.linux.fork import fork_child
 from pgworker.linux.memory import data_bytes
@@ -36,7 +43,8 @@ def check(
 ) -> int:
     """Try what every worker will do: the database, its schema, the app. What is wrong is said once.
 
-    `accepts_newer` as in `check_schema`. For a child that is gone afterwards; returns its exit code.
+    `accepts_newer` as in `check_schema`. For a child that is gone afterwards; returns its exit code, EXIT_CHECKED if
+    all is well.
     """
     setproctitle.setproctitle("pgworker: check")
     try:
@@ -49,11 +57,12 @@ def check(
     except PgworkerError as error:
         say(error)
         return error.exit_code
-    return 0
+    return EXIT_CHECKED
 
 
 def in_child(run: Callable[[], int]) -> int:
-    """Its exit code. ConfigurationError for one that no check ends with: importing the app has ended the process.
+    """The exit code of a `check`, 0 if all is well. ConfigurationError for one that none ends with: importing the app
+    has ended the process.
 
     It is gone when this is left, by a signal too: else it would tell of a server that ends with us as of an outage.
     """
@@ -66,7 +75,9 @@ def in_child(run: Callable[[], int]) -> int:
             os.waitpid(pid, 0)
         raise
     code = os.waitstatus_to_exitcode(status)
-    if code in (0, EXIT_UNAVAILABLE, EXIT_BUG, EXIT_CONFIGURATION):
+    if code == EXIT_CHECKED:
+        return 0
+    if code in (EXIT_UNAVAILABLE, EXIT_BUG, EXIT_CONFIGURATION):
         return code
     exit_ = Exit(pid, code if code >= 0 else None, -code if code < 0 else None, os.WCOREDUMP(status))
     raise ConfigurationError(

@@ -56,7 +56,8 @@ class Findings:
     `outcomes` and `started_us` (µs ago) have one entry per position, None: never started. `assumed_running` is for a
     lease nobody could look into: so many of its first unfinished positions count as running.
     `suspects`: how many jobs ran. Of more than one nobody knows which their worker died of: those that would be
-    `crashed` are `lost`, uncharged. In a lease nobody could look into, only those whose execution before was not.
+    `crashed` are `lost`, uncharged. In a lease nobody could look into, only those whose execution before was not; and
+    likewise one that `had_ended`, with nothing begun since, when its worker died of itself.
     """
 
     outcomes: Sequence[Outcome | None]
@@ -65,6 +66,7 @@ class Findings:
     assumed_running: int = 0
     error: str | None = None
     suspects: int = 1
+    had_ended: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +166,7 @@ def _send_on(cursor: Any, lease_id: UUID, taken: TakenLease, findings: Findings,
             "error": findings.error,
             "cause": findings.cause,
             "suspects": findings.suspects,
+            "had_ended": findings.had_ended,
             **_of_suspects(findings),
             "backoff_base": backoff.base,
             "backoff_cap": backoff.cap,
@@ -180,6 +183,8 @@ def _of_suspects(findings: Findings) -> dict[str, str]:
     """What is said of jobs that may have had nothing to do with the end of their worker."""
     many = "one of up to" if findings.assumed_running else "one of"
     ran = f"{many} {findings.suspects} jobs that ran in a worker which died, nobody can tell of which"
+    if findings.had_ended:
+        ran = "its handler had ended, and nothing else had begun, when the worker died"
     spared = f"{ran}: {findings.cause}"
     error = {"traceback": "", **msgspec.json.decode(findings.error or "{}"), "type": SUSPECT, "message": spared}
     return {

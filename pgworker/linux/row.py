@@ -226,6 +226,14 @@ class BoardRow:
         return runs if self._still_shows(entry) else ()
 
     @property
+    def last_run(self) -> tuple[int, int]:
+        """The entry of the lease, and the position, of the job that was started last, whether it still runs or not. Of
+        a process that is dead: its words change no more."""
+        slots = [self._slots_at + slot * _SLOT_WORDS for slot in range(self.slots)]
+        last = max(slots, key=lambda at: self._words[at + _RUN_SINCE_NS])
+        return self._words[last + _RUN_LEASE], self._words[last + _RUN_POSITION]
+
+    @property
     def last_start_ns(self) -> int:
         """When a job was last started in any slot, whether it still runs or not; 0: never."""
         return max(self._words[self._slots_at + slot * _SLOT_WORDS + _RUN_SINCE_NS] for slot in range(self.slots))

@@ -25,13 +25,15 @@ def explain_exit(
     out_of_memory: bool,
     *,
     in_a_job: bool,
+    was_draining: bool,
     asked: str = "",
     given_up: str = "",
 ) -> tuple[str, Outcome]:
     """How worker `index` ended, in words, and what its running execution counts as.
 
-    `killed_for` is NONE unless the master itself has sent the last signal; `in_a_job`: it ran one, or several; `asked`
-    is what the master had asked it to end for, `given_up` why it has killed it while it held nothing.
+    `killed_for` is NONE unless the master itself has sent the last signal; `in_a_job`: it ran one, or several;
+    `was_draining`: it was about to end; `asked` is what the master had asked it to end for, `given_up` why it has
+    killed it while it held nothing.
     """
     who = f"worker {index} (pid {exit_.pid})"
     if exit_.signal is not None and killed_for is not CancelReason.NONE:
@@ -47,6 +49,8 @@ def explain_exit(
         )
     if exit_.code == 0 and in_a_job:
         return f"{who} ended with code 0 in the middle of a job: does its handler call os._exit()?", Outcome.CRASHED
+    if exit_.code == 0 and not was_draining:
+        return f"{who} ended with code 0, and nobody had asked it to: does the app call os._exit()?", Outcome.CRASHED
     if exit_.code == 0:
         return f"{who} ended, as asked: {asked}" if asked else f"{who} ended", Outcome.CRASHED
     return f"{who} died: {exit_.describe()}", Outcome.CRASHED

@@ -262,10 +262,11 @@ class Master:
             charge.killed_for,
             self._saw_oom(exit_),
             in_a_job=bool(runs),
+            was_draining=child.row.is_draining,
             asked=child.asked,
             given_up=child.given_up,
         )
-        clean = exit_.code == 0 and not runs
+        clean = exit_.code == 0 and not runs and child.row.is_draining
         stack = self._shared.stacks[child.row.index].read()
         verdicts = judge_slots(child.row.slots, runs, charge.culprits, verdict, stack, time.monotonic_ns())
         outcome = Outcome.SUCCEEDED if clean else verdict
@@ -290,7 +291,7 @@ class Master:
             return
         when = self._restarts.plan(child, exit_, done=done, clean=clean)
         log.log(level, "%s; a new one starts %s", how, when, extra=told)
-        self._rolling.note_end(child, exit_, was_ready=was_ready)
+        self._rolling.note_end(child, exit_, was_ready=was_ready, clean=clean)
 
     def _give_up_on_a_broken_app(self, exit_: Exit) -> None:
         code = self._restarts.give_up(exit_, int(self._size))

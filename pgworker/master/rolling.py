@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 
-from pgworker.errors import EXIT_BUG, EXIT_CONFIGURATION, EXIT_UNAVAILABLE
+from pgworker.errors import EXIT_BUG, EXIT_CHECKED, EXIT_CONFIGURATION, EXIT_UNAVAILABLE
 from pgworker.linux.fork import fork_child
 from pgworker.linux.pidfd import Exit, kill_group
 from pgworker.master.children import WorkerChild
@@ -78,7 +78,7 @@ class Rolling:
         if exit_.pid != self._check_pid:
             return False
         self._check_pid = 0
-        if exit_.code == 0:
+        if exit_.code == EXIT_CHECKED:
             self._begin()
             return True
         if exit_.code not in _SAID_WHY:
@@ -90,10 +90,10 @@ class Rolling:
         self._end()
         return True
 
-    def note_end(self, child: WorkerChild, exit_: Exit, *, was_ready: bool) -> None:
+    def note_end(self, child: WorkerChild, exit_: Exit, *, was_ready: bool, clean: bool) -> None:
         """A worker has ended: if it had the new app and never got ready, the others keep the old one."""
         is_new = self._since is not None and child.forked_at >= self._since
-        if is_new and not was_ready and exit_.code != 0:
+        if is_new and not was_ready and not clean:
             self._stop(f"worker {child.row.index} ended before it was ready ({exit_.describe()})")
 
     def go_on(self, *, had_worker: bool) -> None:

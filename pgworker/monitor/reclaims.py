@@ -49,12 +49,15 @@ class Witness:
     death: Death
     runs: tuple[Run, ...]
     entries: tuple[LeaseEntry, ...]
+    last_run: tuple[int, int]
+    """The entry of the lease, and the position, of the job that was started last."""
     forked_ns: int
     seen_at: float
     """When it was seen, then when it was recorded: an outage between the two makes no witness forget."""
 
     def look(self, lease_id: UUID, taken: TakenLease) -> Findings:
-        """What is known of each position: run to its end but unsettled, running, or never started."""
+        """What is known of each position: run to its end but unsettled, running, or never started. If nothing ran in a
+        worker that died of itself, the last one that had is suspected."""
         now_ns = time.monotonic_ns()
         entry = next((entry for entry in self.entries if entry.lease_id == lease_id), None)
         outcomes: list[Outcome | None] = [None] * len(taken.job_ids)
@@ -67,7 +70,10 @@ class Witness:
                     outcomes[run.position - 1] = Outcome(self.death.verdicts[run.slot])
                     started_us[run.position - 1] = (now_ns - run.since_ns) // 1000
         suspects = sum(self.death.verdicts[run.slot] == Outcome.CRASHED for run in self.runs)
-        return Findings(outcomes, started_us, self.death.how, 0, _error(self.death), suspects)
+        had_ended = not suspects and self.death.verdict == Outcome.CRASHED
+        if had_ended and entry is not None and entry.index == self.last_run[0] and 0 < self.last_run[1] <= started:
+            outcomes[self.last_run[1] - 1] = Outcome.CRASHED
+        return Findings(outcomes, started_us, self.death.how, 0, _error(self.death), suspects, had_ended)
 
 
 class Reclaims:
@@ -99,7 +105,9 @@ class Reclaims:
         if worker_id not in self._witnesses:
             row = self._board.rows[death.row]
             leases = tuple(row.leases())
-            self._witnesses[worker_id] = Witness(death, row.runs(), leases, row.forked_ns, time.monotonic())
+            self._witnesses[worker_id] = Witness(
+                death, row.runs(), leases, row.last_run, row.forked_ns, time.monotonic()
+            )
             self._metrics.count_exit(death.verdict if death.verdict != Outcome.SUCCEEDED else "drained")
         self._waiting[death.worker_id] = death
 

@@ -123,6 +123,12 @@ def many(client: Client) -> None:
     )
 
 
+def alike(client: Client) -> None:
+    """By the door of one task, which makes their ids: who dies before it is told of them enqueues more."""
+    for job in jobs.quick.enqueue_many([{"directory": client.directory}] * 2):
+        client.ledger.note("ACKED", job.id)
+
+
 def in_a_transaction(client: Client) -> None:
     planned = client.plan("transaction", jobs.quick.job(client.directory), jobs.effect.job(client.directory))
     try:
@@ -213,6 +219,7 @@ def waits(client: Client) -> None:
 
 STEPS: Sequence[Step] = (
     many,
+    alike,
     in_a_transaction,
     rolled_back,
     on_a_loop,

@@ -7,6 +7,7 @@ lease has run out, or which are of a day that has expired.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -277,6 +278,8 @@ def _payload(directory: Path, seconds: float = 0.0) -> str:
 
 # -- after
 
+_PID = re.compile(r"worker \d+ \(pid (\d+)\)")
+
 _GUESSED = """
     select pid from pgworker.worker_heartbeats as worker
     where ended_how ~ ' is gone, and its pool is silent$'
@@ -314,13 +317,21 @@ def _compare_starts(connection: Connection[Any], directory: Path) -> Iterator[st
     yield from (f"execution {one} started twice" for one in set(started) if started.count(one) > 1)
     rows = connection.execute("select job_id, execution, outcome::text, cause from pgworker.job_executions").fetchall()
     recorded = {(job, execution): outcome for job, execution, outcome, _ in rows}
-    guessed = {*ask(connection, _GUESSED)}
+    guessed = {*ask(connection, _GUESSED), *_taken_by_the_second(directory)}
     pids = {(UUID(job), int(execution)): int(pid) for job, execution, pid in lines}
     missing = {one for one in {*started} - recorded.keys() if pids[one] not in guessed}
     yield from (f"execution {one} started and has no row" for one in missing)
     handled = {*ask(connection, "select id from pgworker.jobs where task <> 'hopeless:dead_letter'")}
     silent = {one for one, outcome in recorded.items() if outcome == "succeeded" and one[0] in handled} - {*started}
     yield from (f"execution {one} succeeded and never started" for one in silent)
+
+
+def _taken_by_the_second(directory: Path) -> Iterator[int]:
+    """Processes of the first pool of which the second has taken leases back, as the first one was stopped for longer
+    than it is waited for: it had told of their end, but only its own board knew what had run."""
+    log = directory / "second.log"
+    told = log.read_text(errors="replace").splitlines() if log.exists() else []
+    yield from (int(found[1]) for line in told if "execution_reclaimed" in line and (found := _PID.search(line)))
 
 
 def _find_unsuccessful(connection: Connection[Any], ledger: Ledger) -> Iterator[str]:

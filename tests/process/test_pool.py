@@ -430,6 +430,18 @@ def test_jobs_behind_a_held_gil_are_run_by_another_worker_meanwhile_and_nothing_
 # -- handlers that take their worker with them
 
 
+def test_a_job_that_kills_its_worker_after_its_own_end_is_spared_once_and_then_charged(
+    scene: Scene, start_pool: StartPool
+) -> None:
+    start_pool(workers=1)
+    poison = scene.enqueue(jobs.close_all, "poison")
+    scene.wait_for_status("dead_letter", poison)
+    assert scene.outcomes(poison) == [(1, "lost", 0), (2, "crashed", 1), (3, "crashed", 2)]
+    assert scene.executions(poison)[0].cause.startswith("its handler had ended, and nothing else had begun")
+    after = scene.enqueue(jobs.quick, "after")
+    scene.wait_for_status("succeeded", after)
+
+
 @pytest.mark.parametrize(
     ("how", "words"),
     [

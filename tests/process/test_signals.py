@@ -158,9 +158,10 @@ def test_workers_that_run_nothing_have_the_new_app_before_a_long_job_ends(
     [
         ("1 / 0", "can't import fresh: ZeroDivisionError: division by zero"),
         ("os._exit(3)", r"ended with it \(exit code 3\)"),
+        ("os._exit(0)", r"ended with it \(exit code 0\)"),
         ("time.sleep(600)", "was not imported within 5 s"),
     ],
-    ids=["raises", "exits", "hangs"],
+    ids=["raises", "exits", "exits with 0", "hangs"],
 )
 def test_hup_with_a_broken_app_keeps_the_old_workers_and_says_so_in_one_line(
     broken: str, said: str, fresh: Callable[..., Fresh]
@@ -182,8 +183,12 @@ def test_hup_with_a_broken_app_keeps_the_old_workers_and_says_so_in_one_line(
 
 @pytest.mark.parametrize(
     ("fault", "said"),
-    [("os._exit(3)", r"worker 0 ended before it was ready \(exit code 3\)"), ("time.sleep(600)", "was not ready")],
-    ids=["exits", "hangs"],
+    [
+        ("os._exit(3)", r"worker 0 ended before it was ready \(exit code 3\)"),
+        ("os._exit(0)", r"worker 0 ended before it was ready \(exit code 0\)"),
+        ("time.sleep(600)", "was not ready"),
+    ],
+    ids=["exits", "exits with 0", "hangs"],
 )
 def test_a_new_worker_that_does_not_get_ready_stops_the_roll_and_the_others_go_on(
     fault: str, said: str, fresh: Callable[..., Fresh]

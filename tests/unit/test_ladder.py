@@ -123,17 +123,23 @@ def test_a_job_on_trial_is_charged_for_the_end_of_its_worker_and_its_neighbours_
 def test_a_job_that_a_worker_begins_the_moment_it_is_killed_for_holding_nothing_is_not_charged() -> None:
     exit_ = Exit(7, None, signal.SIGKILL, False)
     how, verdict = explain_exit(
-        exit_, 2, CancelReason.NONE, out_of_memory=False, in_a_job=True, given_up="it was not ready"
+        exit_, 2, CancelReason.NONE, out_of_memory=False, in_a_job=True, was_draining=False, given_up="it was not ready"
     )
     assert how == "worker 2 (pid 7) was killed: it was not ready"
     assert judge_slots(1, [run_in(0, 0xABC)], {}, verdict, "", 10) == ["lost"]
 
 
-def test_an_end_with_code_0_between_two_jobs_is_an_ordinary_one() -> None:
-    quietly = Exit(7, 0, None, False)
-    assert explain_exit(quietly, 2, CancelReason.NONE, False, in_a_job=False)[0] == "worker 2 (pid 7) ended"
-    asked = explain_exit(quietly, 2, CancelReason.NONE, False, in_a_job=False, asked="rolling restart")[0]
-    assert asked == "worker 2 (pid 7) ended, as asked: rolling restart"
+def test_an_end_with_code_0_between_two_jobs_is_an_ordinary_one_if_somebody_has_asked_for_it() -> None:
+    def explain(*, was_draining: bool, asked: str = "") -> str:
+        quietly = Exit(7, 0, None, False)
+        told = explain_exit(
+            quietly, 2, CancelReason.NONE, False, in_a_job=False, was_draining=was_draining, asked=asked
+        )
+        return told[0]
+
+    assert explain(was_draining=True) == "worker 2 (pid 7) ended"
+    assert explain(was_draining=True, asked="HUP") == "worker 2 (pid 7) ended, as asked: HUP"
+    assert "nobody had asked it to" in explain(was_draining=False)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +160,7 @@ def test_an_end_with_code_0_between_two_jobs_is_an_ordinary_one() -> None:
 def test_every_death_has_its_words_and_its_outcome(
     exit_: Exit, killed_for: CancelReason, oom: bool, words: str, outcome: Outcome
 ) -> None:
-    how, verdict = explain_exit(exit_, 2, killed_for, oom, in_a_job=True)
+    how, verdict = explain_exit(exit_, 2, killed_for, oom, in_a_job=True, was_draining=False)
     assert words in how
     assert how.startswith("worker 2 (pid 7)")
     assert verdict is outcome

@@ -2,7 +2,8 @@
 -- outcomes: one per position; null means never started. Where nobody could tell (assumed_running > 0), the first
 -- unfinished positions count as running. Never started: back with a new number, no row, no charge.
 -- suspects > 1: so many jobs ran, and nobody knows of which the worker died. Each is spared: lost, uncharged; a trial will
--- tell, see worker/runner.py. Not so where nobody could look, if the execution before ended so, too: what takes all of a pool with it would never end.
+-- tell, see worker/runner.py. Not so where nobody could look, if the execution before ended so, too: what takes all of a
+-- pool with it would never end. Nor of one that had_ended when its worker died: what kills as it is cleaned away would not, either.
 -- Uncharged, or crashed for the first time: at once. Whoever records it knows no app, so a task's own backoff is not asked.
 -- What was claimed was due, whatever later time it was once scheduled for, and keeps its place.
 -- OFFSET 0 keeps the look-ups of executions and jobs one index scan each, where a join might read a week's history.
@@ -20,8 +21,9 @@ with held as (
                       where e.job_id = held.job_id and e.execution = held.execution offset 0)
 ), suspected as materialized (
     select unsettled.*,
-           case when unsettled.outcome is distinct from 'crashed' or %(suspects)s::integer <= 1 then null
-                else %(assumed_running)s::integer > 0
+           case when unsettled.outcome is distinct from 'crashed'
+                     or %(suspects)s::integer <= 1 and not %(had_ended)s::boolean then null
+                else (%(assumed_running)s::integer > 0 or %(had_ended)s::boolean)
                      and pgworker.is_suspect(unsettled.job_id, unsettled.execution) end as again
     from unsettled
 ), judged as (
