@@ -36,9 +36,10 @@ EXIT_CRASH_LOOP = 71
 EXIT_DRAIN_TIMED_OUT = 75
 EXIT_CONFIGURATION = 78
 EXIT_INTERRUPTED = 130
-EXIT_CHECKED = 113
-"""Of a child that has only tried the app, when all was well: an app that ends the process while it is imported may well
-do so with 0."""
+
+CHECK_PASSED = 113
+"""The exit code of a child that has only tried the app, when all was well: an app that ends the process while it is
+imported may well do so with 0."""
 
 
 class PgworkerError(Exception):
@@ -73,7 +74,7 @@ class OutcomeUnknown(DatabaseUnavailable):
 
 
 class InvalidJob(PgworkerError, ValueError):
-    """A job that was rejected before it reached the database."""
+    """A job that can't be: rejected before it reached the database, or by it."""
 
     exit_code = EXIT_USAGE
 
@@ -184,7 +185,8 @@ class Snooze(JobControl):
 
 
 class Cancelled(JobControl):
-    """The handler stopped because its job was cancelled; `ctx.raise_if_cancelled()` raises it."""
+    """The handler stops as it was asked to (a cancel, its deadline, a lost lease, the end of a drain), or cancels its
+    own job. `ctx.raise_if_cancelled()` raises it."""
 
     def __init__(self, reason: str = "cancelled") -> None:
         super().__init__(reason)

@@ -158,7 +158,7 @@ class App:
         `name` is by default the module's and the function's. `timeout` is in seconds or a timedelta, None: none. At its
         end the handler is asked to stop, and killed if it goes on for the pool's graces: 15 s unless the pool says
         otherwise, 20 s on the event loop.
-        An error in `discard_on`, or for which `should_retry(job, error)` is false, is not retried.
+        An Exception in `discard_on`, or for which `should_retry(job, error)` is false, is not retried.
         RegistrationError: the name is taken or can't be one, an option can't be, or the function can't be called from
         a payload.
         """

@@ -84,7 +84,7 @@ def _binder(signature: Signature, name: str) -> Bind:
         is_whole = named.keys() == known or required <= named.keys() <= known  # the first is the faster one
         if is_whole and len(named) == len(args) + len(kwargs):
             return named
-        if unknown := next((given for given in kwargs if given not in known), None):
+        if unknown := next((given for given in kwargs if given not in known and isinstance(given, str)), None):
             raise TypeError(f"{name}(): {_unexpected(unknown, known)}")
         try:
             return whole.bind(*args, **kwargs).arguments

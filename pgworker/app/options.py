@@ -21,7 +21,7 @@ from pgworker.model.retry import Backoff
 
 MAX_ATTEMPTS: Final = 32_767
 MAX_HEADERS_BYTES: Final = 4096
-"""As JSON. The database allows 64 KiB as jsonb, which takes up to twelve times the room of the text."""
+"""As JSON. The database allows 512 KiB as jsonb, which takes up to twelve times the room of the text."""
 
 Refusal = type[PgworkerError]
 ShouldRetry = Callable[[Job, BaseException], bool]
@@ -122,10 +122,10 @@ def _run_at(value: object, error: Refusal) -> datetime | None:
     try:
         moment = value.astimezone(timezone.utc)
     except OverflowError:
-        moment = datetime.max.replace(tzinfo=timezone.utc)
+        moment = value.replace(tzinfo=timezone.utc)
     if moment.year >= 9999:  # some time zone would print it with a year that Python can't read back
         raise error("run_at must be before the year 9999")
-    return value
+    return moment  # in UTC: a time zone is code of anybody, and the server doesn't take them all
 
 
 def _offset(moment: datetime, error: Refusal) -> timedelta | None:

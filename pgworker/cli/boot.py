@@ -16,8 +16,8 @@ from pgworker.config.settings import PoolSettings
 from pgworker.db.connect import check_schema, connect
 from pgworker.db.migrate import migrate
 from pgworker.errors import (
+    CHECK_PASSED,
     EXIT_BUG,
-    EXIT_CHECKED,
     EXIT_CONFIGURATION,
     EXIT_UNAVAILABLE,
     ConfigurationError,
@@ -43,7 +43,7 @@ def check(
 ) -> int:
     """Try what every worker will do: the database, its schema, the app. What is wrong is said once.
 
-    `accepts_newer` as in `check_schema`. For a child that is gone afterwards; returns its exit code, EXIT_CHECKED if
+    `accepts_newer` as in `check_schema`. For a child that is gone afterwards; returns its exit code, CHECK_PASSED if
     all is well.
     """
     setproctitle.setproctitle("pgworker: check")
@@ -57,7 +57,7 @@ def check(
     except PgworkerError as error:
         say(error)
         return error.exit_code
-    return EXIT_CHECKED
+    return CHECK_PASSED
 
 
 def in_child(run: Callable[[], int]) -> int:
@@ -75,7 +75,7 @@ def in_child(run: Callable[[], int]) -> int:
             os.waitpid(pid, 0)
         raise
     code = os.waitstatus_to_exitcode(status)
-    if code == EXIT_CHECKED:
+    if code == CHECK_PASSED:
         return 0
     if code in (EXIT_UNAVAILABLE, EXIT_BUG, EXIT_CONFIGURATION):
         return code

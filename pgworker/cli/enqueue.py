@@ -101,7 +101,11 @@ def enqueue(
 
         due = request if wait is None else request._replace(run_at=_from_now(connection, wait))
         (job_id,) = enqueue_jobs(connection, [due])
-        print(job_id, flush=True)
+        try:
+            print(job_id, flush=True)
+        except OSError:
+            print(f"The job is stored all the same, as {job_id}.", file=sys.stderr)
+            raise
         if is_watched():
             _warn(connection, job_id)
 

@@ -70,8 +70,8 @@ OPTIONS: Final = (
     Option("dsn_file", TEXT, _WHAT, "A file that holds the DSN, such as a container's secret.", "FILE"),
     Option("pooler", SWITCH, _WHAT, "The DSN leads to a pooler in transaction mode: prepare nothing, poll for all."),
     Option("preload", SWITCH, _WHAT, "Import the app once, in the master, and share its memory."),
-    Option("drain_timeout", TIME, _STOP, "What running jobs get after TERM.", "TIME"),
-    Option("cancel_grace", TIME, _STOP, "What a handler gets from the cancel flag to SIGTERM.", "TIME"),
+    Option("drain_timeout", TIME, _STOP, "From TERM until running jobs are killed; asked to stop 2 s before.", "TIME"),
+    Option("cancel_grace", TIME, _STOP, "From the cancel flag to SIGTERM, or the cancel of an async task.", "TIME"),
     Option("term_grace", TIME, _STOP, "What a worker gets from SIGTERM to SIGKILL.", "TIME"),
     Option("boot_timeout", TIME, _STOP, "What a new worker may take, the app's import included.", "TIME"),
     Option(

@@ -347,7 +347,7 @@ class BoardRow:
     def draw_line(self, entry: LeaseEntry, keep: int) -> None:
         """Forbid to start positions of a lease beyond `keep`: they are going back.
 
-        The line and the runner's `show_started` are Dekker's algorithm: each writes its own word, then reads the
+        The line and the runner's `may_start` are Dekker's algorithm: each writes its own word, then reads the
         other's. The runner's two steps follow each other at once; the one who draws the line waits some milliseconds
         between its own two, far longer than a store stays in a CPU's buffer, so no fence is needed on the hot path.
         """

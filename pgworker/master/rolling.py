@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 
-from pgworker.errors import EXIT_BUG, EXIT_CHECKED, EXIT_CONFIGURATION, EXIT_UNAVAILABLE
+from pgworker.errors import CHECK_PASSED, EXIT_BUG, EXIT_CONFIGURATION, EXIT_UNAVAILABLE
 from pgworker.linux.fork import fork_child
 from pgworker.linux.pidfd import Exit, kill_group
 from pgworker.master.children import WorkerChild
@@ -78,7 +78,7 @@ class Rolling:
         if exit_.pid != self._check_pid:
             return False
         self._check_pid = 0
-        if exit_.code == EXIT_CHECKED:
+        if exit_.code == CHECK_PASSED:
             self._begin()
             return True
         if exit_.code not in _SAID_WHY:

@@ -98,7 +98,7 @@ FUNCTIONS: Mapping[str, str] = {
     "hide_run": "pgworker.linux.row:BoardRow.end_run",
     "show_lease": "pgworker.linux.row:BoardRow.show_lease",
     "hide_lease": "pgworker.linux.row:BoardRow.hide_lease",
-    "show_started": "pgworker.linux.row:BoardRow.show_started",
+    "may_start": "pgworker.linux.row:BoardRow.may_start",
     "draw_line": "pgworker.linux.row:BoardRow.draw_line",
     "stamp_renewal": "pgworker.linux.row:BoardRow.stamp_renewal",
     "ask_cancel": "pgworker.linux.row:BoardRow.ask_cancel",
