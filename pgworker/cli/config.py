@@ -39,8 +39,8 @@ def show(origin: bool, as_json: bool) -> None:
         rows = [[option.key, _shown(option, found[option.key]), found[option.key].origin] for option in OPTIONS]
         shown = len(columns) if origin else len(columns) - 1
         print_table(columns[:shown], [row[:shown] for row in rows])
-    for name, meant in likely_typos(os.environ).items():
-        click.echo(f"pgworker: mind that {name} is no setting; did you mean {meant}?", err=True)
+    for typo in likely_typos(os.environ):
+        click.echo(f"pgworker: mind that {typo}", err=True)
 
 
 def _object(option: Option, setting: Setting, *, with_origin: bool) -> dict[str, Any]:

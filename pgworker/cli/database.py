@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgworker.cli.options import named_config
-from pgworker.config.layers import Sources, find_dsn
+from pgworker.config.layers import Sources, find_dsn, likely_typos
 from pgworker.config.settings import MAX_WORKERS
 from pgworker.errors import ConfigurationError
 
@@ -40,11 +40,12 @@ def require_dsn(flag: str | None) -> str:
 
 def no_database() -> ConfigurationError:
     """What to raise when nothing names a database."""
-    return ConfigurationError(
+    ways_out = (
         "no database is named: give --dsn, set PGWORKER_DSN or DATABASE_URL, or write dsn or dsn_file into"
         " pgworker.toml. Without a PostgreSQL of your own, try `pgworker demo`, or `pgworker start --embedded`,"
         " whose private server the other commands reach with --dsn embedded:.pgworker"
     )
+    return ConfigurationError(". ".join([ways_out, *likely_typos(os.environ)]))
 
 
 def no_app() -> ConfigurationError:

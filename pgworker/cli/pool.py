@@ -22,6 +22,7 @@ import click
 import setproctitle
 
 from pgworker.cli import boot, reload
+from pgworker.config.layers import likely_typos
 from pgworker.config.settings import MAX_WORKERS, PoolSettings, parse_cpus, parse_listen
 from pgworker.config.sources import embedded_directory, redact
 from pgworker.config.token import NoToken, is_readable_by_all, read_token
@@ -162,6 +163,8 @@ def _log_start(settings: PoolSettings, dsn: str, pool_id: UUID) -> None:
             pid=os.getpid(),
         ),
     )
+    for typo in likely_typos(os.environ):
+        log.warning("%s", typo, extra=logs.fields("setting_unknown"))
 
 
 def _choose_cpus(settings: PoolSettings) -> Callable[[int], frozenset[int]]:

@@ -104,13 +104,13 @@ def dsn_of_environment(environ: Mapping[str, str]) -> str | None:
     return _read_dsn(_of_environment(environ, is_strict=False))
 
 
-def likely_typos(environ: Mapping[str, str]) -> dict[str, str]:
-    """The right names, by those of variables with our prefix that mean nothing and look like a setting's."""
+def likely_typos(environ: Mapping[str, str]) -> list[str]:
+    """A sentence for each variable with our prefix that means nothing and looks like a setting's."""
     known = [option.variable.removeprefix(PREFIX) for option in OPTIONS] + _OTHER_VARIABLES
     ours = [name.removeprefix(PREFIX) for name in environ if name.startswith(PREFIX)]
     strange = [rest for rest in ours if rest not in known and not rest.startswith(_OF_TESTS)]
     close = {rest: get_close_matches(rest, known, n=1, cutoff=0.7) for rest in strange}
-    return {PREFIX + rest: PREFIX + names[0] for rest, names in close.items() if names}
+    return [f"{PREFIX}{rest} is no setting; did you mean {PREFIX}{names[0]}?" for rest, names in close.items() if names]
 
 
 def _gather(sources: Sources, *, is_strict: bool) -> dict[str, Setting]:

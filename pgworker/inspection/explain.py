@@ -205,11 +205,17 @@ def obstacle(facts: Facts) -> Explanation | None:
 
 def _unserved(facts: Facts, living: list[Servers]) -> Explanation:
     job = facts.detail.job
+    ended = None if facts.last_end is None else f"{duration(facts.last_end.seconds)} ago: {facts.last_end.how}"
     if not living:
-        return Explanation(Reason.NO_WORKERS, "No worker is alive on any host.", "pgworker start --app MODULE:APP")
+        of_its_queue = "" if ended is None else f" The last one of its queue ended {ended}."
+        return Explanation(
+            Reason.NO_WORKERS, f"No worker is alive on any host.{of_its_queue}", "pgworker start --app MODULE:APP"
+        )
     there = [one for one in living if one.serves(job.queue)]
     if not there:
         instead = _instead(job.queue, {queue for one in living for queue in one.queues})
+        if ended is not None:
+            instead = f"; the last one that did ended {ended}."
         return Explanation(
             Reason.QUEUE_UNSERVED,
             f"No living worker serves the queue {job.queue}{instead}",

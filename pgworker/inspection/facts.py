@@ -46,12 +46,21 @@ class Servers:
 
 
 @dataclass(frozen=True, slots=True)
+class LastEnd:
+    """The last worker of a queue that has ended: `seconds` ago, and how, in words."""
+
+    seconds: float
+    how: str
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """What was true of one job at one moment, `detail.job.seen_at`.
 
     `paused_for`: seconds since its queue was paused, None: it is not. `line`: the jobs before it in its lease that have
     not ended. `servers` are all workers there are; `ahead`, for a job that waits, are the due ones that a worker of its
-    queue takes before it. `dead`: the record of a job that was given up.
+    queue takes before it. `dead`: the record of a job that was given up. `last_end`: of its queue, if no living worker
+    serves that.
     """
 
     detail: JobDetail
@@ -60,6 +69,7 @@ class Facts:
     servers: tuple[Servers, ...] = ()
     ahead: Count = _NONE
     dead: DeadLetterDetail | None = None
+    last_end: LastEnd | None = None
 
 
 def read_facts(connection: Connection[Any], job_id: UUID, *, executions: int = 1) -> Facts:
@@ -75,7 +85,9 @@ def read_facts(connection: Connection[Any], job_id: UUID, *, executions: int = 1
         servers = _servers(connection)
         pauses = _pauses(connection, {detail.job.queue, *(queue for one in servers for queue in one.queues)})
         ahead = _ahead(connection, detail.job, servers, pauses.keys())
-    return Facts(detail, pauses.get(detail.job.queue), servers=servers, ahead=ahead)
+        is_served = any(one.alive and one.serves(detail.job.queue) for one in servers)
+        last_end = None if is_served else _last_end(connection, detail.job.queue)
+    return Facts(detail, pauses.get(detail.job.queue), servers=servers, ahead=ahead, last_end=last_end)
 
 
 def _line(connection: Connection[Any], claim: ClaimRecord) -> tuple[UUID, ...]:
@@ -96,6 +108,11 @@ def _servers(connection: Connection[Any]) -> tuple[Servers, ...]:
         )
         for queues, tasks, silent, least_silence, *counts in rows
     )
+
+
+def _last_end(connection: Connection[Any], queue: str) -> LastEnd | None:
+    row = connection.execute(query("find_last_end"), {"queue": queue}).fetchone()
+    return None if row is None else LastEnd(*row)
 
 
 def _pauses(connection: Connection[Any], names: Collection[str]) -> dict[str, float]:

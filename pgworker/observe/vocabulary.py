@@ -37,6 +37,7 @@ JOB_EVENTS: Final[Mapping[str, str]] = {
 
 POOL_EVENTS: Final[Mapping[str, str]] = {
     "pool_starting": "the first line: version, workers, slots, queues, database, pid",
+    "setting_unknown": "a variable of the environment is no setting, and looks like one that is misspelt",
     "pool_ready": "the first worker can work",
     "pool_failed": "no worker could start; the pool ends",
     "draining": "the pool was asked to end",

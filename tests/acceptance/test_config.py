@@ -115,6 +115,7 @@ def test_other_commands_find_their_database_there_too(dsn: str, tmp_path: Path) 
     (tmp_path / "secret").write_text(f"{dsn}\n")
     (tmp_path / "mail.toml").write_text('dsn_file = "secret"\nworkers = 2\n')
     assert "no database is named" in run(tmp_path, "status").stderr
+    assert run(tmp_path, "status", PGWORKER_DNS="x").stderr.endswith("did you mean PGWORKER_DSN?\n")
     for words in ("status --config mail.toml", "--config mail.toml queues list"):
         assert run(tmp_path, *words.split()).returncode == 0
     assert run(tmp_path, "status", PGWORKER_CONFIG="mail.toml").returncode == 0

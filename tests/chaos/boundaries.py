@@ -127,8 +127,16 @@ UNREACHED: Mapping[str, str] = {
     **dict.fromkeys(
         (
             *("count_ahead", "count_arrivals", "count_failures", "count_matching_jobs", "count_workers", "find_claim"),
-            *("find_dead_letter", "find_dead_letters", "find_job", "find_line", "find_pauses", "find_progress"),
-            *("find_queues", "find_servers", "list_dead_letters", "list_executions", "list_failures", "list_given_up"),
+            *("find_dead_letter", "find_dead_letters", "find_job", "find_last_end", "find_line", "find_pauses"),
+            *(
+                "find_progress",
+                "find_queues",
+                "find_servers",
+                "list_dead_letters",
+                "list_executions",
+                "list_failures",
+                "list_given_up",
+            ),
             *("list_jobs", "list_waiting_jobs", "list_workers", "read_clock", "read_schema_version", "read_status"),
         ),
         _LOOKS,

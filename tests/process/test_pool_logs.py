@@ -101,6 +101,15 @@ def test_by_default_a_success_is_not_logged_and_all_else_is_one_line(scene: Scen
     assert failed["duration"] >= 0
 
 
+def test_a_variable_that_looks_like_a_misspelt_setting_is_told_of(
+    start_pool: StartPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGWORKER_DRAINTIMEOUT", "4")
+    monkeypatch.setenv("PGWORKER_SOMETHING", "of another program")
+    [line] = [line for line in lines(start_pool(log_format="json", workers=1)) if line["event"] == "setting_unknown"]
+    assert line["message"] == "PGWORKER_DRAINTIMEOUT is no setting; did you mean PGWORKER_DRAIN_TIMEOUT?"
+
+
 def test_the_first_line_says_what_starts_and_the_last_what_was_done(scene: Scene, start_pool: StartPool) -> None:
     pool = start_pool(log_format="json", workers=2, slots=3, queue="default")
     scene.wait_for_status("succeeded", scene.enqueue(jobs.nap, "twice", 0.0, 1), scene.enqueue(jobs.quick, "quick"))

@@ -128,8 +128,14 @@ def test_workers_that_would_take_a_job_are_told_from_those_that_would_not(db: Co
     assert explained(db, job_id)[1].reason is Reason.WORKERS_SILENT
     beat(db, state=WorkerState.PAUSED)
     assert explained(db, job_id)[1].reason is Reason.WORKERS_NOT_CLAIMING
+    assert explained(db, job_id)[0].last_end is None
     db.execute("update pgworker.worker_heartbeats set ended_at = beat_at, ended_how = 'exit code 0'")
-    assert explained(db, job_id)[1].reason is Reason.NO_WORKERS
+    facts, found = explained(db, job_id)
+    assert found.reason is Reason.NO_WORKERS
+    assert facts.last_end is not None
+    assert (facts.last_end.how, 0 <= facts.last_end.seconds < 30) == ("exit code 0", True)
+    db.execute("update pgworker.worker_heartbeats set ended_at = ended_at - interval '2 hours'")
+    assert explained(db, job_id)[0].last_end is None
 
 
 def test_a_job_in_a_lease_stands_behind_those_that_have_not_ended(db: Connection[Any]) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from pgworker.inspection.dead_letters import DeadLetterDetail
 from pgworker.inspection.explain import Reason, explain
-from pgworker.inspection.facts import Facts, Servers
+from pgworker.inspection.facts import Facts, LastEnd, Servers
 from pgworker.inspection.jobs import ClaimRecord, ExecutionRecord, JobDetail, JobRecord
 from pgworker.inspection.queues import Count
 from pgworker.model.state import WorkerState
@@ -222,6 +222,20 @@ CASES: dict[str, tuple[Facts, Reason, str, str | None]] = {
         Reason.NO_WORKERS,
         "No worker is alive on any host.",
         "pgworker start --app MODULE:APP",
+    ),
+    "nobody is alive any more": (
+        Facts(detail(), last_end=LastEnd(12.0, "worker 1 (pid 7) died: exit code 70")),
+        Reason.NO_WORKERS,
+        (
+            "No worker is alive on any host. The last one of its queue ended 12s ago: worker 1 (pid 7) died: exit code 70."
+        ),
+        "pgworker start --app MODULE:APP",
+    ),
+    "nobody serves the queue any more": (
+        Facts(detail(), servers=(servers("main", busy=1),), last_end=LastEnd(180.0, "worker 1 (pid 7) ended")),
+        Reason.QUEUE_UNSERVED,
+        "No living worker serves the queue mail; the last one that did ended 3m ago: worker 1 (pid 7) ended.",
+        "pgworker start --app MODULE:APP -q mail",
     ),
     "nobody serves the queue, whose name is like another": (
         Facts(detail(queue="mial"), servers=(servers("default", "mail", busy=1),)),
