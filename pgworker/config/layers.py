@@ -109,7 +109,7 @@ def likely_typos(environ: Mapping[str, str]) -> list[str]:
     known = [option.variable.removeprefix(PREFIX) for option in OPTIONS] + _OTHER_VARIABLES
     ours = [name.removeprefix(PREFIX) for name in environ if name.startswith(PREFIX)]
     strange = [rest for rest in ours if rest not in known and not rest.startswith(_OF_TESTS)]
-    close = {rest: get_close_matches(rest, known, n=1, cutoff=0.7) for rest in strange}
+    close = {rest: get_close_matches(rest, known, n=1, cutoff=0.65) for rest in strange}
     return [f"{PREFIX}{rest} is no setting; did you mean {PREFIX}{names[0]}?" for rest, names in close.items() if names]
 
 

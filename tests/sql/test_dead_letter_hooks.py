@@ -185,7 +185,7 @@ def test_a_pool_that_sleeps_is_told_as_by_an_enqueue(db: Connection[Any], worker
         assert listener.sleep_lock("late")
         bury(worker, worker.claim())
         told = eventually(lambda: [each for each in listener.read() if each.startswith("late=")], "a notification")
-    assert told == ["late=1"]
+    assert {each.partition(",")[0] for each in told} == {"late=1"}
 
 
 def test_buried_jobs_and_their_hooks_break_no_invariant(db: Connection[Any], worker: Worker) -> None:

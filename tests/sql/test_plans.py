@@ -10,7 +10,8 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
+from unittest.mock import patch
 
 import psycopg
 import pytest
@@ -58,16 +59,19 @@ class Scan:
 def explained(connection: Connection[Any]) -> Iterator[list[Scan]]:
     """The scans of every statement that is executed inside in a transaction, each explained just before."""
     scans: list[Scan] = []
+    execute, is_explaining = psycopg.Cursor.execute, False
 
-    class Explaining(psycopg.Cursor[Any]):
-        def execute(self, query: Any, params: Params | None = None, **options: Any) -> Any:
-            if connection.info.transaction_status == TransactionStatus.INTRANS and isinstance(params, dict):
-                scans.extend(explain(connection, query, params))
-            return super().execute(query, params, **options)
+    def explaining(cursor: psycopg.Cursor[Any], query: Any, params: Params | None = None, **options: Any) -> Any:
+        nonlocal is_explaining
+        is_inside = connection.info.transaction_status == TransactionStatus.INTRANS and isinstance(params, dict)
+        if is_inside and cursor.connection is connection and not is_explaining:
+            is_explaining = True
+            scans.extend(explain(connection, query, cast("dict[str, Any]", params)))
+            is_explaining = False
+        return execute(cursor, query, params, **options)
 
-    connection.cursor_factory = Explaining
-    yield scans
-    connection.cursor_factory = psycopg.Cursor
+    with patch.object(psycopg.Cursor, "execute", explaining):  # of cursors of any class
+        yield scans
 
 
 def explain(connection: Connection[Any], query: str, params: dict[str, Any]) -> list[Scan]:

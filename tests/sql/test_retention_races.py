@@ -99,7 +99,7 @@ def a_reclaim(db: Connection[Any]) -> Scene:
         """Both halves in the transaction of the caller, if there is one."""
         findings = {"job_ids": [job], "executions": [1], "failures": [0], "cancelled": [], "outcomes": ["crashed"]}
         others = {"lease_id": lease.lease_id, "worker_id": worker.worker_id, "started_us": [1], "assumed_running": 0}
-        nobody = dict.fromkeys(("cause_spared", "cause_again", "error_spared")) | {"suspects": 1}
+        nobody = dict.fromkeys(("cause_spared", "cause_again", "error_spared")) | {"suspects": 1, "had_ended": False}
         backoff = {"error": None, "cause": "dead", "backoff_base": 9, "backoff_cap": 9, "backoff_jitter": 0}
         connection.execute(query("take_lease"), {"lease_id": lease.lease_id, "only_expired": False, "until": None})
         connection.execute(query("reclaim_jobs"), findings | others | nobody | backoff)

@@ -264,7 +264,8 @@ def test_enqueue_tells_sleepers_once_and_only_of_what_is_due_in_their_queue(
         enqueue_jobs(db, Alike(template, ["{}"] * 4))
     enqueue_jobs(db, Alike(JobRequest("t", "{}", "mail"), []))
     db.execute("notify pgworker, 'end'")
-    assert [told.payload for told in sleeper.notifies(timeout=10, stop_after=3)] == ["mail=3", "mail=4", "end"]
+    told = [one.payload.partition(",")[0] for one in sleeper.notifies(timeout=10, stop_after=3)]
+    assert told == ["mail=3", "mail=4", "end"]
 
 
 # -- claim
