@@ -167,7 +167,7 @@ class _Pool:
                 return self._connections.getconn(timeout=_SLICE)
             except PoolTimeout:  # waiting is what this loop is for
                 pass
-            except PoolClosed:
+            except PoolClosed:  # which is an OperationalError, too, and no outage
                 raise
             except psycopg.Error as error:
                 raise explain(error, self.dsn) from error

@@ -213,9 +213,8 @@ def _unserved(facts: Facts, living: list[Servers]) -> Explanation:
         )
     there = [one for one in living if one.serves(job.queue)]
     if not there:
-        instead = _instead(job.queue, {queue for one in living for queue in one.queues})
-        if ended is not None:
-            instead = f"; the last one that did ended {ended}."
+        served = {queue for one in living for queue in one.queues}
+        instead = _instead(job.queue, served) if ended is None else f"; the last one that did ended {ended}."
         return Explanation(
             Reason.QUEUE_UNSERVED,
             f"No living worker serves the queue {job.queue}{instead}",

@@ -229,14 +229,19 @@ class BoardRow:
     def last_run(self) -> tuple[int, int]:
         """The entry of the lease, and the position, of the job that was started last, whether it still runs or not. Of
         a process that is dead: its words change no more."""
-        slots = [self._slots_at + slot * _SLOT_WORDS for slot in range(self.slots)]
-        last = max(slots, key=lambda at: self._words[at + _RUN_SINCE_NS])
-        return self._words[last + _RUN_LEASE], self._words[last + _RUN_POSITION]
+        at = self._last_started_at
+        return self._words[at + _RUN_LEASE], self._words[at + _RUN_POSITION]
 
     @property
     def last_start_ns(self) -> int:
         """When a job was last started in any slot, whether it still runs or not; 0: never."""
-        return max(self._words[self._slots_at + slot * _SLOT_WORDS + _RUN_SINCE_NS] for slot in range(self.slots))
+        return self._words[self._last_started_at + _RUN_SINCE_NS]
+
+    @property
+    def _last_started_at(self) -> int:
+        """Where the words begin of the slot in which a job was started last."""
+        slots = range(self._slots_at, self._leases_at, _SLOT_WORDS)
+        return max(slots, key=lambda at: self._words[at + _RUN_SINCE_NS])
 
     # -- cancel requests: written by master and monitor, read by the handler's context
 

@@ -929,10 +929,10 @@ def test_a_reader_that_goes_away_is_no_news(dsn: str, connect: Connect, limit: s
     assert process.returncode == 1
 
 
-def test_a_job_that_is_stored_is_told_of_though_its_id_cannot_be_written(dsn: str, connect: Connect) -> None:
+def run_onto_a_full_disk(dsn: str, *words: str) -> subprocess.CompletedProcess[str]:
     with Path("/dev/full").open("w") as full:
-        process = subprocess.run(
-            command("enqueue", "shop.greet"),
+        return subprocess.run(
+            command(*words),
             cwd=ROOT,
             env=environment(PGWORKER_DSN=dsn),
             stdout=full,
@@ -941,23 +941,17 @@ def test_a_job_that_is_stored_is_told_of_though_its_id_cannot_be_written(dsn: st
             timeout=60,
             check=False,
         )
+
+
+def test_a_job_that_is_stored_is_told_of_though_its_id_cannot_be_written(dsn: str, connect: Connect) -> None:
+    process = run_onto_a_full_disk(dsn, "enqueue", "shop.greet")
     [(job_id,)] = connect().execute("select id from pgworker.jobs").fetchall()
     assert process.returncode == 1
     assert process.stderr.startswith(f"The job is stored all the same, as {job_id}.\n")
 
 
 def test_a_full_disk_is_told_in_a_sentence(dsn: str) -> None:
-    with Path("/dev/full").open("w") as full:
-        process = subprocess.run(
-            command("status"),
-            cwd=ROOT,
-            env=environment(PGWORKER_DSN=dsn),
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+    process = run_onto_a_full_disk(dsn, "status")
     assert (process.returncode, process.stderr) == (1, "pgworker: can't write: No space left on device\n")
 
 
