@@ -178,7 +178,7 @@ def _come_to_rest(made: World, trouble: Trouble, tell: Tell) -> None:
     logged = len(made.server.log)
     while time.monotonic() - since < made.plan.patience and time.monotonic() - began < 10 * made.plan.patience:
         try:
-            left, now_done = made.waiting_jobs() + made.leases(), made.executions()
+            left, now_done = made.waiting_jobs_and_leases(), made.executions()
         except psycopg.OperationalError as error:
             if not made.server.is_aborted_by_clock(logged):
                 trouble.add("the server lives on when nobody breaks it", error)

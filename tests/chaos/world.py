@@ -235,6 +235,10 @@ class World:
     def leases(self) -> int:
         return int(self.ask("select count(*) from pgworker.job_leases"))
 
+    def waiting_jobs_and_leases(self) -> int:
+        """By one snapshot: a job that goes back from its lease to the queue in between is not missed."""
+        return int(self.ask("select (select count(*) from pgworker.job_queue) + count(*) from pgworker.job_leases"))
+
     def executions(self) -> int:
         return int(self.ask("select count(*) from pgworker.job_executions"))
 
