@@ -130,7 +130,7 @@ def test_p_holds_the_screen_and_lets_it_go(dsn: str, connect: Connect, open_term
         eventually(lambda now=now: connection.execute(looks, [now]).fetchall() == [(1,)], "a look")  # type: ignore[misc]
     assert "waiting 0 " in terminal.text()
     terminal.press("p")
-    assert "PAUSED" not in terminal.wait_for("waiting 3")
+    terminal.wait_for("waiting 3", without="PAUSED")
 
 
 def test_ctrl_z_gives_the_terminal_back_until_it_goes_on(dsn: str, open_terminal: Callable[..., Terminal]) -> None:
@@ -159,7 +159,7 @@ def test_a_database_that_goes_away_leaves_its_last_data_with_their_age_and_comes
     with embedded.start(directory, binaries=binaries), psycopg.connect(embedded.dsn(directory)) as connection:
         enqueue(connection, 1)
         connection.commit()
-        assert "these data are" not in terminal.wait_for("waiting 1")
+        terminal.wait_for("waiting 1", without="these data are")
         terminal.press("q")
         assert terminal.process.wait(30) == 0
     assert_given_back(terminal)

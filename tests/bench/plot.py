@@ -12,6 +12,7 @@ import pygal
 from pygal.style import CleanStyle
 
 _WIDTH, _HEIGHT = 800, 320
+_STEP = 25_000  # jobs a second between two lines
 _COLORS = ("#9aa5b1", "#336791")  # of others, and of pgworker
 
 
@@ -33,6 +34,8 @@ def draw(compared: dict[str, Any]) -> bytes:
         height=_HEIGHT,
         show_legend=False,
         value_formatter="{:,.0f}".format,
+        y_labels=range(0, round(max(case["jobs_per_second"] for case in cases)) + 1, _STEP),
+        truncate_label=-1,
         margin=20,
         no_prefix=True,  # the same figures, the same picture
         explicit_size=True,

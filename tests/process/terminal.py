@@ -80,14 +80,15 @@ class Terminal:
         """What `stty -a` would tell."""
         return termios.tcgetattr(self._slave)
 
-    def wait_for(self, *words: str, within: float = DEADLINE) -> str:
-        """The screen, once all of these are on it at a time."""
+    def wait_for(self, *words: str, without: str | None = None, within: float = DEADLINE) -> str:
+        """The screen, once all of these are on it at a time, and that is not: it may be seen half drawn."""
 
         def look() -> str | None:
             text = self.text()
-            return text if all(word in text for word in words) else None
+            is_seen = all(word in text for word in words) and (without is None or without not in text)
+            return text if is_seen else None
 
-        seen = eventually(look, lambda: f"{words} on the screen:\n{self.text()}", within)
+        seen = eventually(look, lambda: f"{words}, not {without}, on the screen:\n{self.text()}", within)
         assert seen is not None
         return seen
 
