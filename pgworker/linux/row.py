@@ -53,6 +53,11 @@ class Run:
     trial_until_ns: int = 0
 
     @property
+    def trial_ns(self) -> int:
+        """How long its trial was to be; 0: it is no suspect."""
+        return max(0, self.trial_until_ns - self.since_ns)
+
+    @property
     def is_async(self) -> bool:
         return self.on_loop == 1
 

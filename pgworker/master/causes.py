@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pgworker.linux.pidfd import Exit
 from pgworker.linux.row import Run
 from pgworker.model.state import CancelReason, Outcome
+from pgworker.model.trial import is_at_once, is_in_doubt
 
 _WHY = {
     CancelReason.DEADLINE: "its time was up and it did not stop when asked",
@@ -63,7 +64,8 @@ def judge_slots(
 
     Those that the worker was killed for (`culprits`) have outcomes of their own; their neighbours are lost, uncharged.
     A worker that died by itself died of the job in the thread that crashed, if the stack names one, or of the one that
-    was on trial; else of any that ran. Where that leaves several they are suspects, see `lifecycle.reclaim`.
+    was on trial, or that is in doubt beside it; else of any that ran. Where that leaves several they are suspects, see
+    `lifecycle.reclaim`.
     """
     if culprits:
         return [culprits.get(slot, Outcome.LOST).value for slot in range(slots)]
@@ -76,9 +78,13 @@ def judge_slots(
 
 
 def _on_trial(runs: Sequence[Run], now_ns: int) -> list[Run]:
-    """The one that was started last, if its worker was not to start another yet."""
+    """The one that was started last, if its worker was not to start another yet, and who is in doubt beside it."""
     youngest = max(runs, key=lambda run: run.since_ns, default=None)
-    return [youngest] if youngest is not None and now_ns < youngest.trial_until_ns else []
+    if youngest is None or now_ns >= youngest.trial_until_ns:
+        return []
+    if is_at_once(now_ns - youngest.since_ns, youngest.trial_ns):
+        return [youngest]
+    return [run for run in runs if run is youngest or is_in_doubt(now_ns - run.since_ns, run.trial_ns)]
 
 
 def _crashed_in(stack: str) -> int | None:

@@ -195,6 +195,18 @@ def die_late(ctx: Context, directory: str, name: str) -> None:
     end_process("exit")
 
 
+@app.task(backoff=_SOON, max_attempts=1)
+def die_beside(ctx: Context, directory: str, name: str, other: str) -> None:
+    """End the process: the first two times a fifth of a second after that other job has begun beside this one."""
+    note(ctx, directory, "start", name)
+    if ctx.job.execution < 3:
+        begun = f"start {other} {ctx.job.execution} {os.getpid()}"
+        while begun not in Path(directory, "ledger").read_text().splitlines():
+            time.sleep(_LOOK)
+        time.sleep(0.2)
+    end_process("exit")
+
+
 @app.task(backoff=_SOON)
 async def die_async(ctx: Context, directory: str, name: str, how: str, executions: int = 1) -> None:
     """As `die`, on the event loop."""
@@ -388,6 +400,7 @@ def leak(ctx: Context, directory: str, name: str) -> None:
 def close_all(ctx: Context, directory: str, name: str) -> None:
     """Close what is not its own: its worker dies of that, a moment after the job has ended."""
     note(ctx, directory, "start", name)
+    time.sleep(0.1)  # or the clerk, before it sleeps, could die of it in the middle of the job
     os.closerange(3, 256)
 
 

@@ -394,20 +394,35 @@ def test_a_job_that_ends_its_worker_late_is_charged_once_its_trial_lasts_as_long
     scene: Scene, start_pool: StartPool
 ) -> None:
     start_pool(workers=1, slots=4)
-    beside = scene.enqueue_together(*holds(scene, "thread"), *async_holds(scene, "loop"))
-    wait_for_starts(scene, "thread", "loop")
+    [beside] = scene.enqueue_together(*holds(scene, "thread"))
+    wait_for_starts(scene, "thread")
     poison = scene.enqueue(jobs.die_late, "poison")
-    wait_for_starts(scene, "thread", "loop", "poison", execution=2)
+    wait_for_starts(scene, "thread", "poison", execution=2)
     scene.wait_for_status("succeeded", scene.enqueue(jobs.quick, "beside"))  # which starts when nobody is on trial
     scene.open_gate("poison")
     scene.wait_for_status("dead_letter", poison)
-    open_gates(scene, "thread", "loop")
-    scene.wait_for_status("succeeded", *beside)
+    scene.open_gate("thread")
+    scene.wait_for_status("succeeded", beside)
     assert [(outcome, failures) for _, outcome, failures in scene.outcomes(poison)] == [
-        *[("lost", 0)] * 2, ("crashed", 1)
+        *[("lost", 0)] * 3, ("crashed", 1)
     ]  # fmt: skip
-    assert {failures for job in beside for _, _, failures in scene.outcomes(job)} == {0}
+    assert {failures for _, _, failures in scene.outcomes(beside)} == {0}
     assert offences(scene.connection, STORED) == {}
+
+
+def test_who_is_on_trial_is_not_charged_while_one_beside_it_is_as_much_in_doubt(
+    scene: Scene, start_pool: StartPool
+) -> None:
+    start_pool(workers=1, slots=2)
+    poison, beside = scene.enqueue_together(
+        jobs.die_beside.job(str(scene.directory), "poison", "beside"), *holds(scene, "beside")
+    )
+    scene.wait_for_status("dead_letter", poison)
+    scene.open_gate("beside")
+    scene.wait_for_status("succeeded", beside)
+    assert scene.outcomes(poison) == [(1, "lost", 0), (2, "lost", 0), (3, "crashed", 1)]
+    assert ran(scene, beside)[0][:2] == [(1, "lost", 0), (2, "lost", 0)]
+    assert {failures for _, _, failures in scene.outcomes(beside)} == {0}
 
 
 @pytest.mark.parametrize("how", ["exit", "kill"])

@@ -109,6 +109,9 @@ def test_the_neighbours_of_a_culprit_are_not_charged(
     [
         ([run_in(0, 0xABC, 5, 20), run_in(2, 0xDEF, 4)], "", ["crashed", "lost", "lost"]),
         ([run_in(0, 0xABC, 5, 10), run_in(2, 0xDEF, 4)], "", ["crashed"] * 3),  # it has stood its trial
+        ([run_in(0, 0xABC, 8, 16), run_in(1, 0xAAA, 1, 4), run_in(2, 0xDEF, 0)], "", ["crashed", "crashed", "lost"]),
+        ([run_in(0, 0xABC, 8, 16), run_in(1, 0xAAA, 2, 4), run_in(2, 0xDEF, 0)], "", ["crashed", "lost", "lost"]),
+        ([run_in(0, 0xABC, 8, 25), run_in(1, 0xAAA, 1, 4), run_in(2, 0xDEF, 0)], "", ["crashed", "lost", "lost"]),
         ([run_in(0, 0xABC, 5, 20), run_in(2, 0xDEF, 6)], "", ["crashed"] * 3),  # somebody was started since
         ([run_in(0, 0xABC, 5, 20), run_in(2, 0xDEF, 4)], SEGFAULT, ["lost", "lost", "crashed"]),
         ([run_in(0, 0xDEF, 5, 20), run_in(2, 0xDEF, 4)], SEGFAULT, ["crashed", "lost", "lost"]),  # on the event loop
