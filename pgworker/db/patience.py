@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
+from datetime import datetime
 from typing import Any, Final, TypeVar
 
 import psycopg
@@ -65,6 +66,9 @@ class PatientConnection(psycopg.Connection[Row]):
     patience: float | None = None
     limits_each: bool = False
     """The session can't keep a limit for the server: each transaction must name it."""
+    server: datetime | None = None
+    """When the one server was started that this session is with, and that has its settings; None: it may be another one
+    with each transaction, or has none of our settings."""
 
     def wait(self, gen: Generator[Any, Any, Answer], *args: Any, **kwargs: Any) -> Answer:
         """What every statement of the driver waits in."""

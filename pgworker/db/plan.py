@@ -28,13 +28,10 @@ def by_index(connection: Connection[Any]) -> Iterator[None]:
             yield
 
 
-def plan_by_index(
-    connection: Connection[Any], *, limit_ms: int | None = None, commit: str | None = None
-) -> Cursor[Any]:
-    """Send what `by_index` does, and what else is set for the open transaction, None: nothing: a limit for each
-    statement, and a value of synchronous_commit. The last column of its answer is when the server started."""
-    settings = {"limit_ms": None if limit_ms is None else str(limit_ms), "commit": commit}
-    return connection.execute(query("plan_by_index"), settings)
+def plan_by_index(connection: Connection[Any], *, limit_ms: int | None = None) -> Cursor[Any]:
+    """Send what `by_index` does, and a limit for each statement of the open transaction; None: as it is. The last
+    column of its answer is when the server started."""
+    return connection.execute(query("plan_by_index"), {"limit_ms": None if limit_ms is None else str(limit_ms)})
 
 
 def plan_for_these(cursor: Cursor[Any]) -> None:

@@ -103,8 +103,10 @@ def claim_jobs(
     tasks: list[str],
     lanes: Lanes,
     floors: FloorsSeen,
+    is_durable: bool = True,
 ) -> None:
-    """Send a claim of up to `jobs` jobs on a ClaimingCursor; its rows come in run order. `ttl` in seconds.
+    """Send a claim of up to `jobs` jobs on a ClaimingCursor; its rows come in run order. `ttl` in seconds. If not
+    `is_durable`, the commit of what it takes does not wait for the disk.
 
     Fit for large tables in `one_trip`, or `by_index`.
     """
@@ -114,6 +116,7 @@ def claim_jobs(
         "ttl": ttl,
         "slots": slots,
         "jobs": jobs,
+        "commit": None if is_durable else "off",
         **_where(tasks, lanes, floors),
     }
     cursor.execute(query("claim_jobs"), parameters)

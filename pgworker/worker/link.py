@@ -15,6 +15,7 @@ from pgworker.db.patience import Patience, PatientConnection
 from pgworker.errors import PgworkerError
 from pgworker.lifecycle.dead_letters import DeadLetterHook, declare_hooks, restore_hooks
 from pgworker.lifecycle.heartbeat import announce_tasks
+from pgworker.lifecycle.transaction import set_up_session
 from pgworker.linux.row import BoardRow
 
 _RECONNECT_CAP = 2.0  # seconds
@@ -41,11 +42,14 @@ class Link:
         self._has_declared = False
         self._patience = Patience(settings.lease_ttl, longest=settings.lease_ttl)
         self._connection: PatientConnection[Any] | None = None
+        self._limited_to: float | None = None
         self._failures = 0
 
     def open(self) -> None:
         """Connect, unless we are. The first time says which hooks these tasks have; later ones only remind of them."""
         if self._connection is not None and not self._connection.closed:
+            if self._limited_to != self._connection.patience:
+                self._set_up()
             return
         self._connection = connect_to_schema(
             self.dsn,
@@ -54,6 +58,7 @@ class Link:
             patience=self._patience.seconds,
             accepts_newer=True,
         )
+        self._set_up()
         if not self._has_declared:
             declare_hooks(self._connection, self._tasks, self._hooks)
             self._has_declared = True
@@ -61,6 +66,15 @@ class Link:
             restore_hooks(self._connection, self._hooks)
         announce_tasks(self._connection, self._row.tasks_hash, self._tasks)
         self._failures = 0
+
+    def _set_up(self) -> None:
+        """With the limit that goes with its patience, which may be more at first; not with --pooler."""
+        connection = self.connection()
+        if self._prepare is None:
+            connection.limits_each = True
+        else:
+            set_up_session(connection)
+        self._limited_to = connection.patience
 
     def connection(self) -> PatientConnection[Any]:
         assert self._connection is not None, "`open` comes first in every round"

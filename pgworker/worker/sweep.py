@@ -55,7 +55,7 @@ class Sweeper:
         at: else a full look may take longer the next time, which comes the later for it, or it would never get on."""
         found = is_done = False
         with suppress(psycopg.errors.QueryCanceled):
-            with one_trip(connection, is_durable=False, limit_ms=limit_ms):
+            with one_trip(connection, limit_ms=limit_ms):
                 found = self._look_behind(connection, reach)
                 self._raise_floors(connection)
             is_done = True

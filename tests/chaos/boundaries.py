@@ -339,9 +339,8 @@ class Driver:
 
         def exit_gen(pipeline: Any) -> Steps:
             transaction = driver._transaction(pipeline._conn)
-            step = _Step(() if transaction.is_open else tuple(sorted(transaction.kinds)), _COMMIT_ENDS)
-            if step.names:
-                transaction.kinds.clear()
+            kinds = () if transaction.is_open else driver._committing(pipeline._conn, transaction, is_drivers=False)
+            step = _Step(kinds, _COMMIT_ENDS)
             driver._come(step, 0, pipeline.pgconn)
             transaction.syncing = step.names
             yield from leave(pipeline)

@@ -97,6 +97,7 @@ class Worker:
         queues: Sequence[str] = ("default",),
         floors: FloorsSeen | None = None,
         lease_id: UUID | None = None,
+        is_durable: bool = True,
     ) -> Held:
         lease_id = lease_id or uuid4()
         lanes = Lanes.of(queues)
@@ -112,6 +113,7 @@ class Worker:
                 tasks=list(tasks),
                 lanes=lanes,
                 floors=floors or FloorsSeen([0] * len(lanes), [0] * len(lanes)),
+                is_durable=is_durable,
             )
         return Held(lease_id, self.worker_id, claimed_rows(cursor))
 

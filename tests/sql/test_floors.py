@@ -123,5 +123,5 @@ def test_a_look_that_takes_too_long_ends_and_its_connection_goes_on(db: Connecti
 
 def look_behind(db: Connection[Any], limit_ms: int) -> list[tuple[int, tuple[int, int]]]:
     floors = floors_at(EPOCH)
-    with one_trip(db, is_durable=False, limit_ms=limit_ms):
+    with one_trip(db, limit_ms=limit_ms):
         return find_below_floor(db.cursor(binary=True), tasks=["t"], lanes=LANES, floors=floors, reach=None)

@@ -16,12 +16,14 @@ from psycopg.pq import TransactionStatus
 
 from pgworker import App, OutcomeUnknown, WaitTimeout
 from pgworker.app.queue.postgres import PostgresQueue
+from pgworker.config.settings import PoolSettings
 from pgworker.db.connect import connect as connect_to
 from pgworker.db.connect import connect_async, connect_to_schema, explain
 from pgworker.db.patience import Patience, Silence
 from pgworker.errors import DatabaseUnavailable
 from pgworker.lifecycle.claim import Lanes
 from pgworker.linux.board import Board
+from pgworker.worker.link import Link
 from tests.chaos.pooler import Pooler
 from tests.chaos.proxy import Proxy
 from tests.process.pool import eventually
@@ -243,6 +245,19 @@ def test_a_connection_that_was_given_more_time_has_no_more_than_others_once_it_h
         assert connection.patience == 20
         patience.answered(connection)
         assert (patience.seconds, connection.patience) == (10, 10)
+
+
+def test_the_server_gives_a_clerk_that_has_been_answered_no_more_time_than_he_waits(dsn: str) -> None:
+    [row] = Board(1, 1).rows
+    row.reset(uuid4(), time.monotonic_ns())
+    link = Link(dsn, NAME, PoolSettings(workers=1), row, tasks={}, hooks=[])
+    link.fail(Silence("no answer"))
+    link.open()
+    assert look(link.connection(), "show statement_timeout") == "16s"
+    link.has_answered()
+    link.open()
+    assert look(link.connection(), "show statement_timeout") == "8s"
+    link.close()
 
 
 @pytest.mark.parametrize(("ttl", "most"), [(60, 20), (12, 4), (6, 3)])

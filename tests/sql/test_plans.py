@@ -28,7 +28,7 @@ from pgworker.lifecycle.claim import Lanes, find_below_floor, find_dry_lanes, fl
 from pgworker.lifecycle.progress import forget_progress, save_progress
 from pgworker.lifecycle.release import release_jobs
 from pgworker.lifecycle.settle import Next, find_unsettled
-from pgworker.lifecycle.transaction import one_trip
+from pgworker.lifecycle.transaction import one_trip, set_up_session
 from pgworker.linux.floors import FloorsSeen
 from pgworker.model.progress import check_progress
 from pgworker.model.selection import JobFilter
@@ -488,21 +488,35 @@ def settings(connection: Connection[Any], *more: str) -> list[str]:
 
 def test_a_trip_is_planned_like_what_goes_by_index_and_leaves_nothing_behind(connect: Connect) -> None:
     with connect_patiently(connect().info.dsn, application_name="patient", patience=2.0) as db:
-        before = settings(db, "statement_timeout", "synchronous_commit")
+        before = settings(db, "statement_timeout")
         with db.transaction(), by_index(db):
             by_itself = settings(db)
-        with one_trip(db, is_durable=True):
-            durable = settings(db, "statement_timeout", "synchronous_commit")
-        with one_trip(db, is_durable=False):
-            light = settings(db, "statement_timeout", "synchronous_commit")
-        assert settings(db, "statement_timeout", "synchronous_commit") == before
-    assert before[:-2] != by_itself
-    assert durable == [*by_itself, "1600ms", "on"]
-    assert light == [*by_itself, "1600ms", "off"]
+        with one_trip(db):
+            meanwhile = settings(db, "statement_timeout")
+        assert settings(db, "statement_timeout") == before
+        set_up_session(db)
+        with one_trip(db):
+            assert settings(db, "statement_timeout") == meanwhile
+    assert before[:-1] != by_itself
+    assert meanwhile == [*by_itself, "1600ms"]
 
 
-def test_a_trip_without_patience_keeps_the_limit_and_the_commit_of_its_session(connect: Connect) -> None:
+def test_a_trip_without_patience_keeps_the_limit_of_its_session(connect: Connect) -> None:
     db = connect()
-    db.execute("set statement_timeout = '7s'; set synchronous_commit = 'local'")
-    with one_trip(db, is_durable=True):
-        assert settings(db, "statement_timeout", "synchronous_commit")[-2:] == ["7s", "local"]
+    db.execute("set statement_timeout = '7s'")
+    with one_trip(db):
+        assert settings(db, "statement_timeout")[-1:] == ["7s"]
+
+
+@pytest.mark.parametrize(("is_durable", "waits"), [(True, "local"), (False, "off")])
+def test_only_a_claim_that_need_not_last_does_not_wait_for_the_disk(
+    connect: Connect, is_durable: bool, waits: str
+) -> None:
+    worker = Worker(connect())
+    worker.connection.execute("set synchronous_commit = 'local'")
+    enqueue(worker.connection, 1)
+    with one_trip(worker.connection):
+        worker.claim(is_durable=is_durable)
+        found = settings(worker.connection, "synchronous_commit")
+    assert found[-1] == waits
+    assert ask(worker.connection, "show synchronous_commit") == ["local"]

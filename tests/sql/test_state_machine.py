@@ -473,7 +473,7 @@ class Machine(RuleBasedStateMachine):
         """Settle, and perhaps claim, in one transaction and one round trip."""
         worker = self.workers[who]
         cursor = worker.connection.cursor()
-        with one_trip(worker.connection, is_durable=True):
+        with one_trip(worker.connection):
             settle_jobs(cursor, told, time.monotonic_ns())
             forget_progress(worker.connection, [run.job_id for run in told.executions])
             held = worker.claim(5, queues=QUEUES) if claims else None

@@ -17,6 +17,7 @@ import psycopg
 from msgspec import structs
 from psycopg import Connection
 
+from pgworker.db.connect import connect
 from pgworker.errors import LeaseLost
 from pgworker.lifecycle.cancel import cancel_job
 from pgworker.lifecycle.claim import ClaimedRow
@@ -24,7 +25,7 @@ from pgworker.lifecycle.progress import forget_progress, save_progress
 from pgworker.lifecycle.release import release_jobs
 from pgworker.lifecycle.renew import renew_leases
 from pgworker.lifecycle.settle import Ended, Next, Settlement, find_unsettled, is_settled, settle_jobs
-from pgworker.lifecycle.transaction import one_trip
+from pgworker.lifecycle.transaction import one_trip, set_up_session
 from pgworker.model.progress import check_progress
 from pgworker.model.state import CancelAnswer, Outcome
 from tests.sql.actors import Connect, Held, Monitor, Worker, again, ask, enqueue, settle
@@ -70,7 +71,7 @@ class Actor:
         self.storm = storm
         self.ledger = storm.ledger
         self.dice = random.Random(f"{SEED} {type(self).__name__} {number}")
-        self.connection = psycopg.connect(storm.dsn, autocommit=True)
+        self.connection = self.connected()
         self.thread = Thread(target=self._run, name=f"{type(self).__name__} {number}", daemon=True)
 
     def act(self) -> None:
@@ -82,9 +83,16 @@ class Actor:
     def pause(self, seconds: float) -> None:
         self.storm.is_over.wait(seconds)
 
+    def connected(self) -> Connection[Any]:
+        """Half of us have a session that is set up, as a worker without a pooler; the others say it all each time."""
+        connection = connect(self.storm.dsn, application_name="storm", patience=60.0)
+        if self.happens(0.5):
+            set_up_session(connection)
+        return connection
+
     def reconnect(self) -> None:
         self.connection.close()
-        self.connection = psycopg.connect(self.storm.dsn, autocommit=True)
+        self.connection = self.connected()
 
     def lose_reply(self) -> None:
         """Send COMMIT, and be gone before its reply."""
@@ -239,7 +247,7 @@ class Claimer(Actor):
 
     def settle_and_claim(self, cursor: psycopg.Cursor[Any], settlement: Settlement) -> None:
         """One trip, as the clerk makes it."""
-        with one_trip(self.connection, is_durable=True):
+        with one_trip(self.connection):
             settle_jobs(cursor, settlement, time.monotonic_ns())
             forget_progress(self.connection, [run.job_id for run in settlement.executions])
             held = self.claim(self.dice.randint(1, 30), 60, uuid4())

@@ -77,6 +77,8 @@ class Claim:
     jobs: int
     sent_ns: int
     floors: FloorsSeen
+    is_durable: bool
+    """A settle on the same trip is, and implies it; a lone claim need not be: forgotten, its jobs wait again."""
 
 
 class PostgresQueue:
@@ -131,7 +133,9 @@ class PostgresQueue:
         updates = [update for lease in leases if (update := lease.update()) is not None]
         ending = sum(one.settlement is not None and one.settlement.ends_lease for one in updates)
         is_full = n > 0 and len(leases) - ending >= self._row.leases_limit
-        claim = Claim(uuid4(), n, time.monotonic_ns(), self._floors.read()) if n and not is_full else None
+        claim = None
+        if n and not is_full:
+            claim = Claim(uuid4(), n, time.monotonic_ns(), self._floors.read(), is_durable=bool(updates))
         rows = self._trip(connection, updates, claim) if updates or claim is not None else []
         self._mark_settled(connection)
         if is_full:
@@ -211,7 +215,7 @@ class PostgresQueue:
         if claim is not None:
             self._lost_claims.add(claim.lease_id)  # until its answer is here
         try:
-            with one_trip(connection, is_durable=bool(updates)) as trip:  # a durable settle implies its claim
+            with one_trip(connection) as trip:
                 for update in updates:
                     settling += _send(connection, update)
                 if finished := [job_id for update in updates for job_id in update.finished]:
@@ -243,6 +247,7 @@ class PostgresQueue:
             tasks=self._names,
             lanes=self._lanes,
             floors=claim.floors,
+            is_durable=claim.is_durable,
         )
 
     def _mark_settled(self, connection: Connection[Any]) -> None:
