@@ -28,15 +28,25 @@ def by_index(connection: Connection[Any]) -> Iterator[None]:
             yield
 
 
-def plan_by_index(connection: Connection[Any], *, limit_ms: int | None = None) -> Cursor[Any]:
-    """Send what `by_index` does, and a limit for each statement of the open transaction; None: as it is. The last
-    column of its answer is when the server started."""
-    return connection.execute(query("plan_by_index"), {"limit_ms": None if limit_ms is None else str(limit_ms)})
+def plan_by_index(
+    connection: Connection[Any],
+    *,
+    cache: str = "force_generic_plan",
+    limit_ms: int | None = None,
+    session: int | None = None,
+) -> Cursor[Any]:
+    """Send what `by_index` does, with a limit for each statement, None: as it is, to the end of the open transaction.
+
+    Or of the `session` with this backend's pid, if it is there and nobody else's: if not, there is no row. The first
+    column of the answer is when the server was started.
+    """
+    limit = None if limit_ms is None else str(limit_ms)
+    return connection.execute(query("plan_by_index"), {"cache": cache, "limit_ms": limit, "pid": session})
 
 
-def plan_for_these(cursor: Cursor[Any]) -> None:
+def plan_for_these(connection: Connection[Any]) -> None:
     """To the end of the open transaction: each statement is planned anew, for full tables and the values it gets."""
-    cursor.execute(query("plan_for_these"))
+    plan_by_index(connection, cache="force_custom_plan")
 
 
 def _is_under_way(connection: Connection[Any]) -> bool:

@@ -92,7 +92,7 @@ def cancel_waiting(connection: Connection[Any], chosen: JobFilter, cause: str, *
     place = {"after_queue": "", "after_priority": 0, "after_run_at": "-infinity", "after_id": UUID(int=0)}
     while True:
         with read_committed(connection) as cursor:
-            plan_for_these(cursor)
+            plan_for_these(connection)
             parameters = {**chosen.parameters(), **place, "cause": cause, "limit": batch}
             row = cursor.execute(query("cancel_matching_jobs"), parameters, prepare=False).fetchone()
         if row is None:

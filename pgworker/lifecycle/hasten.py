@@ -39,7 +39,7 @@ def hasten_matching(
     after = UUID(int=0)
     while True:
         with read_committed(connection) as cursor:
-            plan_for_these(cursor)
+            plan_for_these(connection)
             parameters = {**chosen, "after": after, "limit": batch}
             jobs, last = cursor.execute(query("hasten_matching_jobs"), parameters, prepare=False).fetchall()[0]
         if not jobs:

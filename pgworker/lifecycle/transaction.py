@@ -66,7 +66,7 @@ class Trip:
         To be read when the trip is over.
         """
         row = self._settings.fetchone() if self._settings is not None and self._settings.description else None
-        return self._server if row is None else row[-1]
+        return self._server if row is None else row[0]
 
 
 @contextmanager
@@ -94,8 +94,8 @@ def set_up_session(connection: PatientConnection[Any]) -> None:
     BEGIN, settings and COMMIT were 0.2 ms of the 1.2 that an idle worker took to claim a new job, and a fifth of its
     CPU. Behind a pooler, which would hand the settings of the session to others, nothing is set: each trip sends them.
     """
-    own = {"limit_ms": limit_of(connection), "pid": connection.info.backend_pid}
-    row = connection.execute(query("set_up_session"), own).fetchone()
+    limit_ms, pid = limit_of(connection), connection.info.backend_pid
+    row = plan_by_index(connection, limit_ms=limit_ms, session=pid).fetchone()
     connection.limits_each = row is None
     connection.server = None if row is None else row[0]
 
