@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -11,6 +11,7 @@ from uuid import UUID
 from psycopg import Connection
 from psycopg.types.json import Jsonb
 
+from pgworker.model.retry import Backoff
 from pgworker.model.state import WorkerState
 from pgworker.sql.load import query
 
@@ -138,9 +139,19 @@ def end_silent_worker(connection: Connection[Any], worker: SilentWorker, how: st
     return connection.execute(query("end_silent_worker"), parameters).fetchone() is not None
 
 
-def announce_tasks(connection: Connection[Any], digest: int, tasks: Sequence[str]) -> None:
-    """Say which tasks those workers serve whose heartbeats show this digest; to be said at each connect."""
-    connection.execute(query("announce_tasks"), {"digest": _signed(digest), "tasks": list(tasks)})
+def announce_tasks(
+    connection: Connection[Any],
+    digest: int,
+    tasks: Sequence[str],
+    backoffs: Mapping[str, Backoff] | None = None,
+) -> None:
+    """Say which tasks those workers serve whose heartbeats show this digest; to be said at each connect.
+
+    `backoffs`: of those among them that have one of their own, for whoever reclaims their jobs.
+    """
+    own = {task: [backoff.base, backoff.cap, backoff.jitter] for task, backoff in (backoffs or {}).items()}
+    parameters = {"digest": _signed(digest), "tasks": list(tasks), "backoffs": Jsonb(own)}
+    connection.execute(query("announce_tasks"), parameters)
 
 
 def forget_workers(connection: Connection[Any]) -> None:

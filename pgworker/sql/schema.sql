@@ -197,6 +197,7 @@ create table pgworker.schema_migrations (
 create table pgworker.served_tasks (
     digest bigint not null,
     tasks text[] not null,
+    backoffs jsonb not null,
     announced_at timestamp with time zone not null default clock_timestamp(),
     constraint served_tasks_pkey PRIMARY KEY (digest)
 );
@@ -1060,6 +1061,8 @@ comment on column pgworker.job_progress.execution is 'the execution that said so
 comment on column pgworker.job_queue.execution is 'the number that the next execution gets';
 
 comment on column pgworker.job_queue.failures is 'failures charged so far';
+
+comment on column pgworker.served_tasks.backoffs is 'base and cap in seconds, and jitter, of those tasks that don''t have the usual ones';
 
 comment on column pgworker.worker_heartbeats.cpu_seconds is 'CPU time it has used, as of the same look';
 

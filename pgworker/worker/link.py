@@ -17,6 +17,7 @@ from pgworker.lifecycle.dead_letters import DeadLetterHook, declare_hooks, resto
 from pgworker.lifecycle.heartbeat import announce_tasks
 from pgworker.lifecycle.transaction import set_up_session
 from pgworker.linux.row import BoardRow
+from pgworker.model.retry import Backoff
 
 _RECONNECT_CAP = 2.0  # seconds
 
@@ -38,6 +39,9 @@ class Link:
         self._prepare = None if settings.pooler else 1
         self._row = row
         self._tasks = list(tasks)
+        # Not the usual one, nor one of the app's own class: only a worker can ask that for its delay.
+        backoffs = {name: task.backoff for name, task in tasks.items()}
+        self._backoffs = {name: one for name, one in backoffs.items() if type(one) is Backoff and one != Backoff()}
         self._hooks = hooks
         self._has_declared = False
         self._patience = Patience(settings.lease_ttl, longest=settings.lease_ttl)
@@ -64,7 +68,7 @@ class Link:
             self._has_declared = True
         elif not self._row.is_draining:  # perhaps for a newer app
             restore_hooks(self._connection, self._hooks)
-        announce_tasks(self._connection, self._row.tasks_hash, self._tasks)
+        announce_tasks(self._connection, self._row.tasks_hash, self._tasks, self._backoffs)
         self._failures = 0
 
     def _set_up(self) -> None:

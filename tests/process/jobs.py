@@ -57,6 +57,12 @@ def hold(ctx: Context, directory: str, name: str) -> None:
     note(ctx, directory, "end", name)
 
 
+@app.task(backoff=Backoff(base=10_000))
+def hold_patiently(ctx: Context, directory: str, name: str) -> None:
+    """As `hold`, to be tried again much later."""
+    hold(ctx, directory, name)
+
+
 @app.task(backoff=_SOON)
 def cooperate(ctx: Context, directory: str, name: str) -> None:
     """Run until asked to stop."""

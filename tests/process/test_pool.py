@@ -384,6 +384,14 @@ def test_a_handler_past_its_timeout_is_killed_and_its_stack_is_kept(
     (run,) = scene.executions(job)
     assert "its time was up" in run.cause
     assert f"in {function}" in run.stack
+
+
+def test_who_was_killed_past_its_timeout_waits_as_its_task_says(scene: Scene, start_pool: StartPool) -> None:
+    start_pool(workers=1, cancel_grace=0.1, term_grace=0.1)
+    job = scene.enqueue(jobs.hold_patiently.options(timeout=0.2), "hung")
+    scene.wait_for_status("failed", job)
+    [(waits,)] = scene.connection.execute("select run_at - clock_timestamp() from pgworker.job_queue").fetchall()
+    assert timedelta(seconds=9_000) < waits < timedelta(seconds=12_500)
     assert not scene.leases()
 
 

@@ -25,6 +25,7 @@ from pgworker.lifecycle.heartbeat import (
     PoolIdentity,
     RunningJob,
     WorkerProcess,
+    announce_tasks,
     beat_workers,
     end_silent_worker,
     end_worker,
@@ -686,10 +687,16 @@ def test_a_reclaim_sends_each_job_where_what_is_known_of_it_says(db: Connection[
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("is_own", [False, True], ids=["usual", "own"])
 @pytest.mark.parametrize("outcome", [Outcome.CRASHED, Outcome.TIMED_OUT])
 def test_a_first_crash_runs_again_at_once_and_a_timeout_or_a_second_failure_with_backoff(
-    outcome: Outcome, db: Connection[Any], worker: Worker
+    outcome: Outcome, is_own: bool, db: Connection[Any], worker: Worker
 ) -> None:
+    asked, other = Backoff(base=10, cap=100, jitter=0.5), Backoff(base=1000, cap=1000)
+    announce_tasks(db, 1, ["t", "u"], {"t": other})
+    announce_tasks(db, 2, ["t", "u"], {"t": other, "u": other} if is_own else {"u": other})
+    announce_tasks(db, 2, ["t", "u"], {"t": asked, "u": other} if is_own else {"u": other})
+    announce_tasks(db, 3, ["u"], {"u": other})
     [job] = enqueue(db)
     [due] = ask(db, "select run_at from pgworker.jobs")
     waits = []
@@ -700,8 +707,7 @@ def test_a_first_crash_runs_again_at_once_and_a_timeout_or_a_second_failure_with
         victim.die()
         [lease] = Monitor(db).reclaimable()
         before = now(db)
-        backoff = Backoff(base=10, cap=100, jitter=0.5)
-        assert reclaim_lease(db, lease, lambda _: Findings([outcome], [0], "killed"), backoff)
+        assert reclaim_lease(db, lease, lambda _: Findings([outcome], [0], "killed"), other if is_own else asked)
         [run_at] = ask(db, "select run_at from pgworker.job_queue")
         waits.append((run_at - before).total_seconds())
     if outcome is Outcome.CRASHED:

@@ -5,9 +5,11 @@
 create table pgworker.served_tasks (
     digest       bigint not null primary key,
     tasks        text[] not null,
+    backoffs     jsonb not null,
     announced_at timestamptz not null default clock_timestamp()
 );
 comment on table pgworker.served_tasks is 'lists of tasks, each as some worker announced it when it connected';
+comment on column pgworker.served_tasks.backoffs is 'base and cap in seconds, and jitter, of those tasks that don''t have the usual ones';
 
 alter table pgworker.worker_heartbeats add column tasks_digest bigint;
 comment on column pgworker.worker_heartbeats.tasks_digest is 'names the list in served_tasks; null: not known yet';

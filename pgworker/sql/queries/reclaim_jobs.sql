@@ -4,7 +4,8 @@
 -- suspects > 1: so many jobs ran, and nobody knows of which the worker died. Each is spared: lost, uncharged; a trial will
 -- tell, see worker/runner.py. Not so where nobody could look, if the execution before ended so, too: what takes all of a
 -- pool with it would never end. Nor of one that had_ended when its worker died: what kills as it is cleaned away would not, either.
--- Uncharged, or crashed for the first time: at once. Whoever records it knows no app, so a task's own backoff is not asked.
+-- Uncharged, or crashed for the first time: at once. Else after the backoff that the workers who serve this task announced
+-- last, as whoever reclaims knows no app; the usual one if they announced none.
 -- What was claimed was due, whatever later time it was once scheduled for, and keeps its place.
 -- OFFSET 0 keeps the look-ups of executions and jobs one index scan each, where a join might read a week's history.
 with held as (
@@ -52,10 +53,18 @@ with held as (
     insert into pgworker.job_queue (job_id, run_at, execution, priority, failures, queue, task, org_id)
     select job_id,
            case when failures = failures_before or (failures <= 1 and outcome = 'crashed') then least(run_at, clock_timestamp())
-                else clock_timestamp() + least(%(backoff_cap)s::float8, %(backoff_base)s::float8 * power(2, least(failures - 1, 30)))
-                     * (1 + %(backoff_jitter)s::float8 * random()) * interval '1 second' end,
+                else clock_timestamp() + least(backoff.cap, backoff.base * power(2, least(failures - 1, 30)))
+                     * (1 + backoff.jitter * random()) * interval '1 second' end,
            execution + 1, priority, failures, queue, task, org_id
     from verdict
+    left join lateral (
+        select served.backoffs -> verdict.task as announced from pgworker.served_tasks served
+        where failures > failures_before and verdict.task = any (served.tasks)
+        order by served.announced_at desc limit 1) as latest on true
+    cross join lateral (
+        select coalesce((latest.announced -> 0)::float8, %(backoff_base)s::float8) as base,
+               coalesce((latest.announced -> 1)::float8, %(backoff_cap)s::float8) as cap,
+               coalesce((latest.announced -> 2)::float8, %(backoff_jitter)s::float8) as jitter) as backoff
     where id is not null and outcome is distinct from 'cancelled' and failures < max_attempts
     on conflict (job_id) do nothing
     returning job_id, run_at
