@@ -11,7 +11,7 @@ from psycopg import Connection
 from psycopg.pq import TransactionStatus
 
 from pgworker.db.plan import plan_for_these
-from pgworker.errors import JobNotFound
+from pgworker.db.status import read_status
 from pgworker.lifecycle.transaction import in_time, read_committed
 from pgworker.model.selection import JobFilter
 from pgworker.model.state import CancelAnswer
@@ -45,9 +45,7 @@ def cancel_job(connection: Connection[Any], job_id: UUID) -> CancelAnswer:
             return CancelAnswer.CANCELLED
         if _ask_to_stop(connection, job_id):
             return CancelAnswer.REQUESTED
-    row = connection.execute("select pgworker.job_status(%s)", [job_id]).fetchone()
-    if row is None or row[0] is None:
-        raise JobNotFound.of(job_id)
+    read_status(connection, job_id)
     return CancelAnswer.TOO_LATE
 
 

@@ -146,7 +146,7 @@ def reclaim_lease(
         findings = look(taken)
         with by_index(connection):
             jobs = _send_on(cursor, lease.lease_id, taken, findings, backoff)
-        forget_progress(connection, taken.job_ids)
+            forget_progress(connection, taken.job_ids)
     return ReclaimedLease(lease.lease_id, taken.worker_id, jobs)
 
 

@@ -13,6 +13,7 @@ import psycopg
 from psycopg import Connection
 
 from pgworker.app.queue.leases import ClaimedJob
+from pgworker.app.queue.one_by_one import save_or_say
 from pgworker.db.connect import connect_to_schema, explain, is_outage
 from pgworker.db.patience import Patience, PatientConnection
 from pgworker.errors import PgworkerError
@@ -24,7 +25,6 @@ from pgworker.lifecycle.heartbeat import (
     beat_workers,
     end_worker,
 )
-from pgworker.lifecycle.progress import save_progress
 from pgworker.lifecycle.renew import renew_leases
 from pgworker.linux import process
 from pgworker.linux.memory import private_bytes
@@ -154,14 +154,9 @@ class LeaseKeeper:
             self._unstored = taken[1].after(self._unstored)
         if self._unstored is None:
             return
-        try:
-            save_progress(connection, claimed.lease.lease_id, {claimed.position: self._unstored})
+        if save_or_say(connection, claimed.lease, claimed.position, self._unstored):
             # So that it goes with the end of the job.
             claimed.lease.with_progress[claimed.position] = claimed.row.job_id
-        except (psycopg.DataError, psycopg.IntegrityError):
-            log.exception(
-                "the server would not store progress", extra=fields("progress_not_stored", **claimed.log_fields())
-            )
         self._unstored = None
 
     def _process(self) -> WorkerProcess:

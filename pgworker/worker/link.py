@@ -69,7 +69,6 @@ class Link:
         elif not self._row.is_draining:  # perhaps for a newer app
             restore_hooks(self._connection, self._hooks)
         announce_tasks(self._connection, self._row.tasks_hash, self._tasks, self._backoffs)
-        self._failures = 0
 
     def _set_up(self) -> None:
         """With the limit that goes with its patience, which may be more at first; not with --pooler."""
@@ -85,7 +84,9 @@ class Link:
         return self._connection
 
     def has_answered(self) -> None:
-        """A whole trip went well: the next answer is waited for as long as is usual."""
+        """A whole trip went well: the next answer is waited for as long as is usual, and the next connection comes soon
+        after the next error. To have connected is not enough: of each trip the server may refuse the same statement."""
+        self._failures = 0
         self._patience.answered(self.connection())
 
     def fail(self, error: psycopg.Error | OSError | PgworkerError) -> float:

@@ -74,6 +74,27 @@ def test_a_checkpoint_that_an_outage_has_kept_from_being_stored_is_stored_after_
     keeper.end("it has ended")
 
 
+def test_a_checkpoint_that_the_server_refuses_costs_neither_the_lease_nor_a_line_with_what_it_says(
+    dsn: str, connect: Callable[[], psycopg.Connection[Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    connection = connect()
+    enqueue(connection)
+    queue, row = queue_of_one(connection)
+    progress: ProgressUpdates = {}
+    keeper = LeaseKeeper(dsn, row, progress)
+    keeper.begin()
+    [claimed] = queue.claim(1)
+    connection.execute("alter table pgworker.job_progress add check (not checkpoint ? 'secret')")
+    said = check_progress(claimed.row.job_id, 0.5, "", {"secret": "Sesame"})
+    progress[claimed.lease.lease_id, claimed.position] = claimed, said
+    keeper.keep(claimed)
+    eventually(lambda: "would not store" in caplog.text, "it is refused")
+    before = ask(connection, "select expires_at from pgworker.job_leases")
+    eventually(lambda: ask(connection, "select expires_at from pgworker.job_leases") > before, "it is renewed still")
+    keeper.end("it has ended")
+    assert "Sesame" not in caplog.text
+
+
 def queue_of_one(connection: psycopg.Connection[Any]) -> tuple[PostgresQueue, BoardRow]:
     lanes = Lanes.of(["default"])
     board = Board(1, len(lanes))

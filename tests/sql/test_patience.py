@@ -260,6 +260,25 @@ def test_the_server_gives_a_clerk_that_has_been_answered_no_more_time_than_he_wa
     link.close()
 
 
+def test_who_can_connect_but_is_refused_what_he_asks_for_comes_back_ever_less_often(dsn: str) -> None:
+    [row] = Board(1, 1).rows
+    row.reset(uuid4(), time.monotonic_ns())
+    link = Link(dsn, NAME, PoolSettings(workers=1), row, tasks={}, hooks=[])
+    refused = psycopg.errors.InsufficientPrivilege("permission denied for table job_queue")
+
+    def fail() -> float:
+        link.open()
+        return link.fail(refused)
+
+    pauses = [fail() for _ in range(7)]
+    assert pauses[0] <= 0.2
+    assert 1 <= pauses[-1] <= 2
+    link.open()
+    link.has_answered()
+    assert fail() <= 0.2
+    link.close()
+
+
 @pytest.mark.parametrize(("ttl", "most"), [(60, 20), (12, 4), (6, 3)])
 def test_who_renews_leases_waits_for_no_answer_for_longer_than_they_can(ttl: float, most: float) -> None:
     patience = Patience(ttl, longest=ttl / 3)

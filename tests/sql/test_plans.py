@@ -427,8 +427,9 @@ def test_jobs_that_say_nothing_read_nothing_of_what_others_said_and_a_retry_its_
     assert progress_of(scans) == (0, 0)
     with explained(worker.connection) as scans, worker.connection.transaction():
         again = worker.claim(BATCH)
-        save_progress(worker.connection, again.lease_id, {1: check_progress(again.ids[0], 0.5, "", None)})
-        forget_progress(worker.connection, again.ids)
+        with by_index(worker.connection):
+            save_progress(worker.connection, again.lease_id, {1: check_progress(again.ids[0], 0.5, "", None)})
+            forget_progress(worker.connection, again.ids)
     rows, buffers = progress_of(scans)
     assert rows == 1
     assert buffers <= 10 * BATCH

@@ -308,6 +308,38 @@ def test_the_floor_is_down_before_anybody_hears_of_what_went_back(owner: Owner, 
     assert owner.board.floors.read() < risen
 
 
+def test_the_floor_is_as_low_as_the_place_to_which_one_that_has_run_before_goes_back(
+    owner: Owner, db: Connection[Any]
+) -> None:
+    enqueue(db)
+    db.execute(
+        "update pgworker.jobs set created_at = created_at - interval '1 hour', run_at = run_at - interval '1 hour'"
+    )
+    [job] = owner.claim()
+    owner.queue.fail(job, Retry(after=0))
+    owner.settle()
+    owner.queue.keep_only_started(owner.claim())
+    low = owner.board.floors.read().run_at_us
+    owner.queue.give_back()
+    assert (len(waiting(db)), owner.board.floors.read().run_at_us) == (1, low)
+
+
+def test_a_claim_that_the_server_refuses_is_told_and_costs_no_result(owner: Owner, db: Connection[Any]) -> None:
+    db.execute("alter table pgworker.job_leases add check (cardinality(job_ids) < 3)")
+    enqueue(db, 4)
+    with pytest.raises(psycopg.errors.CheckViolation):
+        owner.claim()
+    [first, second] = owner.claim(2)
+    enqueue(db)
+    owner.queue.succeed(first)
+    owner.queue.succeed(second)
+    assert owner.claim() == []
+    assert statuses(db, ids([first, second])) == ["succeeded", "succeeded"]
+    with pytest.raises(psycopg.errors.CheckViolation):
+        owner.claim()
+    assert (len(waiting(db)), leases(db)) == (3, {})
+
+
 def test_results_survive_a_connection_that_breaks_between_claim_and_settle(owner: Owner, db: Connection[Any]) -> None:
     enqueue(db, 4)
     claimed = owner.claim(3)

@@ -74,7 +74,9 @@ class Tails:
                 )
             job.lease.keep(job.position - 1)
             row = job.row
-            self._floors.lower(row.queue, row.priority, row.run_at, row.job_id)
+            # Who has run before goes back to where it was when it was enqueued, which was not before it was made.
+            run_at = row.run_at if row.execution == 1 else min(row.run_at, row.created_at or row.run_at)
+            self._floors.lower(row.queue, row.priority, run_at, row.job_id)
         for lease in leases:
             if not lease.is_going_back:
                 self._erase_line(lease)

@@ -15,6 +15,7 @@ from pgworker.app.queue.leases import HeldLease, LeaseUpdate
 from pgworker.db.plan import by_index
 from pgworker.lifecycle.progress import forget_progress, save_progress
 from pgworker.lifecycle.settle import Settlement, is_settled, settle_jobs
+from pgworker.model.progress import ProgressUpdate
 from pgworker.observe.logs import fields, logger
 
 UNSTORABLE = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded)
@@ -29,22 +30,27 @@ def settle_one_by_one(
     """After a transaction with it has failed; each now commits by itself. What the server has not recorded just now,
     as `is_settled` says, of which lease."""
     for update in updates:
-        _save_progress(connection, update)
+        for position, progress in update.progress.items():
+            save_or_say(connection, update.lease, position, progress)
     unsettled = [(update.lease, single) for update in updates for single in _settle(connection, update)]
     if finished := [job_id for update in updates for job_id in update.finished]:
-        forget_progress(connection, finished)
+        with by_index(connection):
+            forget_progress(connection, finished)
     return unsettled
 
 
-def _save_progress(connection: Connection[Any], update: LeaseUpdate) -> None:
-    for position, progress in update.progress.items():
-        try:
-            save_progress(connection, update.lease.lease_id, {position: progress})
-        except UNSTORABLE as error:  # noqa: PERF203  each by itself is what this is for
-            log.error(
-                "the server would not store progress",
-                extra=fields("progress_not_stored", **update.lease.log_fields(position), error=_why(error)),
-            )
+def save_or_say(connection: Connection[Any], lease: HeldLease, position: int, progress: ProgressUpdate) -> bool:
+    """Store what one job said of itself, in a transaction of its own. False: the server would not have it."""
+    try:
+        with by_index(connection):
+            save_progress(connection, lease.lease_id, {position: progress})
+    except UNSTORABLE as error:
+        log.error(
+            "the server would not store progress",
+            extra=fields("progress_not_stored", **lease.log_fields(position), error=_why(error)),
+        )
+        return False
+    return True
 
 
 def _settle(connection: Connection[Any], update: LeaseUpdate) -> list[Settlement]:
@@ -54,7 +60,7 @@ def _settle(connection: Connection[Any], update: LeaseUpdate) -> list[Settlement
     for position, run in enumerate(settlement.ended, start=settlement.first):
         if run is not None:
             single = Settlement(settlement.lease_id, position, [run], ends_lease=False, is_repeated=True)
-            if not _is_settled_alone(connection, update.lease, single):
+            if not _settle_alone(connection, update.lease, single):
                 unsettled.append(single)
     if settlement.ends_lease:
         with connection.cursor() as cursor:
@@ -62,7 +68,7 @@ def _settle(connection: Connection[Any], update: LeaseUpdate) -> list[Settlement
     return unsettled
 
 
-def _is_settled_alone(connection: Connection[Any], lease: HeldLease, single: Settlement) -> bool:
+def _settle_alone(connection: Connection[Any], lease: HeldLease, single: Settlement) -> bool:
     with connection.cursor() as cursor:
         try:
             _send(cursor, single)

@@ -225,8 +225,8 @@ class PostgresQueue:
         except (*UNSTORABLE, psycopg.errors.QueryCanceled) as error:
             if claim is not None:
                 self._lost_claims.discard(claim.lease_id)  # rolled back
-            if isinstance(error, psycopg.errors.QueryCanceled):
-                raise
+            if not updates or isinstance(error, psycopg.errors.QueryCanceled):
+                raise  # nothing that could be settled by itself is to blame
             unsettled, claim = settle_one_by_one(connection, updates), None
         else:
             unsettled = [(lease, told) for cursor, lease, told in settling if not is_settled(cursor, told)]

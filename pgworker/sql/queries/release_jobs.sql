@@ -1,4 +1,5 @@
--- Give the tail of a lease, from position `first` on, back to job_queue: not started, not charged, where it stood before.
+-- Give the tail of a lease, from position `first` on, back to job_queue: not started, not charged, where it stood when it was
+-- enqueued.
 -- What was claimed was due, or made so by a hasten: it does not wait for a later time that it was once scheduled for. Only
 -- what `jobs run` claims may not be due: it hands back by a settle, which has the time.
 -- FOR UPDATE: a settle that comes after it finds the tail gone. SKIP LOCKED: a settle under way is not waited for.
