@@ -18,8 +18,8 @@ from pgworker.bench.quantiles import Quantiles, histogram
 
 _SPIN = 0.0005  # seconds
 _EVERY = 5  # of how many jobs one is large
-_KEPT = 0.95  # of the rate, if there are as many as
-_MANY = 100
+_KEPT = 0.95  # of the rate must have been achieved
+_MANY = 100  # jobs from which on that is asked
 _WARM_UP = 20
 """Jobs that come first and don't count: plans are made, modules imported."""
 

@@ -109,7 +109,7 @@ def _raw_ids(row: Any) -> list[bytes]:
 
 
 def _statement(group: Group) -> tuple[str, dict[str, Any]]:
-    """And its parameters."""
+    """The one that stores a group, and its parameters."""
     if isinstance(group, Alike):
         return query("enqueue_many"), _values(group.template) | {"payloads": group.payloads}
     if len(group) == 1:

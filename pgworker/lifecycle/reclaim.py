@@ -1,13 +1,13 @@
 """Reclaim: what a dead or silent worker held goes back, each job by what is known of it.
 
-One lease per transaction, so that one bad row blocks nothing else; two statements, so that the second one's snapshot
-shows everything that the lease had settled before it was taken.
+One lease per transaction, so that one bad row blocks nothing else; taken by one statement, its jobs sent on by another,
+so that the second one's snapshot shows everything that the lease had settled before it was taken.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -55,9 +55,9 @@ class Findings:
 
     `outcomes` and `started_us` (µs ago) have one entry per position, None: never started. `assumed_running` is for a
     lease nobody could look into: so many of its first unfinished positions count as running.
-    `suspects`: how many jobs ran. Of more than one nobody knows which their worker died of: those that would be
-    `crashed` are `lost`, uncharged. In a lease nobody could look into, only those whose execution before was not; and
-    likewise one that `had_ended`, with nothing begun since, when its worker died of itself.
+    `suspects`: how many jobs ran when the worker died. Of more than one nobody knows which it died of: those that would
+    be `crashed` are `lost`, uncharged. Charged all the same is who was spared in its execution before, if nobody could
+    look into this lease; and if it `had_ended`, with nothing begun since, when its worker died of itself.
     """
 
     outcomes: Sequence[Outcome | None]
@@ -91,7 +91,7 @@ class Reclaimed:
 class ReclaimedLease:
     lease_id: UUID
     worker_id: UUID
-    jobs: list[Reclaimed] = field(default_factory=list)
+    jobs: list[Reclaimed]
 
 
 def find_reclaimable(

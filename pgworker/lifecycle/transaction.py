@@ -54,7 +54,7 @@ def execute_alone(
 
 
 class Trip:
-    """One that has been sent."""
+    """What `one_trip` gives: when it is over, which server it went to."""
 
     def __init__(self, server: datetime | None, settings: Cursor[Any] | None = None) -> None:
         self._server = server
@@ -101,7 +101,8 @@ def set_up_session(connection: PatientConnection[Any]) -> None:
 
 
 def limit_session(connection: PatientConnection[Any], patience: float) -> None:
-    """As in `one_trip`, for all that is sent by this connection with at least this patience.
+    """Let the server end each statement of this session a little before `patience` seconds, so that what is given up
+    here is not done later. For a connection that waits as long, or longer.
 
     Behind a pooler, which would hand the setting of the session to others, it is for what is sent in `read_committed`
     or `in_time`: a pooler gives its clients pids that are not a backend's.

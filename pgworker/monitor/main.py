@@ -37,7 +37,6 @@ from pgworker.linux.control import ControlChannel, Death, Shared
 from pgworker.linux.pidfd import kill_group
 from pgworker.linux.row import BoardRow
 from pgworker.model.names import host_name
-from pgworker.model.retry import Backoff
 from pgworker.model.state import Outcome
 from pgworker.monitor.activity import Activities
 from pgworker.monitor.bearer import Bearer
@@ -102,7 +101,7 @@ class Monitor:
         self._pool = PoolIdentity(pool_id, host_name(), process.pid_space(), settings.queues)
         self._renewals = Renewals(self._board, settings, self._metrics)
         self._silence = _SILENT_BEATS * settings.heartbeat_interval
-        self._reclaims = Reclaims(self._board, self._pool, settings.lease_ttl, self._silence, Backoff(), self._metrics)
+        self._reclaims = Reclaims(self._board, self._pool, settings.lease_ttl, self._silence, self._metrics)
         self._patience = Patience(settings.lease_ttl, longest=min(_PATIENCE, settings.lease_ttl / 3))
         self._wakeups = self._new_wakeups()
         self._connection: PatientConnection[Any] | None = None
@@ -113,7 +112,8 @@ class Monitor:
         self._renewed_at = 0.0
         self._beaten: set[tuple[UUID, int]] = set()
         self._unanswered: set[UUID] = set()
-        self._cancelled: set[UUID] = set()
+        self._ask_now: set[UUID] = set()
+        """Leases to be renewed though not due: a job of theirs may have been cancelled, or their time is over."""
         self._last_look = 0.0
         self._look_every = min(_LOOK, settings.heartbeat_interval)
         self._idle_tick = min(_IDLE_TICK, settings.heartbeat_interval / 3)
@@ -149,7 +149,7 @@ class Monitor:
         while not self._is_over():
             self._wait()
             if self._connection is not None:
-                self._cancelled.update(self._wakeups.read())  # first of all: it wakes workers
+                self._ask_now.update(self._wakeups.read())  # first of all: it wakes workers
             self._hear()
             self._board.monitor_beat_ns = time.monotonic_ns()
             self._renewals.pass_on_cancels()
@@ -195,8 +195,8 @@ class Monitor:
             if connection is None:
                 return
             self._renew()
-            if self._cancelled:
-                self._cancelled = self._renewals.renew_due(connection, time.monotonic_ns(), self._cancelled)
+            if self._ask_now:
+                self._ask_now = self._renewals.renew_these(connection, self._ask_now)
             self._record_deaths(connection)
             self._renew()
             if now >= self._next_beat or self._beaten != self._shown_rows():
@@ -213,8 +213,8 @@ class Monitor:
         except (psycopg.Error, OSError, PgworkerError) as error:
             self._lose_connection(error)
             return
-        if self._wakeups.look(now):
-            self._cancelled |= self._renewals.all_held()  # what was cancelled while nobody listened
+        if self._wakeups.tick(now):
+            self._ask_now |= self._renewals.all_held()  # what was cancelled while nobody listened
         if self._wakeups.is_deaf:  # what ended that connection may have ended ours: find out soon
             self._next_beat = min(self._next_beat, now + _IN_DOUBT)
 
@@ -277,7 +277,7 @@ class Monitor:
         if by < 0.0:  # the floors are where that clock has been: what is enqueued from now on lies below them
             self._floors.lower_all()
         if by > 0.0:  # or ours stood still, with a host that was suspended: whose leases have run out meanwhile?
-            self._cancelled |= self._renewals.all_held()
+            self._ask_now |= self._renewals.all_held()
         return by != 0.0
 
     def _shown_rows(self) -> set[tuple[UUID, int]]:

@@ -26,7 +26,7 @@ from pgworker.observe import logs
 
 _EVERY = 3600.0
 _RETRY = 60.0
-_SECONDS_AHEAD = 86400.0  # that a server's clock may be, by ours
+_SECONDS_AHEAD = 86400.0  # of our clock that the server's may be; if it is more, nothing is dropped
 
 log = logs.logger("monitor")
 
@@ -46,9 +46,9 @@ class Partitions:
 
     def _keep(self) -> None:
         while True:
-            time.sleep(_EVERY if self._is_kept() else _RETRY)
+            time.sleep(_EVERY if self._keep_once() else _RETRY)
 
-    def _is_kept(self) -> bool:
+    def _keep_once(self) -> bool:
         """One round. False: something is to be tried again soon, and the log says what."""
         try:
             with connect_to_schema(

@@ -85,7 +85,6 @@ class Reclaims:
         pool: PoolIdentity,
         lease_ttl: float,
         patience: float,
-        backoff: Backoff,
         metrics: PoolMetrics,
     ) -> None:
         """`patience`: how long, in seconds, other pools have to take back themselves what their dead workers held."""
@@ -93,7 +92,6 @@ class Reclaims:
         self._pool = pool
         self._lease_ttl = lease_ttl
         self._patience = patience
-        self._backoff = backoff
         self._metrics = metrics
         self._waiting: dict[str, Death] = {}
         self._witnesses: dict[UUID, Witness] = {}
@@ -175,7 +173,7 @@ class Reclaims:
         return requeued
 
     def _reclaim_one(self, connection: Connection[Any], lease: Reclaimable, until: datetime | None) -> list[Reclaimed]:
-        done = reclaim_lease(connection, lease, partial(self._look, lease), self._backoff, until)
+        done = reclaim_lease(connection, lease, partial(self._look, lease), Backoff(), until)
         if done is None:
             return []
         for job in done.jobs:

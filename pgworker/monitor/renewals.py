@@ -24,6 +24,9 @@ _RENEW_AT = 1 / 3
 _NOT_ALIVE = frozenset({"T", "t", "Z", None})
 """States of proc(5) in which a worker does no work: stopped, traced, dead. One that holds its GIL in C is alive."""
 
+_DEKKER_PAUSE = 0.005
+"""Seconds between drawing a line and reading how far the worker is: a store leaves a CPU's buffer long before."""
+
 log = logger("monitor.renewals")
 
 
@@ -39,9 +42,8 @@ class Renewals:
         self.is_any_held = True
         """Whether there was a lease at the last look at the board."""
 
-    def renew_due(self, connection: Connection[Any], now_ns: int, named: set[UUID] | None = None) -> set[UUID]:
-        """Renew leases past a third of their life, or just those that are `named`; then pass on what came back. Returns
-        those to be asked for again: somebody else had them in hand, or they are missing, perhaps settled this moment.
+    def renew_due(self, connection: Connection[Any], now_ns: int) -> None:
+        """Renew leases past a third of their life, and pass on what came back.
 
         Where nobody listens, a renewal is also how a cancel is heard of: then each is due with the polls.
         """
@@ -49,15 +51,14 @@ class Renewals:
         if self._settings.pooler:
             after = min(after, self._settings.poll_interval)
         due_ns = int(after * 1e9)
-        if named is None:
-            due = [
-                held for held in self._held() if now_ns - held[1].renewed_ns > due_ns and self._deserves(held, now_ns)
-            ]
-        else:
-            due = [held for held in self._held() if held[1].lease_id in named]
-        unanswered = self._renew(connection, due) if due else set()
+        due = [held for held in self._held() if now_ns - held[1].renewed_ns > due_ns and self._deserves(held, now_ns)]
+        self._renew(connection, due)
         self._metrics.renewed()
-        return unanswered
+
+    def renew_these(self, connection: Connection[Any], lease_ids: set[UUID]) -> set[UUID]:
+        """Likewise those of them that are ours, due or not. Returns which to ask for again: somebody else had them in
+        hand, or they are missing, perhaps settled this moment."""
+        return self._renew(connection, [held for held in self._held() if held[1].lease_id in lease_ids])
 
     def all_held(self) -> set[UUID]:
         """The leases that the board shows as ours."""
@@ -96,7 +97,9 @@ class Renewals:
         return not any(0 < run.deadline_ns <= late_ns for run in row.runs_of(entry))
 
     def _renew(self, connection: Connection[Any], due: list[tuple[BoardRow, LeaseEntry]]) -> set[UUID]:
-        unanswered = set()
+        unanswered: set[UUID] = set()
+        if not due:
+            return unanswered
         sent_ns = time.monotonic_ns()
         renewed = renew_leases(connection, [entry.lease_id for _, entry in due], self._settings.lease_ttl)
         for row, entry in due:
@@ -176,6 +179,3 @@ def draw_lines(
             unanswered.discard(entry.lease_id)
             if not goes_back:
                 row.erase_line(entry.index)
-
-
-_DEKKER_PAUSE = 0.005

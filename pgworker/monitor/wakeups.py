@@ -24,7 +24,7 @@ _MANY = 20  # notifications within `_SPELL` that make a rush
 _SPELL = 0.1  # seconds
 _RUSH = 1.0  # seconds that it is taken to last; then it shows again whether it does, and lasts twice as long
 _LONGEST_RUSH = 8.0  # seconds, after some that followed each other
-_AGAIN = 0.5  # seconds after one within which another follows it
+_AGAIN = 0.5  # seconds after the end of one in which another counts as going on with it
 _OVERLAP = 0.5  # seconds that workers go on looking by themselves after each tick of a rush
 _RETRY = 1.0  # seconds between two tries to listen
 _DIGITS = 9  # of a number of jobs
@@ -71,8 +71,8 @@ class Wakeups:
         """Whether the listening connection is lost."""
         return self._listens and self.listener is None
 
-    def look(self, now: float) -> bool:
-        """Once per tick: listen if we don't, and say or unsay that somebody sleeps. Whether we have just begun to."""
+    def tick(self, now: float) -> bool:
+        """Listen if we don't, and say or unsay that somebody sleeps. Whether we have just begun to."""
         was_deaf = self.is_deaf
         try:
             if self.is_deaf and now >= self._next_try:

@@ -60,7 +60,7 @@ DRAINING_LOOK = 0.05
 MONITOR_HELD_UP = 1.5
 """Seconds since the last beat of a monitor from which on nobody trusts it to tell of new jobs."""
 
-STARVED = 5.0
+NO_DESCRIPTORS = 5.0
 """Seconds that a worker without a free file descriptor waits for its running jobs to end before it ends with them."""
 
 _SOONEST_LOOK = 0.9  # of --poll-interval
@@ -107,10 +107,12 @@ class Clerk:
         self._tasks = list(tasks)
         self._sweeper = Sweeper(board, self._tasks, lanes)
         self._prefetch = Prefetch(settings.prefetch_seconds, settings.max_batch, settings.slots)
-        self._starved_at = self._dry_until = self._settled_at = 0.0
-        self._free_seen = self._put_ns = 0
-        self._looks_for_all = False
-        self._begins_anew = False
+        self._without_descriptors_since = self._settled_at = 0.0
+        self._dry_until = 0.0  # there was nothing to claim: unless somebody tells us, we don't look again before
+        self._put_ns = 0  # when the runner was last given jobs
+        self._free_seen = 0  # slots, when it was last decided what to claim
+        self._looks_for_all = False  # it is our turn to look for new jobs, for all that sleep
+        self._begins_anew = False  # the last trip failed
         self.failure: PgworkerError | None = None
         """Why the clerk gave up; None: it has not."""
 
@@ -160,7 +162,7 @@ class Clerk:
         except (psycopg.Error, OSError, PgworkerError) as error:
             self._after_error(error)
             return 0.0
-        return self._pause()
+        return self._seconds_to_sleep()
 
     def _collect(self) -> None:
         """What has ended goes to the queue's books, to be settled by the next trip."""
@@ -202,7 +204,8 @@ class Clerk:
 
     def _trip(self, wanted: int) -> None:
         """Settle what has ended and claim what is wanted."""
-        was_told = self._row.is_idle
+        # To sleep after an empty claim is safe only if enqueuers could see that we are idle before it was sent.
+        was_idle = self._row.is_idle
         jobs = self._queue.claim(wanted)
         self._settled_at = time.monotonic()
         self._begins_anew = False
@@ -210,8 +213,8 @@ class Clerk:
         self._reporter.send()
         if wanted:
             has_room = self._runner.free > len(self._runner.todo) + len(jobs)
-            is_dry = len(jobs) < wanted and (was_told or not has_room)
-            self._dry_until = self._settled_at + self._until_next_look if is_dry else 0.0
+            is_dry = len(jobs) < wanted and (was_idle or not has_room)
+            self._dry_until = self._settled_at + self._draw_next_look() if is_dry else 0.0
             self._row.is_idle = has_room
         if jobs:
             if self._looks_for_all:
@@ -222,8 +225,7 @@ class Clerk:
             self._put_ns = time.monotonic_ns()
             self._runner.put(jobs)
 
-    @property
-    def _until_next_look(self) -> float:
+    def _draw_next_look(self) -> float:
         """Seconds until the next look after one that found nothing. As a rule the monitor wakes us before; in a rush of
         new jobs nobody does, and all workers were woken at one moment, so each draws its own."""
         pause = self._settings.poll_interval
@@ -250,7 +252,7 @@ class Clerk:
         if time.monotonic() < self._dry_until and (self._row.is_idle or not has_room):
             return 0  # while we are shown idle they tell us of new jobs
         if self._leaves_look_to_others():
-            self._dry_until = time.monotonic() + self._until_next_look
+            self._dry_until = time.monotonic() + self._draw_next_look()
             return 0
         return self._prefetch.wanted(waiting, self._free_seen, self._since_last_start)
 
@@ -284,7 +286,7 @@ class Clerk:
     def _claims_nothing(self) -> bool:
         return self._row.is_draining or self._board.is_paused or not self._tasks
 
-    def _pause(self) -> float:
+    def _seconds_to_sleep(self) -> float:
         if self._runner.todo or self._runner.finished:
             return self._until_held_up
         if (trial_left := self._runner.trial_left) > 0.0:
@@ -358,12 +360,12 @@ class Clerk:
         try:
             os.close(os.dup(self._alarm.fileno()))
         except OSError:
-            self._starved_at = self._starved_at or time.monotonic()
+            self._without_descriptors_since = self._without_descriptors_since or time.monotonic()
         else:
-            self._starved_at = 0.0
+            self._without_descriptors_since = 0.0
             return
         self._queue.keep_only_started(self._runner.take_back())  # back they go, if what runs closes its files in time
-        if self._runner.is_idle or time.monotonic() - self._starved_at > STARVED:
+        if self._runner.is_idle or time.monotonic() - self._without_descriptors_since > NO_DESCRIPTORS:
             crash(
                 log,
                 "no file descriptor is left to record what jobs did; the worker ends and is replaced. Look at what its"

@@ -19,7 +19,7 @@ from psycopg import AsyncConnection, Connection
 from pgworker.app.context import Context
 from pgworker.app.orgs import OrgConfig
 from pgworker.app.queue.leases import ClaimedJob
-from pgworker.app.verdict import judge_safely
+from pgworker.app.verdict import Verdict, judge_safely
 from pgworker.errors import Cancelled, Discard
 from pgworker.lifecycle.settle import Ended, Next
 from pgworker.linux.row import BoardRow
@@ -70,7 +70,7 @@ class Slot:
     lease_ttl: float
     """Seconds."""
     trial_until_ns: int = 0
-    """Of the last suspect here beside which nothing else starts, by the monotonic clock."""
+    """When the trial of its last suspect ends, by the monotonic clock: until then nothing starts beside that."""
 
 
 class Execution:
@@ -147,9 +147,7 @@ class Execution:
     def returned(self, result: object) -> Ended:
         """The handler has returned: a success, unless it knew that it was to stop."""
         job, finished_ns = self.claimed.row, time.monotonic_ns()
-        if result is None and self.context is None:
-            return Ended(job.job_id, job.execution, self.started_ns, finished_ns)
-        if self._cancel_seen and self.must_end and not self.is_settled:
+        if self.context is not None and self._cancel_seen and self.must_end and not self.is_settled:
             return self.failed(Cancelled(f"{self.reason.words}: the handler knew, and returned"))
         if result is None:
             return Ended(job.job_id, job.execution, self.started_ns, finished_ns)
@@ -172,11 +170,19 @@ class Execution:
             onward: dict[str, object] = {"retry_in": round(verdict.delay, 3)} if verdict.next is Next.REQUEUE else {}
             if verdict.outcome.is_charged:
                 onward |= {"error": described["type"], "error_message": described["message"]}
-            self._log_end(verdict.outcome, verdict.consequence, finished_ns, verdict.next, **onward)
+            self._log_end(verdict, finished_ns, **onward)
         stored = None if verdict.outcome is Outcome.CANCELLED else msgspec.json.encode(described).decode()
         return verdict.ended(row, self.started_ns, finished_ns, stored)
 
-    def warn_of_failure_after_commit(self, ended: Ended) -> None:
+    def tell_of_transaction(self, ended: Ended) -> None:
+        """Say if its own transaction was committed, or has found the lease gone, though the handler ended otherwise."""
+        if self.is_settled:
+            if ended.outcome is not Outcome.SUCCEEDED:
+                self._warn_of_failure_after_commit(ended)
+        elif self.is_lost:
+            self._log_loss()
+
+    def _warn_of_failure_after_commit(self, ended: Ended) -> None:
         told = msgspec.json.decode(ended.error or "{}")
         log.warning(
             "the handler failed after its transaction had committed: the job has succeeded all the same",
@@ -189,8 +195,7 @@ class Execution:
             ),
         )
 
-    def log_loss(self) -> None:
-        """Its transaction has found its lease gone, whatever the handler made of that."""
+    def _log_loss(self) -> None:
         log.error(
             "its lease is gone: another worker has this job, its transaction is rolled back and nothing is recorded",
             extra=fields("result_lost", **self.claimed.log_fields(), outcome=Outcome.LOST.value),
@@ -199,11 +204,9 @@ class Execution:
     def log_start(self) -> None:
         log.debug("started", extra=fields("job_started", **self.claimed.log_fields()))
 
-    def _log_end(
-        self, outcome: Outcome, consequence: str, finished_ns: int, onward: Next = Next.END, **more: object
-    ) -> None:
+    def _log_end(self, verdict: Verdict, finished_ns: int, **more: object) -> None:
         """One line for whatever is no plain success. The stack of an error is on the execution's row."""
-        is_dead = onward is Next.BURY
+        outcome, consequence, is_dead = verdict.outcome, verdict.consequence, verdict.next is Next.BURY
         level = logging.WARNING if is_dead or outcome.is_charged or outcome is Outcome.LOST else logging.INFO
         if not log.isEnabledFor(level):
             return

@@ -48,10 +48,10 @@ class Foreground:
         """
         ended, error = self._call(execution)
         self.pass_on_progress(queue)
+        execution.tell_of_transaction(ended)
         if execution.is_settled:
             queue.succeeded_itself(execution.claimed)
         elif execution.is_lost:
-            execution.log_loss()
             queue.lost(execution.claimed)
         elif ended.outcome is Outcome.SUCCEEDED:
             queue.succeed(execution.claimed, ended)

@@ -62,7 +62,7 @@ class EventLoop:
     def join(self) -> None:
         self._thread.join()
 
-    def look(self) -> None:
+    def ring(self) -> None:
         """There may be something to do. Called from any thread."""
         loop = self._loop
         if loop is not None and not self._is_told:

@@ -21,7 +21,6 @@ from pgworker.linux import fork
 from pgworker.linux.row import BoardRow
 from pgworker.model.graces import Graces
 from pgworker.model.lease import lease_margin
-from pgworker.model.state import Outcome
 from pgworker.model.trial import trial
 from pgworker.worker.crash import A_BUG, crash
 from pgworker.worker.execution import Execution, ProgressUpdates, Slot, SlotTransactions, log
@@ -75,7 +74,7 @@ class Runner:
             self.todo.extend(jobs)
             self._arrived.notify(len(jobs))
         if self._loop is not None:
-            self._loop.look()
+            self._loop.ring()
 
     def take_back(self) -> list[ClaimedJob]:
         """Everything that has not been started, out of the runner's reach."""
@@ -91,7 +90,7 @@ class Runner:
             self._stopping = True
             self._arrived.notify_all()
         if self._loop is not None:
-            self._loop.look()
+            self._loop.ring()
 
     @property
     def free(self) -> int:
@@ -114,7 +113,7 @@ class Runner:
             self._on_trial = None
             self._arrived.notify_all()
         if self._loop is not None:
-            self._loop.look()
+            self._loop.ring()
 
     @property
     def is_idle(self) -> bool:
@@ -205,15 +204,16 @@ class Runner:
         return None
 
     def _put_on_trial(self, slot: Slot, suspicions: int) -> None:
-        """Its last worker died, perhaps of this job. Should this one die, too, then with nothing started since.
-        Nobody here waits for the end of that time: the clerk gives back what can't start, or calls `end_trial`."""
+        """The last worker died, perhaps of this job: nothing is started beside it for a while, so that it is known if
+        this worker dies of it, too. Nobody here waits for the end of that time: the clerk gives back what can't start,
+        or calls `end_trial`."""
         slot.trial_until_ns = time.monotonic_ns() + int(trial(suspicions) * 1e9)
         self._on_trial = slot
 
     def _wake_next(self) -> None:
         """Whoever runs the next job: the loop, or a thread that waits. There is one for every free slot."""
         if self._loop is not None and self.todo[0].task.is_async:
-            self._loop.look()
+            self._loop.ring()
         else:
             self._arrived.notify()
 
@@ -264,11 +264,8 @@ class Runner:
 
     def _finish(self, execution: Execution, ended: Ended) -> None:
         execution.end()
-        if execution.is_settled:
-            if ended.outcome is not Outcome.SUCCEEDED:
-                execution.warn_of_failure_after_commit(ended)
-        elif execution.is_lost:
-            execution.log_loss()
+        if execution.is_settled or execution.is_lost:
+            execution.tell_of_transaction(ended)
         self.finished.append((execution, ended))
         self._wake(False)
 

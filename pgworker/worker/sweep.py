@@ -19,7 +19,7 @@ from pgworker.lifecycle.claim import Lanes, find_below_floor, find_dry_lanes
 from pgworker.lifecycle.transaction import one_trip
 from pgworker.linux.board import Board
 
-_INTERVAL_NS = 800_000_000  # a little less than a second, between two looks of which it lies
+_INTERVAL_NS = 800_000_000  # between two sweeps of a pool: they come with the polls, which are about a second apart
 _REACH = 60.0  # seconds below the floor that the frequent look covers
 _FULL_COST_SHARE = 20  # the look from the very beginning may cost one part in so many
 _LONGEST_MS = 2000  # that each of the two statements of a look may take; of a full one that was too long, longer

@@ -184,7 +184,7 @@ def _settle(connection: Connection[Any], execution: Settleable) -> None:
 
 
 def settlement_of(execution: Settleable) -> Settlement:
-    """That it succeeds, now."""
+    """What records this execution as succeeded, ended at this moment."""
     claimed = execution.claimed
     ended = Ended(claimed.row.job_id, claimed.row.execution, execution.started_ns, time.monotonic_ns())
     return Settlement(claimed.lease.lease_id, claimed.position, [ended], ends_lease=False)

@@ -7,7 +7,6 @@ from uuid import UUID
 import pytest
 
 from pgworker.linux.board import Board
-from pgworker.model.retry import Backoff
 from pgworker.monitor.reclaims import Reclaims
 from pgworker.observe.metrics import PoolMetrics, PoolState
 from tests.sql.actors import POOL, Connect, Worker, enqueue, leases, waiting
@@ -27,7 +26,7 @@ def test_a_lease_that_cannot_be_taken_back_keeps_nobody_from_the_others_and_is_t
     before, damaged, behind = (worker.claim(2) for _ in range(3))
     worker.die()
     db.execute(REFUSAL.format(job_id=damaged.ids[1]).encode())
-    reclaims = Reclaims(Board(1, 1), POOL, 60, 10, Backoff(), PoolMetrics("1", PoolState))
+    reclaims = Reclaims(Board(1, 1), POOL, 60, 10, PoolMetrics("1", PoolState))
 
     def reclaimed() -> set[UUID]:
         return {job.job_id for job in reclaims.reclaim(db, lambda: None, None)}

@@ -35,7 +35,7 @@ class Sleeper:
     def is_told(self, later: float) -> bool:
         """Whether enqueuers see that somebody sleeps, so many seconds later."""
         self.now += later
-        self.wakeups.look(self.now)
+        self.wakeups.tick(self.now)
         return bool(ask(self.db, _HELD)[0])
 
     def notify(self, count: int) -> None:

@@ -33,7 +33,7 @@ class Doubts:
         self._lease_ttl = lease_ttl
         self._known: Connection[Any] | None = None
 
-    def look(self, connection: Connection[Any], leases: Iterable[HeldLease]) -> None:
+    def doubt_if_reconnected(self, connection: Connection[Any], leases: Iterable[HeldLease]) -> None:
         """Doubt these, if another connection than for the last trip is used for the next one."""
         if connection is self._known:
             return
@@ -47,13 +47,13 @@ class Doubts:
             if lease.server != server:
                 lease.is_doubtful = True
 
-    def is_reclaimed(self, connection: Connection[Any], lease: HeldLease) -> bool:
+    def reclaim(self, connection: Connection[Any], lease: HeldLease) -> bool:
         """End a lease of which all is settled by sending on what the server has no execution of, uncharged.
 
         False: somebody has it in hand, ask again."""
         asked = Reclaimable(lease.lease_id, self._row.worker_id, self._row.slots, None, only_expired=False)
         done = reclaim_lease(connection, asked, _none_has_started, Backoff())
-        if done is None:
+        if done is None:  # a renewal tells a lease that is gone from one that is locked
             return lease.lease_id not in renew_leases(connection, [lease.lease_id], self._lease_ttl)
         self._log_forgotten(lease, done)
         return True

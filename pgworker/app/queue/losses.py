@@ -27,7 +27,7 @@ class Losses:
         self._on_lost = on_lost
         self._on_lease_lost = on_lease_lost
 
-    def look(self, connection: Connection[Any], lease: HeldLease, settlement: Settlement) -> None:
+    def tell(self, connection: Connection[Any], lease: HeldLease, settlement: Settlement) -> None:
         """A settlement that recorded less than it should: sent before and committed, or its lease is gone."""
         with connection.cursor() as cursor:
             unsettled = find_unsettled(cursor, settlement)

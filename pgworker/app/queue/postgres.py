@@ -45,7 +45,8 @@ _LARGE = 4096  # characters of arguments that are not kept for as long as the la
 
 
 class Queue(Protocol):
-    """What a worker needs of the place where jobs wait. `PostgresQueue` is the one there is."""
+    """What `App.queue()` gives to who claims jobs without a pool. `PostgresQueue` is the one there is; a worker's clerk
+    uses that directly."""
 
     def enqueue(self, requests: Sequence[JobRequest]) -> list[UUID]:
         """Store jobs, all or none; their ids, in order."""
@@ -78,7 +79,8 @@ class Claim:
     sent_ns: int
     floors: FloorsSeen
     is_durable: bool
-    """A settle on the same trip is, and implies it; a lone claim need not be: forgotten, its jobs wait again."""
+    """Whether the commit waits for the disk, as it must with results on the same trip. A lone claim need not: if the
+    server crashes and forgets it, its jobs wait again."""
 
 
 class PostgresQueue:
@@ -128,7 +130,7 @@ class PostgresQueue:
         if not self.leases and not n:
             return []
         connection = self._connect()
-        self._doubts.look(connection, self.leases)
+        self._doubts.doubt_if_reconnected(connection, self.leases)
         leases = sorted(self.leases, key=lambda lease: lease.lease_id)  # as a cancel locks them: no deadlock
         updates = [update for lease in leases if (update := lease.update()) is not None]
         ending = sum(one.settlement is not None and one.settlement.ends_lease for one in updates)
@@ -233,7 +235,7 @@ class PostgresQueue:
         self._server = trip.server()
         self._doubts.compare(self._server, self.leases)
         for lease, settlement in unsettled:
-            self._losses.look(connection, lease, settlement)
+            self._losses.tell(connection, lease, settlement)
         return [] if claim is None else claimed_rows(claiming)
 
     def _send_claim(self, cursor: Cursor[Any], claim: Claim) -> None:
@@ -254,7 +256,7 @@ class PostgresQueue:
         for lease in self.leases:
             lease.mark_settled()
             if lease.is_to_be_reclaimed:
-                lease.is_ended = self._doubts.is_reclaimed(connection, lease)
+                lease.is_ended = self._doubts.reclaim(connection, lease)
         self._drop_ended_leases()
 
     def _take(self, claim: Claim, rows: list[ClaimedRow]) -> list[ClaimedJob]:
