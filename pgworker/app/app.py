@@ -34,7 +34,7 @@ from pgworker.config.sources import accept_dsn
 from pgworker.control.queues import pause_queues, resume_queues
 from pgworker.errors import ConfigurationError, InvalidFilter, RegistrationError
 from pgworker.lifecycle.cancel import CancelCounts, cancel_jobs
-from pgworker.lifecycle.dead_letters import DeadLetterHook
+from pgworker.lifecycle.dead_letter_hooks import DeadLetterHook
 from pgworker.lifecycle.purge import purge_queue
 from pgworker.model import exact
 from pgworker.model.durations import seconds

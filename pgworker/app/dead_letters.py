@@ -9,7 +9,7 @@ from pgworker.app.arguments import Arguments, typed_arguments
 from pgworker.app.options import TaskOptions
 from pgworker.app.signatures import Signature, read_signature
 from pgworker.errors import RegistrationError
-from pgworker.lifecycle.dead_letters import DeadLetterHook
+from pgworker.lifecycle.dead_letter_hooks import DeadLetterHook
 from pgworker.model.dead_letter import DeadLetter
 from pgworker.model.retry import DEFAULT_MAX_ATTEMPTS, DEFAULT_TIMEOUT, Backoff
 

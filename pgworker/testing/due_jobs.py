@@ -22,7 +22,7 @@ from pgworker.errors import JobControl
 from pgworker.inspection.jobs import ExecutionRecord, show_job
 from pgworker.inspection.waiting import list_waiting_jobs
 from pgworker.lifecycle.claim import Lanes
-from pgworker.lifecycle.dead_letters import declare_hooks
+from pgworker.lifecycle.dead_letter_hooks import declare_hooks
 from pgworker.linux.board import Board
 from pgworker.linux.row import BoardRow
 from pgworker.model.job import Job

@@ -13,7 +13,7 @@ from pgworker.config.settings import PoolSettings
 from pgworker.db.connect import connect_to_schema
 from pgworker.db.patience import Patience, PatientConnection
 from pgworker.errors import PgworkerError
-from pgworker.lifecycle.dead_letters import DeadLetterHook, declare_hooks, restore_hooks
+from pgworker.lifecycle.dead_letter_hooks import DeadLetterHook, declare_hooks, restore_hooks
 from pgworker.lifecycle.heartbeat import announce_tasks
 from pgworker.lifecycle.transaction import set_up_session
 from pgworker.linux.row import BoardRow

@@ -16,7 +16,8 @@ from psycopg.types.json import Jsonb
 
 from pgworker import App, DeadLetter
 from pgworker.db.listen import Listener
-from pgworker.lifecycle.dead_letters import DeadLetterHook, declare_hooks, requeue_dead_letters, restore_hooks
+from pgworker.lifecycle.dead_letter_hooks import DeadLetterHook, declare_hooks, restore_hooks
+from pgworker.lifecycle.dead_letters import requeue_dead_letters
 from pgworker.lifecycle.release import release_jobs
 from pgworker.lifecycle.settle import Next
 from pgworker.model.state import Outcome

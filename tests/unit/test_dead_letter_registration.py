@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from pgworker import App, Context, DeadLetter, JobRequest, RegistrationError, Task
-from pgworker.lifecycle.dead_letters import DeadLetterHook
+from pgworker.lifecycle.dead_letter_hooks import DeadLetterHook
 from pgworker.model.state import Outcome
 from tests.unit.executions import Execution
 

@@ -64,6 +64,11 @@ class HeldLease:
     def has_update(self) -> bool:
         return bool(self.ready) or self._ends
 
+    @property
+    def is_to_be_reclaimed(self) -> bool:
+        """Whether all that is left of a doubtful lease is to look what the server knows of it."""
+        return self.is_doubtful and self._ends and not self.ready and not self.is_ended
+
     def end(self, position: int, ended: Ended | None) -> None:
         """This one has ended. RuntimeError the second time: counted twice it would end the lease under a neighbour."""
         if position in self.ended:
@@ -136,11 +141,6 @@ class HeldLease:
             return False
         ended = self.ready[position]
         return ended is None or ended.outcome is Outcome.SUCCEEDED
-
-    @property
-    def is_to_be_reclaimed(self) -> bool:
-        """Whether all that is left of a doubtful lease is to look what the server knows of it."""
-        return self.is_doubtful and self._ends and not self.ready and not self.is_ended
 
     @property
     def _ends(self) -> bool:
